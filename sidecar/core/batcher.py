@@ -1,0 +1,190 @@
+"""Correlation and completion: which messages belong together, and when the set is complete.
+
+There is no timer inside: `due` says when to come back. The clock of a group starts with its *first* item and is never
+re-armed, so that a trickle can't starve it (an age limit, not an idle timer).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sidecar.core.message import Message
+
+Trigger = Literal["count", "bytes", "age", "message", "complete", "pressure", "drain"]
+
+
+class Batch:
+    """Messages that are sent together, and what is known of the attempts to send them.
+
+    Attributes:
+        messages: in the order of their arrival.
+        body_bytes: what they take in a request's body.
+        opened_at: when the first item came, in seconds of the loop's clock.
+        trigger: what completed it; None while it is open.
+        mendable: whether it may share a request with others. A set that is complete by count, bytes or message stays
+            as it is; what was cut short by age or pressure, or was refused and goes again, may be joined.
+        tries: how often it was sent and throttled or not answered, which sets the backoff.
+        ready_at: not to be sent before, in seconds of the loop's clock.
+        unanswered: how often it went without an answer while others had one; it is halved then.
+        suspected_at: the number of requests that had succeeded when this one (or the one that it was halved from) was
+            first refused as a whole; -1 while it never was.
+    """
+
+    __slots__ = (
+        "body_bytes",
+        "mendable",
+        "messages",
+        "opened_at",
+        "ready_at",
+        "suspected_at",
+        "trigger",
+        "tries",
+        "unanswered",
+    )
+
+    def __init__(self, messages: list[Message], body_bytes: int, opened_at: float) -> None:
+        self.messages = messages
+        self.body_bytes = body_bytes
+        self.opened_at = opened_at
+        self.trigger: Trigger | None = None
+        self.mendable = False
+        self.tries = 0
+        self.ready_at = 0.0
+        self.unanswered = 0
+        self.suspected_at = -1
+
+    def __repr__(self) -> str:
+        """Show its size and history, for tests and traces."""
+        return f"<Batch of {len(self.messages)}, {self.trigger or 'open'}, tries {self.tries}>"
+
+    def again(self, messages: list[Message]) -> Batch:
+        """Return a batch of those of its messages that go again; it remembers what this one has seen."""
+        batch = Batch(messages, sum(message.bulk_bytes for message in messages), self.opened_at)
+        batch.trigger, batch.mendable = self.trigger, True
+        batch.tries, batch.ready_at = self.tries, self.ready_at
+        batch.unanswered, batch.suspected_at = self.unanswered, self.suspected_at
+        return batch
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """Return two batches with the first and the second half of its messages."""
+        middle = len(self.messages) // 2
+        return self.again(self.messages[:middle]), self.again(self.messages[middle:])
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it may hold an item that spoils whole requests, so that it must not take others down with it."""
+        return bool(self.unanswered) or self.suspected_at >= 0
+
+
+class Batcher:
+    """The open groups, one for each correlation key.
+
+    Args:
+        max_items: messages that complete a group.
+        max_bytes: bytes of request body that a group doesn't exceed, unless its first item does so alone.
+        max_age_seconds: the age of the first item that completes a group.
+    """
+
+    def __init__(self, max_items: int, max_bytes: int, max_age_seconds: float) -> None:
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._max_age_seconds = max_age_seconds
+        self._groups: dict[bytes, Batch] = {}  # in order of their first items: a dict remembers insertion
+
+    @property
+    def open_groups(self) -> int:
+        """How many groups are open."""
+        return len(self._groups)
+
+    @property
+    def items(self) -> int:
+        """How many messages are in open groups."""
+        return sum(len(group.messages) for group in self._groups.values())
+
+    def add(self, messages: Iterable[Message], now: float, correlation: bytes = b"") -> list[Batch]:
+        """Add messages of one correlation to its group; return the batches that this completes, oldest first."""
+        groups, max_items, max_bytes = self._groups, self._max_items, self._max_bytes
+        complete: list[Batch] = []
+        group = groups.get(correlation)
+        if group is None:
+            held: list[Message] = []
+            size = 0
+        else:
+            held, size = group.messages, group.body_bytes
+        for message in messages:
+            source = message.source
+            item_bytes = len(message.line) + (len(source) + 1 if source is not None else 0)
+            if size + item_bytes > max_bytes and held:
+                complete.append(self._close(correlation, held, size, now, "bytes"))
+                held, size = [], 0
+            held.append(message)
+            size += item_bytes
+            if len(held) >= max_items:
+                complete.append(self._close(correlation, held, size, now, "count"))
+                held, size = [], 0
+        if held:
+            group = groups.get(correlation)
+            if group is None:
+                groups[correlation] = Batch(held, size, now)
+            else:
+                group.body_bytes = size
+        return complete
+
+    def _close(self, correlation: bytes, held: list[Message], size: int, now: float, trigger: Trigger) -> Batch:
+        batch = self._groups.pop(correlation, None) or Batch(held, size, now)
+        batch.body_bytes = size
+        batch.trigger = trigger
+        return batch
+
+    def due(self) -> float | None:
+        """Return when the oldest group comes of age, in seconds of the clock that `add` was told; None without one."""
+        for group in self._groups.values():
+            return group.opened_at + self._max_age_seconds
+        return None
+
+    def take_aged(self, now: float) -> list[Batch]:
+        """Take the groups that are of age at `now`, oldest first."""
+        aged = []
+        while self._groups:
+            correlation, group = next(iter(self._groups.items()))
+            if group.opened_at + self._max_age_seconds > now:
+                break
+            aged.append(self._cut_short(correlation, "age"))
+        return aged
+
+    def take_oldest(self) -> list[Batch]:
+        """Take the oldest group, because nothing can arrive any more that would complete it (``pressure``)."""
+        for correlation in self._groups:
+            return [self._cut_short(correlation, "pressure")]
+        return []
+
+    def take_all(self) -> list[Batch]:
+        """Take all groups, oldest first, because no more messages will be read (``drain``)."""
+        return [self._cut_short(correlation, "drain") for correlation in list(self._groups)]
+
+    def _cut_short(self, correlation: bytes, trigger: Trigger) -> Batch:
+        group = self._groups.pop(correlation)
+        group.trigger, group.mendable = trigger, True
+        return group
+
+    def drop_closed(self) -> list[Message]:
+        """Drop and return the messages whose epoch is over."""
+        dropped: list[Message] = []
+        for correlation, group in list(self._groups.items()):
+            gone = keep_live(group)
+            dropped += gone
+            if not group.messages:
+                del self._groups[correlation]
+        return dropped
+
+
+def keep_live(batch: Batch) -> list[Message]:
+    """Take the messages whose epoch is over out of `batch` and return them."""
+    gone = [message for message in batch.messages if message.ledger.closed]
+    if gone:
+        batch.messages = [message for message in batch.messages if not message.ledger.closed]
+        batch.body_bytes = sum(message.bulk_bytes for message in batch.messages)
+    return gone

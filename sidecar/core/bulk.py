@@ -1,0 +1,154 @@
+"""The syntax of `_bulk`: the bytes of a request, and the results in a response. The only module that knows it.
+
+Items are answered in request order (elasticsearch#36441), so results belong to messages by position, strictly: a
+response with another count than the request is an unknown outcome, never a guess.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
+
+import orjson
+
+if TYPE_CHECKING:
+    from sidecar.core.message import Message
+
+FILTER_PATH = "errors,items.*.status,items.*.error,items.*.failure_store"
+"""What is asked back. Without ``items.*.status`` the successful items vanish, and the positions with them."""
+
+PARAMETERS = f"filter_path={FILTER_PATH}&include_source_on_error=false"
+CONTENT_TYPE = "application/vnd.elasticsearch+x-ndjson; compatible-with=8"
+ACCEPT = "application/vnd.elasticsearch+json; compatible-with=8"
+"""Headers that servers 8 and 9 both take; a plain version 9 header is refused by version 8."""
+
+_ALL_WELL = re.compile(rb'\{"errors":\s*false\b')
+_STATUS = b'"status":'
+_MAX_REASON_CHARACTERS = 1024
+
+
+class Result(NamedTuple):
+    """What Elasticsearch says of one item.
+
+    Attributes:
+        status: as of HTTP; 0 when the item has none.
+        error_type: empty on success.
+        reason: with that of ``caused_by``; it may quote the document.
+        failure_store: the document went to the data stream's failure store.
+    """
+
+    status: int
+    error_type: str = ""
+    reason: str = ""
+    failure_store: bool = False
+
+
+class Fault(NamedTuple):
+    """What Elasticsearch says of a whole request that it refused, or one that is not Elasticsearch's answer."""
+
+    status: int
+    error_type: str
+    reason: str
+
+
+def path(index: str | None) -> str:
+    """Return the path and query to send to: of one index where all items go there, otherwise the action lines say."""
+    prefix = f"/{quote(index, safe='')}" if index is not None else ""
+    return f"{prefix}/_bulk?{PARAMETERS}"
+
+
+def body(messages: list[Message]) -> bytes:
+    """Return the body of a request, in the order of `messages`."""
+    parts: list[bytes] = []
+    add = parts.append
+    for message in messages:
+        add(message.line)
+        source = message.source
+        if source is not None:
+            add(source)
+            add(b"\n")
+    return b"".join(parts)
+
+
+def all_stored(answer: bytes, count: int) -> bool:
+    """Whether `answer` says of each of `count` items that it was stored, without parsing it.
+
+    Only a success is told this way; a no means no more than that `results` has to look.
+    """
+    return _ALL_WELL.match(answer) is not None and answer.count(_STATUS) == count and b"failure_store" not in answer
+
+
+def results(answer: bytes, count: int) -> list[Result] | None:
+    """Return the result of each item by position, or None when `answer` doesn't answer `count` items."""
+    try:
+        items = orjson.loads(answer)["items"]
+        if len(items) != count:
+            return None
+        return [_result(item) for item in items]
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _result(item: dict[str, dict[str, object]]) -> Result:
+    (outcome,) = item.values()
+    status = outcome["status"]
+    if not isinstance(status, int):
+        raise TypeError("a status that is no number")
+    error = outcome.get("error")
+    store = outcome.get("failure_store") == "used"
+    if error is None:
+        return Result(status, failure_store=store)
+    kind, reason = _explain(error)
+    return Result(status, kind, reason, store)
+
+
+def fault(status: int, answer: bytes) -> Fault:
+    """Return what a refused request was refused for; `error_type` is empty when that isn't Elasticsearch speaking."""
+    try:
+        error = orjson.loads(answer)["error"]
+        kind, reason = _explain(error)
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
+        return Fault(status, "", "the answer is not one of Elasticsearch's")
+    return Fault(status, kind, reason)
+
+
+def _explain(error: object) -> tuple[str, str]:
+    if not isinstance(error, dict):
+        return "", str(error)[:_MAX_REASON_CHARACTERS]
+    reasons = []
+    at: object = error
+    while isinstance(at, dict):
+        reason = at.get("reason")
+        if isinstance(reason, str) and reason not in reasons:
+            reasons.append(reason)
+        at = at.get("caused_by")
+    return str(error.get("type", "")), "; caused by: ".join(reasons)
+
+
+_QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"|\[([^\[\]]*)\]")
+_PREVIEW = re.compile(r"(Preview of field's value: ).*?(?=; caused by: |$)", re.DOTALL)
+_INPUT = re.compile(r"(For input string: |Current token |Unrecognized token |Cannot deserialize value ).*?"
+                    r"(?=; caused by: |$)", re.DOTALL)  # fmt: skip
+_NAMED = re.compile(r"(?:field|type|types|index|id|pipeline|alias|data stream|name|path|format|mapping|object)\s*$")
+_BLANK = "…"
+
+
+def blank(reason: str, document: bytes) -> str:
+    """Return a reason without what it quotes from `document`, for headers and logs; at most 1 KiB.
+
+    Elasticsearch quotes values ("Preview of field's value: …"), and a dead letter's headers and our log go where
+    documents may not. What stands in quotes or brackets is kept only if it names something (``field [age]``) or is
+    nowhere in the document.
+    """
+
+    def conceal(match: re.Match[str]) -> str:
+        text = next(group for group in match.groups() if group is not None)
+        named = _NAMED.search(reason, max(0, match.start() - 24), match.start()) is not None
+        if named or not text or text.encode() not in document:
+            return match.group()
+        return match.group()[0] + _BLANK + match.group()[-1]
+
+    reason = _PREVIEW.sub(rf"\1{_BLANK}", _INPUT.sub(rf"\1{_BLANK}", reason))
+    reason = _QUOTED.sub(conceal, reason)
+    return reason.encode()[:_MAX_REASON_CHARACTERS].decode(errors="ignore")

@@ -1,0 +1,346 @@
+"""AMQP frames: what is ours taken out of the broker's stream, and the frames that we write ourselves.
+
+aiormq speaks the protocol where it is rare. What is frequent (deliveries), or must keep its bytes (returned copies),
+or must be matched exactly (confirms) is taken here, in chunks, before aiormq sees the stream; every other frame is
+passed on whole. Measured: 42 µs a message through aiormq's four awaits a frame, about 2 µs here.
+Source: AMQP 0-9-1 specification §2.3.5 and §4.2.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from sidecar.core.message import Message
+from sidecar.errors import WireError
+
+if TYPE_CHECKING:
+    from sidecar.core.ledger import Ledger
+
+_METHOD, _HEADER, _BODY, _HEARTBEAT = 1, 2, 3, 8
+_END = 0xCE
+_BASIC = 60
+_PUBLISH, _RETURN, _DELIVER, _ACK, _REJECT, _NACK = 40, 50, 60, 80, 90, 120
+
+_FRAME = struct.Struct(">BHI")  # type, channel, size of the payload
+_METHOD_FRAME = struct.Struct(">BHIHH")  # the same, class, method
+_HEADER_FRAME = struct.Struct(">BHIHHQ")  # the same, class, weight, size of the body; then the properties
+_CONTENT = struct.Struct(">HHQ")
+_TAG = struct.Struct(">QB")  # delivery tag, redelivered
+_FRAME_OVERHEAD = 8
+_FIRST_FRAME_LIMIT = 1 << 20  # before both sides have agreed on a limit
+_MIN_PROPERTIES = 2
+_SHORTEST_DELIVERY = 24 + 22  # the method's frame with empty strings, and the header's without properties
+
+HEARTBEAT = bytes((_HEARTBEAT, 0, 0, 0, 0, 0, 0, _END))
+
+
+class Confirm(NamedTuple):
+    """The broker's answer to published copies: stored (`positive`) or refused; of one, or of all up to `tag`."""
+
+    tag: int
+    multiple: bool
+    positive: bool
+
+
+class Returned(NamedTuple):
+    """A mandatory copy that no queue took; the broker's confirm for it follows."""
+
+    code: int
+    text: str
+    properties: bytes
+
+
+class Taken(NamedTuple):
+    """What one piece of the stream brought: our messages, our confirms and returns in order, and the rest."""
+
+    messages: list[Message]
+    answers: list[Confirm | Returned]
+    passed: bytes
+
+
+class _Content:
+    """A message of which not all frames are here yet."""
+
+    __slots__ = ("have", "method", "parts", "properties", "size")
+
+    def __init__(self, method: bytes) -> None:
+        self.method = method
+        self.properties = b""
+        self.size = -1  # unknown until the header came
+        self.have = 0
+        self.parts: list[bytes] = []
+
+
+class Inbound:
+    """Takes what is ours out of the broker's stream, however the stream was cut into pieces.
+
+    Attributes:
+        frame_max: the largest frame that both sides agreed on, in bytes; 0 means no limit.
+    """
+
+    def __init__(self) -> None:
+        self.frame_max = _FIRST_FRAME_LIMIT
+        self._ledgers: dict[int, Ledger] = {}
+        self._confirming: int | None = None
+        self._contents: dict[int, _Content] = {}
+        self._rest: list[bytes] = []  # the beginning of a frame that isn't whole: parts, for joining each would be n²
+        self._rest_bytes = 0
+        self._needed_bytes = 0
+        self._started = False
+
+    def take_deliveries(self, ledger: Ledger) -> None:
+        """From now on deliveries on the ledger's channel are ours; call it before ``basic.consume``."""
+        self._ledgers[ledger.channel] = ledger
+
+    def take_confirms(self, channel: int) -> None:
+        """From now on returns, acks and nacks on `channel` are ours; call it before publishing there."""
+        self._confirming = channel
+
+    def release(self, channel: int) -> None:
+        """Forget a channel that was closed; its number may be used again."""
+        self._ledgers.pop(channel, None)
+        self._contents.pop(channel, None)
+        if self._confirming == channel:
+            self._confirming = None
+
+    def feed(self, data: bytes) -> Taken:
+        """Take the next piece of the stream.
+
+        Raises:
+            WireError: the stream is malformed. Nothing after it can be understood; end the connection.
+        """
+        if self._rest:
+            self._rest.append(data)
+            self._rest_bytes += len(data)
+            if self._rest_bytes < self._needed_bytes:
+                return Taken([], [], b"")
+            data = b"".join(self._rest)
+            self._rest = []
+        if not self._started:
+            if data[:4] == b"AMQP":  # the broker speaks another version and says so; aiormq explains it
+                return Taken([], [], data)
+            self._started = True
+        messages: list[Message] = []
+        answers: list[Confirm | Returned] = []
+        passed: list[bytes] = []
+        pos, end = 0, len(data)
+        try:
+            while True:
+                if self._ledgers and not self._contents:
+                    pos = self._take_whole(data, pos, messages)
+                if end - pos < _FRAME.size:
+                    self._needed_bytes = _FRAME.size
+                    break
+                kind, channel, size = _FRAME.unpack_from(data, pos)
+                self._check(kind, size)
+                after = pos + _FRAME_OVERHEAD + size
+                if after > end:
+                    self._needed_bytes = after - pos
+                    break
+                if data[after - 1] != _END:
+                    raise WireError(f"a frame on channel {channel} doesn't end where its size says")
+                if not self._take_frame(kind, channel, data[pos + 7 : after - 1], messages, answers):
+                    passed.append(data[pos:after])
+                pos = after
+        except (struct.error, IndexError) as error:
+            raise WireError("a method from the broker is cut short") from error
+        finally:
+            for ledger in self._ledgers.values():
+                ledger.admit()
+        if pos < end:
+            self._rest = [data[pos:] if pos else data]
+            self._rest_bytes = end - pos
+        return Taken(messages, answers, b"".join(passed))
+
+    def _check(self, kind: int, size: int) -> None:
+        if kind not in (_METHOD, _HEADER, _BODY, _HEARTBEAT):
+            raise WireError(f"a frame of unknown type {kind}")
+        if self.frame_max and size + _FRAME_OVERHEAD > self.frame_max:
+            raise WireError(f"a frame of {size + _FRAME_OVERHEAD} bytes, where {self.frame_max} were agreed on")
+
+    def _take_whole(self, data: bytes, pos: int, messages: list[Message]) -> int:
+        """Take deliveries that lie whole, in three frames (two without a body), at `pos`; return where they end.
+
+        The hot path: everything that isn't exactly this is left to `_take_frame`, which knows it all.
+        """
+        method_frame, header_frame = _METHOD_FRAME.unpack_from, _HEADER_FRAME.unpack_from
+        body_frame, read_tag = _FRAME.unpack_from, _TAG.unpack_from
+        ledgers, frame_max, end = self._ledgers, self.frame_max or 1 << 62, len(data)
+        largest = frame_max - _FRAME_OVERHEAD
+        add = messages.append
+        while end - pos >= _SHORTEST_DELIVERY:
+            kind, channel, size, class_id, method_id = method_frame(data, pos)
+            if kind != _METHOD or class_id != _BASIC or method_id != _DELIVER or size > largest:
+                break
+            ledger = ledgers.get(channel)
+            header = pos + size + 8
+            if ledger is None or header + 21 > end:
+                break
+            kind, header_channel, header_size, class_id, _, length = header_frame(data, header)
+            if kind != _HEADER or header_channel != channel or class_id != _BASIC or header_size > largest:
+                break
+            body = header + header_size + 8
+            if length:
+                if body + 7 > end:
+                    break
+                kind, body_channel, body_size = body_frame(data, body)
+                after = body + body_size + 8
+                if kind != _BODY or body_channel != channel or body_size != length or body_size > largest:
+                    break
+                if after > end or data[after - 1] != _END:
+                    break
+                payload = data[body + 7 : after - 1]
+            else:
+                after, payload = body, b""
+                if after > end:
+                    break
+            tag_at = pos + 12 + data[pos + 11]
+            if data[header - 1] != _END or data[body - 1] != _END or header_size < 14 or tag_at + 11 > header - 1:
+                break
+            tag, redelivered = read_tag(data, tag_at)
+            if tag != ledger.next_tag:
+                raise WireError(f"delivery tag {tag} where {ledger.next_tag} was due")
+            ledger.next_tag = tag + 1
+            route = data[tag_at + 9 : header - 1]
+            if len(route) < 2 + route[0]:
+                raise WireError("a method from the broker is cut short")
+            add(Message(ledger, tag, redelivered, route, data[header + 19 : body - 1], payload))
+            pos = after
+        return pos
+
+    def _take_frame(
+        self, kind: int, channel: int, payload: bytes, messages: list[Message], answers: list[Confirm | Returned]
+    ) -> bool:
+        """Take one frame if it is ours; return whether it was."""
+        content = self._contents.get(channel)
+        if content is not None:
+            if kind == _HEARTBEAT:
+                return False
+            if kind == _METHOD:
+                # The broker may close a channel in the middle of a message; that message is void, the close is not.
+                if self._begins_content(channel, payload):
+                    raise WireError(f"a method in the middle of a message on channel {channel}")
+                del self._contents[channel]
+                return self._take_confirm(channel, payload, answers)
+            self._extend(channel, content, kind, payload)
+        elif kind == _METHOD and self._begins_content(channel, payload):
+            content = self._contents[channel] = _Content(payload)
+        elif kind == _METHOD:
+            return self._take_confirm(channel, payload, answers)
+        elif kind != _HEARTBEAT and (channel in self._ledgers or channel == self._confirming):
+            raise WireError(f"a piece of a message on channel {channel} that belongs to none")
+        else:
+            return False
+        if content.have == content.size:
+            del self._contents[channel]
+            self._complete(channel, content, messages, answers)
+        return True
+
+    def _begins_content(self, channel: int, payload: bytes) -> bool:
+        method = struct.unpack_from(">HH", payload)
+        if channel in self._ledgers:
+            return method == (_BASIC, _DELIVER)
+        return channel == self._confirming and method == (_BASIC, _RETURN)
+
+    def _take_confirm(self, channel: int, payload: bytes, answers: list[Confirm | Returned]) -> bool:
+        class_id, method_id = struct.unpack_from(">HH", payload)
+        if channel != self._confirming or class_id != _BASIC or method_id not in (_ACK, _NACK):
+            return False
+        tag, bits = struct.unpack_from(">QB", payload, 4)
+        answers.append(Confirm(tag, bool(bits & 1), method_id == _ACK))
+        return True
+
+    @staticmethod
+    def _extend(channel: int, content: _Content, kind: int, payload: bytes) -> None:
+        if content.size < 0:
+            if kind != _HEADER:
+                raise WireError(f"a message without a header on channel {channel}")
+            class_id, _, content.size = _CONTENT.unpack_from(payload)
+            content.properties = payload[_CONTENT.size :]
+            if class_id != _BASIC or len(content.properties) < _MIN_PROPERTIES:
+                raise WireError(f"a content header on channel {channel} that is not one")
+        elif kind != _BODY:
+            raise WireError(f"two headers for one message on channel {channel}")
+        else:
+            content.parts.append(payload)
+            content.have += len(payload)
+            if content.have > content.size:
+                raise WireError(f"a message on channel {channel} is longer than its header says")
+
+    def _complete(
+        self, channel: int, content: _Content, messages: list[Message], answers: list[Confirm | Returned]
+    ) -> None:
+        method = content.method
+        ledger = self._ledgers.get(channel)
+        if ledger is None:
+            text_end = 7 + method[6]
+            text = method[7:text_end].decode(errors="replace")
+            answers.append(Returned(int.from_bytes(method[4:6], "big"), text, content.properties))
+            return
+        tag_at = 5 + method[4]
+        tag, redelivered = _TAG.unpack_from(method, tag_at)
+        if tag != ledger.next_tag:
+            raise WireError(f"delivery tag {tag} where {ledger.next_tag} was due")
+        ledger.next_tag = tag + 1
+        route = method[tag_at + 9 :]
+        if len(route) < 2 + route[0]:
+            raise WireError("a method from the broker is cut short")
+        messages.append(Message(ledger, tag, redelivered, route, content.properties, b"".join(content.parts)))
+
+
+def _method(channel: int, method_id: int, arguments: bytes) -> bytes:
+    return _METHOD_FRAME.pack(_METHOD, channel, 4 + len(arguments), _BASIC, method_id) + arguments + b"\xce"
+
+
+def ack(channel: int, tag: int, *, multiple: bool) -> bytes:
+    """Return the frame of ``basic.ack``."""
+    return _method(channel, _ACK, struct.pack(">QB", tag, multiple))
+
+
+def nack(channel: int, tag: int, *, multiple: bool, requeue: bool) -> bytes:
+    """Return the frame of ``basic.nack``; tag 0 with `multiple` means everything that is outstanding."""
+    return _method(channel, _NACK, struct.pack(">QB", tag, multiple | requeue << 1))
+
+
+def reject(channel: int, tag: int) -> bytes:
+    """Return the frame of ``basic.reject`` without requeue: the queue's own dead-lettering takes the message."""
+    return _method(channel, _REJECT, struct.pack(">QB", tag, 0))
+
+
+def short_string(data: bytes) -> bytes:
+    """Return an AMQP short string.
+
+    Raises:
+        ValueError: it is longer than 255 bytes.
+    """
+    return bytes([len(data)]) + data
+
+
+def publish(
+    channel: int, exchange: bytes, routing_key: bytes, properties: bytes, body: bytes, frame_max: int
+) -> list[bytes]:
+    """Return the frames of a mandatory ``basic.publish``: method, header, and the body in as many as it takes.
+
+    Args:
+        properties: flags and values, raw; the caller sees to it that they fit into a frame.
+        frame_max: the largest frame agreed on, in bytes; 0 means no limit.
+    """
+    mandatory = b"\x01"
+    arguments = b"\0\0" + short_string(exchange) + short_string(routing_key) + mandatory
+    frames = [
+        _method(channel, _PUBLISH, arguments),
+        _HEADER_FRAME.pack(_HEADER, channel, _CONTENT.size + len(properties), _BASIC, 0, len(body)),
+        properties,
+        b"\xce",
+    ]
+    step = frame_max - _FRAME_OVERHEAD if frame_max else len(body)
+    for start in range(0, len(body), step or 1):
+        piece = body[start : start + step]
+        frames += (_FRAME.pack(_BODY, channel, len(piece)), piece, b"\xce")
+    return frames
+
+
+def properties_limit(frame_max: int) -> int:
+    """Return how many bytes of properties fit into a header frame."""
+    return (frame_max or 1 << 30) - _FRAME_OVERHEAD - _CONTENT.size

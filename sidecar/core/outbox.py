@@ -1,0 +1,127 @@
+"""What waits to be sent: complete batches and those that go again, joined or split into requests."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from sidecar.core.batcher import Batch, keep_live
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sidecar.core.message import Message
+
+
+class Outbox:
+    """Batches on their way to Elasticsearch.
+
+    What goes again has waited longest and goes first, as soon as its backoff is over; small batches that may be joined
+    (`Batch.mendable`) share a request up to the limits.
+
+    Args:
+        max_items: messages in a request.
+        max_bytes: bytes of a request's body; a single item above it goes alone.
+    """
+
+    def __init__(self, max_items: int, max_bytes: int) -> None:
+        self.max_items = max_items
+        self.max_bytes = max_bytes
+        self._fresh: deque[Batch] = deque()
+        self._again: list[Batch] = []
+
+    def __len__(self) -> int:
+        """Return the number of batches that wait."""
+        return len(self._fresh) + len(self._again)
+
+    @property
+    def items(self) -> int:
+        """How many messages wait."""
+        return sum(len(batch.messages) for batch in (*self._again, *self._fresh))
+
+    def put(self, batches: Iterable[Batch]) -> None:
+        """Add complete batches, oldest first."""
+        self._fresh.extend(batches)
+
+    def put_again(self, batch: Batch) -> None:
+        """Add a batch that goes again when its `ready_at` has come."""
+        self._again.append(batch)
+
+    def ready_at(self) -> float | None:
+        """Return when the next request can be made, in seconds of the loop's clock; None when nothing waits."""
+        if self._fresh:
+            return 0.0
+        return min((batch.ready_at for batch in self._again), default=None)
+
+    def take(self, now: float) -> Batch | None:
+        """Take the next request, or None when nothing is ready at `now`."""
+        batch = self._next(now)
+        if batch is None:
+            return None
+        if len(batch.messages) > 1 and batch.body_bytes > self.max_bytes:
+            batch, rest = self._within(batch)
+            if rest is not None:
+                self._again.insert(0, rest)
+        elif batch.mendable and not batch.suspect:
+            self._join(batch, now)
+        return batch
+
+    def _next(self, now: float) -> Batch | None:
+        for at, batch in enumerate(self._again):
+            if batch.ready_at <= now:
+                return self._again.pop(at)
+        return self._fresh.popleft() if self._fresh else None
+
+    def _within(self, batch: Batch) -> tuple[Batch, Batch | None]:
+        """Split a batch that is larger than the limit became after it was made."""
+        size, count = 0, 0
+        for message in batch.messages:
+            size += message.bulk_bytes
+            if size > self.max_bytes and count:
+                break
+            count += 1
+        first = batch.again(batch.messages[:count])
+        rest = batch.messages[count:]
+        return first, batch.again(rest) if rest else None
+
+    def _join(self, batch: Batch, now: float) -> None:
+        for source in (self._again, self._fresh):
+            at = 0
+            while at < len(source):
+                other = source[at]
+                fits = (
+                    len(batch.messages) + len(other.messages) <= self.max_items
+                    and batch.body_bytes + other.body_bytes <= self.max_bytes
+                )
+                joinable = other.mendable and other.ready_at <= now and not other.suspect
+                if not (fits and joinable):
+                    at += 1
+                    continue
+                del source[at]
+                batch.messages = batch.messages + other.messages
+                batch.body_bytes += other.body_bytes
+                batch.opened_at = min(batch.opened_at, other.opened_at)
+                batch.tries = max(batch.tries, other.tries)
+
+    def take_probe(self) -> Batch | None:
+        """Take a single item to find out with it whether Elasticsearch is back: a different one each time."""
+        source = self._again or self._fresh
+        if not source:
+            return None
+        batch = source.popleft() if isinstance(source, deque) else source.pop(0)
+        probe = batch.again(batch.messages[:1])
+        probe.ready_at = 0.0
+        if len(batch.messages) > 1:
+            rest = batch.again(batch.messages[1:])
+            rest.ready_at = 0.0
+            self._again.append(rest)  # at the end, so that the next probe is another's item
+        return probe
+
+    def drop_closed(self) -> list[Message]:
+        """Drop and return the messages whose epoch is over."""
+        dropped: list[Message] = []
+        for batch in (*self._again, *self._fresh):
+            dropped += keep_live(batch)
+        self._again = [batch for batch in self._again if batch.messages]
+        self._fresh = deque(batch for batch in self._fresh if batch.messages)
+        return dropped

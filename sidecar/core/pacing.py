@@ -1,0 +1,126 @@
+"""How fast, and whether at all: backoff, the adaptive limit on requests in flight, and the breaker.
+
+One limit is shared by all requests, for a 429 speaks of the cluster, not of the request. Time and dice come in as
+arguments; the answers are values.
+"""
+
+from __future__ import annotations
+
+import enum
+
+FIRST_PROBE_SECONDS = 1.0
+PROBE_GROWTH = 1.5
+LAST_PROBE_SECONDS = 30.0
+"""The bound of the first pause between probes, by what it grows, and where that ends: seven probes in an outage of
+30 s, and no more than 12 s until its end is noticed."""
+
+
+class Permit(enum.Enum):
+    """What may be sent now."""
+
+    NOTHING = enum.auto()
+    PROBE = enum.auto()
+    REQUEST = enum.auto()
+
+
+def backoff_seconds(tries: int, roll: float, least: float, most: float) -> float:
+    """Return an exponential pause with full jitter, in seconds.
+
+    Full jitter (a uniform choice between nothing and the bound) spreads those who were refused together.
+
+    Args:
+        tries: failures so far, from 1.
+        roll: a uniform number from 0 to 1.
+        least: the bound after the first failure, doubled with each further one, in seconds.
+        most: what the bound doesn't exceed, in seconds.
+    """
+    return roll * min(most, least * 2.0 ** min(tries - 1, 60))
+
+
+class Pacing:
+    """Additive increase, multiplicative decrease of the requests in flight, and a breaker for outages.
+
+    Args:
+        most_requests: the upper end of the limit.
+        delay_min_seconds: the first bound of a backoff.
+        delay_max_seconds: the last bound of a backoff.
+
+    Attributes:
+        limit: requests that may be in flight; between 1 and `most_requests`.
+        held: why nothing but probes is sent, or None.
+    """
+
+    def __init__(self, most_requests: int, delay_min_seconds: float, delay_max_seconds: float) -> None:
+        self.limit = float(most_requests)
+        self.held: str | None = None
+        self._most_requests = most_requests
+        self._delay_min_seconds = delay_min_seconds
+        self._delay_max_seconds = delay_max_seconds
+        self._pause_until = 0.0
+        self._throttled_in_a_row = 0
+        self._slowed_at = -1.0
+        self._probes = 0
+        self._probing = False
+
+    def permit(self, now: float, in_flight: int) -> Permit:
+        """Return what may be sent at `now`, with `in_flight` requests unanswered."""
+        if now < self._pause_until:
+            return Permit.NOTHING
+        if self.held is not None:
+            return Permit.NOTHING if self._probing else Permit.PROBE
+        return Permit.REQUEST if in_flight < int(self.limit) else Permit.NOTHING
+
+    def pause_until(self) -> float:
+        """Return until when nothing is sent, in seconds of the loop's clock."""
+        return self._pause_until
+
+    def probe_sent(self) -> None:
+        """Note that a probe is out: one at a time."""
+        self._probing = True
+
+    def answered(self) -> bool:
+        """Note an answer of Elasticsearch that took the request as such; return whether this ends a hold."""
+        ended = self.held is not None
+        self.held = None
+        self._probes = 0
+        self._probing = False
+        if ended:
+            self._pause_until = 0.0
+            self.limit = 1.0  # recovery is gradual
+        return ended
+
+    def stored(self) -> None:
+        """Note a request of which nothing was refused for lack of room: a bit more may be in flight."""
+        self._throttled_in_a_row = 0
+        self.limit = min(float(self._most_requests), self.limit + 1.0 / self.limit)
+
+    def throttled(self, now: float, sent_at: float, roll: float, retry_after_seconds: float = 0.0) -> bool:
+        """Note a 429 (of a request or of items); return whether that was news.
+
+        Requests that left before the last slowing down say nothing new: only one decrease for what was in flight.
+        """
+        if sent_at <= self._slowed_at:
+            return False
+        self._slowed_at = now
+        self._throttled_in_a_row += 1
+        self.limit = max(1.0, self.limit / 2)
+        pause = backoff_seconds(self._throttled_in_a_row, roll, self._delay_min_seconds, self._delay_max_seconds)
+        self._pause_until = max(self._pause_until, now + max(pause, retry_after_seconds))
+        return True
+
+    def retry_at(self, now: float, tries: int, roll: float) -> float:
+        """Return when items that were refused may go again, in seconds of the loop's clock."""
+        return now + backoff_seconds(tries, roll, self._delay_min_seconds, self._delay_max_seconds)
+
+    def hold(self, now: float, reason: str, roll: float, *, was_probe: bool, retry_after_seconds: float = 0.0) -> bool:
+        """Note that Elasticsearch is away or refuses everything; return whether the hold is new or has a new reason."""
+        news = self.held != reason if was_probe else self.held is None
+        if was_probe:
+            self._probing = False
+        if was_probe or self.held is None:
+            self._probes += 1
+            bound = min(LAST_PROBE_SECONDS, FIRST_PROBE_SECONDS * PROBE_GROWTH ** min(self._probes - 1, 60))
+            # Little jitter: full jitter would let most probes come too soon, and a server that starts pays for each.
+            self._pause_until = now + max(bound * (0.8 + 0.2 * roll), retry_after_seconds)
+        self.held = reason if news or self.held is None else self.held
+        return news

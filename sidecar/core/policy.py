@@ -1,0 +1,122 @@
+"""The verdict table: what a result means for the message behind it, and for the request as a whole.
+
+Rules are looked at from the top; the first that fits decides. Nothing else in the program knows a status code.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from sidecar.core.bulk import Fault, Result
+
+
+class Verdict(enum.Enum):
+    """What happens to a message after Elasticsearch spoke of its item."""
+
+    ACK = enum.auto()
+    THROTTLED = enum.auto()
+    """Never the message's fault: again in place, without limit, and slower."""
+    COUNTED = enum.auto()
+    """Again in place; each attempt counts."""
+    WAIT = enum.auto()
+    """Its target takes nothing now: again later, uncounted, without stopping others."""
+    CONFLICT = enum.auto()
+    """Another version is stored: an ack where that may be our own doing, otherwise as configured."""
+    DEAD_LETTER = enum.auto()
+
+
+class Course(enum.Enum):
+    """What happens after a whole request failed, or was answered without results."""
+
+    UNKNOWN = enum.auto()
+    """Whether it was applied is unknown: the same items again after a pause, nothing counts."""
+    THROTTLED = enum.auto()
+    SPLIT_SIZE = enum.auto()
+    """Too large: in two, and the size is learned; one item alone is rejected."""
+    SPLIT_FAULT = enum.auto()
+    """One item spoils it: halved until the item is alone."""
+    HOLD = enum.auto()
+    """Nobody's message is at fault, the configuration or a right is: probe, and say why."""
+
+
+class Rule(NamedTuple):
+    """A row: what it fits (an empty set fits all) and what follows."""
+
+    statuses: frozenset[int]
+    error_types: frozenset[str]
+    actions: frozenset[str]
+    verdict: Verdict
+    reason: str = ""
+    why: str = ""
+
+
+def _rule(
+    statuses: str, error_types: str, actions: str, verdict: Verdict, reason: str = "", why: str = ""
+) -> Rule:
+    return Rule(
+        frozenset(int(status) for status in statuses.split()),
+        frozenset(error_types.split()),
+        frozenset(actions.split()),
+        verdict,
+        reason,
+        why,
+    )
+
+
+_ACK, _DEAD = Verdict.ACK, Verdict.DEAD_LETTER
+
+ITEM_RULES = (
+    # statuses, error types, actions, verdict, reason of a dead letter, why
+    _rule("200 201", "", "", _ACK, why="stored (created, updated, deleted, noop)"),
+    _rule("404", "document_missing_exception", "", _DEAD, "rejected", "there is nothing to update"),
+    _rule("404", "index_not_found_exception", "", _DEAD, "index-missing", "the target doesn't exist"),
+    _rule("409", "", "update", Verdict.COUNTED, why="somebody else wrote the document at the same time"),
+    _rule("409", "", "", Verdict.CONFLICT, "conflict", "the document, or a later version of it, is stored already"),
+    _rule("429 503", "", "", Verdict.THROTTLED, why="Elasticsearch has no room now; never the message's fault"),
+    _rule("403", "cluster_block_exception security_exception", "", Verdict.WAIT, "index-blocked",
+          "the target is write-blocked or forbidden"),
+    _rule("400", "index_closed_exception", "", Verdict.WAIT, "index-blocked", "the target is closed"),
+    _rule("400", "", "", _DEAD, "rejected", "the document or its action can't be stored, now or later"),
+    _rule("500 501 502 504 505 506 507 508 510 511", "", "", Verdict.COUNTED, why="a failure inside Elasticsearch"),
+)  # fmt: skip
+_DELETE_OF_NOTHING = _rule("404", "", "delete", _ACK, why="there is nothing to delete")
+_OTHERWISE = _rule("", "", "", _DEAD, "rejected", "an answer that the table doesn't know")
+
+
+def judge(result: Result, action: str) -> Rule:
+    """Return the rule for one item's result."""
+    if result.status == 404 and not result.error_type and action == "delete":  # noqa: PLR2004
+        return _DELETE_OF_NOTHING
+    for rule in ITEM_RULES:
+        if (
+            result.status in rule.statuses
+            and (not rule.error_types or result.error_type in rule.error_types)
+            and (not rule.actions or action in rule.actions)
+        ):
+            return rule
+    return _OTHERWISE
+
+
+_CONFIGURATION_FAULTS = frozenset({"media_type_header_exception", "content_type_header_exception"})
+_UNKNOWN_PARAMETER = "unrecognized parameter"
+
+
+def judge_request(fault: Fault) -> Course:
+    """Return what follows when a request was answered with something else than results."""
+    status = fault.status
+    if status in (429,):
+        return Course.THROTTLED
+    if status in (502, 503, 504) or status < 300:  # noqa: PLR2004 - a success without results can't be read
+        return Course.UNKNOWN
+    if status == 413:  # noqa: PLR2004
+        return Course.SPLIT_SIZE
+    if (
+        status == 400  # noqa: PLR2004
+        and fault.error_type
+        and fault.error_type not in _CONFIGURATION_FAULTS
+        and _UNKNOWN_PARAMETER not in fault.reason
+    ):
+        return Course.SPLIT_FAULT
+    return Course.HOLD

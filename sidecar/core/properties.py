@@ -1,0 +1,279 @@
+"""AMQP properties and header tables as raw bytes: read when asked for, spliced, never decoded and encoded again.
+
+A codec that decodes everything gives other bytes back (millisecond timestamps, int64, repeated keys, invalid UTF-8).
+Here a property set is what came off the wire: a word of flags, then the values that it announces.
+Source: AMQP 0-9-1 specification §4.2.5 and §4.2.6.1, with RabbitMQ's table types (rabbitmq.com/amqp-0-9-1-errata).
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_SHORT, _TABLE = 0, -1
+FIELDS: dict[str, tuple[int, int]] = {
+    # name: (flag, width in bytes; or a short string, or a table)
+    "content_type": (0x8000, _SHORT),
+    "content_encoding": (0x4000, _SHORT),
+    "headers": (0x2000, _TABLE),
+    "delivery_mode": (0x1000, 1),
+    "priority": (0x0800, 1),
+    "correlation_id": (0x0400, _SHORT),
+    "reply_to": (0x0200, _SHORT),
+    "expiration": (0x0100, _SHORT),
+    "message_id": (0x0080, _SHORT),
+    "timestamp": (0x0040, 8),
+    "type": (0x0020, _SHORT),
+    "user_id": (0x0010, _SHORT),
+    "app_id": (0x0008, _SHORT),
+    "cluster_id": (0x0004, _SHORT),
+}
+"""The properties of class basic, in the order in which their values follow the flags."""
+
+_MORE_FLAGS = 0x0001
+
+_FIXED_WIDTHS = dict(zip(b"tbBsuIilLfdDTV\x00", (1, 1, 1, 2, 2, 4, 4, 8, 8, 4, 8, 5, 8, 0, 0), strict=True))
+_SIZED = b"SAFx"
+_NUMBERS = {
+    ord("b"): ">b",
+    ord("B"): ">B",
+    ord("s"): ">h",
+    ord("u"): ">H",
+    ord("I"): ">i",
+    ord("i"): ">I",
+    ord("l"): ">q",
+    ord("L"): ">q",
+    ord("f"): ">f",
+    ord("d"): ">d",
+    ord("T"): ">Q",
+}
+
+Field = tuple[bytes, bytes]
+"""A table's field: its name, and its value with the type octet before it, both raw."""
+
+
+class PropertiesError(ValueError):
+    """A property set or a table that ends too early or has an unknown type."""
+
+
+@lru_cache(maxsize=4096)
+def _skips(flags: int, wanted: int) -> tuple[int, ...] | None:
+    """Return the widths of what lies before the value that `wanted` announces, or None where it isn't there."""
+    if not flags & wanted:
+        return None
+    return tuple(width for flag, width in FIELDS.values() if flags & flag and flag > wanted)
+
+
+def _locate(properties: bytes, wanted: int) -> int:
+    """Return where the value announced by the flag `wanted` begins, or -1."""
+    flags = properties[0] << 8 | properties[1]
+    skips = _skips(flags, wanted)
+    if skips is None:
+        return -1
+    at = 2
+    if flags & _MORE_FLAGS:
+        at = _values_at(properties)
+    for width in skips:
+        if width > 0:
+            at += width
+        elif width == _SHORT:
+            at += 1 + properties[at]
+        else:
+            at += 4 + int.from_bytes(properties[at : at + 4], "big")
+    return at
+
+
+def _values_at(properties: bytes) -> int:
+    at = 0
+    while properties[at + 1] & _MORE_FLAGS:
+        at += 2
+    return at + 2
+
+
+def short(properties: bytes, name: str) -> bytes | None:
+    """Return a short-string property raw, or None where the message has none.
+
+    Raises:
+        PropertiesError: the set is cut short.
+    """
+    try:
+        at = _locate(properties, FIELDS[name][0])
+        if at < 0:
+            return None
+        end = at + 1 + properties[at]
+    except IndexError as error:
+        raise PropertiesError("the properties end too early") from error
+    if end > len(properties):
+        raise PropertiesError("the properties end too early")
+    return properties[at + 1 : end]
+
+
+def number(properties: bytes, name: str) -> int | None:
+    """Return `delivery_mode`, `priority` or `timestamp` (as sent; seconds by the standard), or None.
+
+    Raises:
+        PropertiesError: the set is cut short.
+    """
+    flag, width = FIELDS[name]
+    try:
+        at = _locate(properties, flag)
+    except IndexError as error:
+        raise PropertiesError("the properties end too early") from error
+    if at < 0:
+        return None
+    if at + width > len(properties):
+        raise PropertiesError("the properties end too early")
+    return int.from_bytes(properties[at : at + width], "big")
+
+
+def headers(properties: bytes) -> bytes:
+    """Return the header table's fields raw, without the length before them; empty where there is no table.
+
+    Raises:
+        PropertiesError: the set is cut short.
+    """
+    try:
+        at = _locate(properties, FIELDS["headers"][0])
+    except IndexError as error:
+        raise PropertiesError("the properties end too early") from error
+    if at < 0:
+        return b""
+    end = at + 4 + int.from_bytes(properties[at : at + 4], "big")
+    if end > len(properties):
+        raise PropertiesError("the properties end too early")
+    return properties[at + 4 : end]
+
+
+def fields(table: bytes) -> Iterator[Field]:
+    """Yield the fields of a table, in order, repeated names included.
+
+    Raises:
+        PropertiesError: the table ends inside a field, or has a type that RabbitMQ doesn't know.
+    """
+    at, end = 0, len(table)
+    while at < end:
+        name_end = at + 1 + table[at]
+        value_end = _value_end(table, name_end)
+        yield table[at + 1 : name_end], table[name_end:value_end]
+        at = value_end
+
+
+def _value_end(table: bytes, at: int) -> int:
+    if at >= len(table):
+        raise PropertiesError("a header has no value")
+    kind = table[at]
+    width = _FIXED_WIDTHS.get(kind)
+    if width is None:
+        if kind not in _SIZED:
+            raise PropertiesError(f"a header of unknown type {bytes([kind])!r}")
+        width = 4 + int.from_bytes(table[at + 1 : at + 5], "big")
+    end = at + 1 + width
+    if end > len(table):
+        raise PropertiesError("a header ends too early")
+    return end
+
+
+def header(properties: bytes, name: bytes) -> bytes | None:
+    """Return the raw value (type octet first) of the first header called `name`, or None.
+
+    Raises:
+        PropertiesError: the set or its table is malformed.
+    """
+    table = headers(properties)
+    if name not in table:  # one search in C for the many messages that don't have it
+        return None
+    return next((value for key, value in fields(table) if key == name), None)
+
+
+def decode(value: bytes) -> object:
+    """Return a raw value (type octet first) as a Python object; strings that are not UTF-8 stay bytes."""
+    kind, data = value[0], value[1:]
+    if kind == ord("S"):
+        try:
+            return data[4:].decode()
+        except UnicodeDecodeError:
+            return data[4:]
+    if kind in _NUMBERS:
+        return struct.unpack(_NUMBERS[kind], data)[0]
+    if kind == ord("t"):
+        return data != b"\0"
+    if kind == ord("F"):
+        return {name.decode(errors="replace"): decode(item) for name, item in fields(data[4:])}
+    if kind == ord("A"):
+        return list(_items(data[4:]))
+    if kind == ord("D"):
+        scale, unscaled = struct.unpack(">Bi", data)
+        return unscaled / 10**scale
+    if kind == ord("x"):
+        return data[4:]
+    return None
+
+
+def _items(array: bytes) -> Iterator[object]:
+    at = 0
+    while at < len(array):
+        end = _value_end(array, at)
+        yield decode(array[at:end])
+        at = end
+
+
+def text_value(text: str | bytes) -> bytes:
+    """Return a long string as a raw value."""
+    data = text.encode() if isinstance(text, str) else text
+    return b"S" + len(data).to_bytes(4, "big") + data
+
+
+def number_value(value: int) -> bytes:
+    """Return a signed 64-bit integer as a raw value."""
+    return b"l" + value.to_bytes(8, "big", signed=True)
+
+
+def timestamp_value(seconds: int) -> bytes:
+    """Return a time, in seconds since 1970, as a raw value."""
+    return b"T" + seconds.to_bytes(8, "big")
+
+
+def table(items: Iterable[Field]) -> bytes:
+    """Return the fields as a table, without the length before it."""
+    return b"".join(bytes([len(name)]) + name + value for name, value in items)
+
+
+def split(properties: bytes) -> dict[str, bytes]:
+    """Return each property that is there with its raw value, in the order of the wire.
+
+    Raises:
+        PropertiesError: the set is cut short or longer than its flags say.
+    """
+    values: dict[str, bytes] = {}
+    try:
+        flags, at = properties[0] << 8 | properties[1], _values_at(properties)
+        for name, (flag, width) in FIELDS.items():
+            if not flags & flag:
+                continue
+            if width == _SHORT:
+                end = at + 1 + properties[at]
+            elif width == _TABLE:
+                end = at + 4 + int.from_bytes(properties[at : at + 4], "big")
+            else:
+                end = at + width
+            values[name] = properties[at:end]
+            at = end
+    except IndexError as error:
+        raise PropertiesError("the properties end too early") from error
+    if at != len(properties):
+        raise PropertiesError("the properties don't end where their flags say")
+    return values
+
+
+def join(values: dict[str, bytes]) -> bytes:
+    """Return a property set made of raw values (as from `split`)."""
+    flags, parts = 0, []
+    for name, (flag, _) in FIELDS.items():
+        if name in values:
+            flags |= flag
+            parts.append(values[name])
+    return flags.to_bytes(2, "big") + b"".join(parts)

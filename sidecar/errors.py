@@ -1,0 +1,38 @@
+"""What can go wrong at the edges, as exceptions. Failures of single items are values, not exceptions.
+
+    SidecarError
+    ├── ConfigError     the settings are wrong (exit status 2)
+    ├── BrokerError     RabbitMQ is away, or refused something
+    │   └── WireError   bytes that are not AMQP 0-9-1
+    └── SinkError       a bulk request went without an answer: its outcome is unknown
+"""
+
+from __future__ import annotations
+
+
+class SidecarError(Exception):
+    """The root of every error that the sidecar raises on purpose; its text is made for people."""
+
+
+class ConfigError(SidecarError):
+    """Settings that can't work.
+
+    Attributes:
+        problems: a sentence for each problem, all of them, without the values of secrets.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class BrokerError(SidecarError):
+    """RabbitMQ can't be reached, was lost, or refused something."""
+
+
+class WireError(BrokerError):
+    """The stream of bytes from the broker is not AMQP 0-9-1; the connection can't be used any further."""
+
+
+class SinkError(SidecarError):
+    """A request to Elasticsearch went without an answer: whether it was applied is unknown."""
