@@ -1,0 +1,127 @@
+"""The composition root, and the life of the sidecar: connect, consume, reconnect, drain.
+
+Written against the ports: what connects and where requests go is passed in, and so is the awaitable that ends it all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from sidecar.core.pacing import backoff_seconds
+from sidecar.errors import BrokerError
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Awaitable, Callable
+
+    from structlog.typing import FilteringBoundLogger
+
+    from sidecar.pipeline import Pipeline
+    from sidecar.ports import BrokerSession, Receive
+
+    Connect = Callable[[Receive], Awaitable[BrokerSession]]
+
+RECONNECT_MIN_SECONDS = 1.0
+RECONNECT_MAX_SECONDS = 15.0
+_CLOSING_SECONDS = 2.0
+_SENDING_SHARE = 0.8  # of the shutdown time: what is in flight then, and closing, take the rest
+
+
+class App:
+    """A pipeline between the broker and the sink, from start to drain.
+
+    Args:
+        pipeline: does the work.
+        connect: opens a session with the broker that delivers to the callable that it is given.
+        dice: the only source of chance.
+        log: where state changes are told.
+        shutdown_seconds: how long the end may take.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        connect: Connect,
+        *,
+        dice: random.Random,
+        log: FilteringBoundLogger,
+        shutdown_seconds: float,
+    ) -> None:
+        self.session: BrokerSession | None = None
+        self._pipeline = pipeline
+        self._connect = connect
+        self._dice = dice
+        self._log = log
+        self._shutdown_seconds = shutdown_seconds
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run until `stop` is set, then drain: what was not stored goes back to the queue.
+
+        Raises:
+            ExceptionGroup: a fault of ours; what was not settled is with the broker again.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            work = tasks.create_task(self._pipeline.run())
+            serving = tasks.create_task(self._serve())
+            await stop.wait()
+            deadline = asyncio.get_running_loop().time() + self._shutdown_seconds
+            self._log.info("sidecar.draining", seconds=self._shutdown_seconds, **self._pipeline.account.summary())
+            serving.cancel()
+            await asyncio.wait([serving])
+            await self._drain(deadline)
+            work.cancel()
+        self._log.info("sidecar.stopped", **self._pipeline.account.summary())
+
+    async def _serve(self) -> None:
+        """Hold a session with the broker, one after the other, for ever."""
+        tries = 0
+        while True:
+            try:
+                session = await self._connect(self._pipeline.receive)
+            except BrokerError as error:
+                tries += 1
+                if tries == 1:
+                    self._log.warning("amqp.unreachable", reason=str(error))
+                else:
+                    self._log.debug("amqp.unreachable", reason=str(error), tries=tries)
+                pause = backoff_seconds(
+                    tries, self._dice.random(), RECONNECT_MIN_SECONDS, RECONNECT_MAX_SECONDS
+                )
+                await asyncio.sleep(max(pause, RECONNECT_MIN_SECONDS / 4))
+                continue
+            self.session = session
+            self._pipeline.attach(session)
+            try:
+                await session.consume()
+                tries = 0
+                queues = [ledger.queue for ledger in session.ledgers]
+                self._log.info("amqp.connected", queues=queues, prefetch=session.prefetch)
+                reason = await asyncio.shield(session.lost)
+            except BrokerError as error:
+                tries += 1
+                reason = str(error)
+            self._log.warning("amqp.lost", reason=reason)
+            self.session = None
+            self._pipeline.detach()
+            await session.close()
+            await asyncio.sleep(self._dice.random() * RECONNECT_MIN_SECONDS)
+
+    async def _drain(self, deadline: float) -> None:
+        session = self.session
+        if session is None:
+            return
+        try:
+            await session.cancel()
+            await self._pipeline.drain(deadline - self._shutdown_seconds * (1 - _SENDING_SHARE))
+        except BrokerError as error:
+            self._log.warning("amqp.lost", reason=str(error))
+        if session.lost.done():
+            self._pipeline.detach()
+        else:
+            self._pipeline.give_back()
+        try:
+            async with asyncio.timeout(max(_CLOSING_SECONDS, deadline - asyncio.get_running_loop().time())):
+                await session.close()
+        except TimeoutError:
+            self._log.warning("amqp.lost", reason="RabbitMQ didn't answer to the close")

@@ -1,0 +1,583 @@
+"""The whole program: from deliveries to requests, and from answers back to acks.
+
+    receive ─▶ [intake] ─▶ aggregate: compose ─▶ order ─▶ batcher ─▶ [outbox] ─▶ dispatch ─▶ send ─▶ sink
+                                                                                               │
+    session ◀── acks ◀── ledger ◀──────────────────── verdicts ◀──────────────────── conclude ◀┘
+    session ◀── copies ◀── bury ◀────────────────── dead letters ◀─────────────────────┘
+
+Data goes right; only settlements and dead letters come back left. Everything between two awaits is synchronous, so that
+nothing can be half settled. The hot path works on chunks and batches: no task, await or log line for each message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import orjson
+
+from sidecar.core import bulk
+from sidecar.core.account import Account
+from sidecar.core.batcher import Batch, Batcher
+from sidecar.core.compose import Composer
+from sidecar.core.copies import Letter, copy_properties, dead_letter_headers
+from sidecar.core.frames import properties_limit
+from sidecar.core.order import Order
+from sidecar.core.outbox import Outbox
+from sidecar.core.pacing import Pacing, Permit, backoff_seconds
+from sidecar.core.policy import Course, Rule, Verdict, judge, judge_request
+from sidecar.errors import BrokerError, SinkError
+from sidecar.ports import Copy
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Iterable
+
+    from structlog.typing import FilteringBoundLogger
+
+    from sidecar.core.bulk import Fault, Result
+    from sidecar.core.ledger import Ledger
+    from sidecar.core.message import Message
+    from sidecar.ports import Answer, BrokerSession, Sink
+
+OK = 200
+_LETTERS_AT_ONCE = 500
+_WITHHELD_SHARE = 0.75  # of the prefetch: beyond it acks are written singly, or the broker would stop delivering
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the pipeline is to do; the meaning of each is that of the setting of its name."""
+
+    index: str
+    action: str = "index"
+    with_message_id: bool = True
+    batch_max_items: int = 1000
+    batch_max_bytes: int = 5 * 1024 * 1024
+    batch_max_age_seconds: float = 1.0
+    bulk_concurrency: int = 4
+    retry_max_attempts: int = 5
+    retry_delay_min_seconds: float = 0.5
+    retry_delay_max_seconds: float = 30.0
+    dead_letter_exchange: str = ""
+    dead_letter_routing_key: str | None = None
+
+
+class Pipeline:
+    """Moves messages from a broker session to a sink, and settles each by the result of its own item.
+
+    Args:
+        plan: what to do.
+        sink: where requests go.
+        dice: the only source of chance.
+        log: where state changes are told.
+        wall_clock: seconds since 1970, for what people read.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        sink: Sink,
+        *,
+        dice: random.Random,
+        log: FilteringBoundLogger,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self.account = Account()
+        self.pacing = Pacing(plan.bulk_concurrency, plan.retry_delay_min_seconds, plan.retry_delay_max_seconds)
+        self.burying_held: str | None = None
+        self._plan = plan
+        self._sink = sink
+        self._dice = dice
+        self._log = log
+        self._wall_clock = wall_clock
+        self._composer = Composer(plan.action, with_message_id=plan.with_message_id)
+        self._order = Order()
+        self._batcher = Batcher(plan.batch_max_items, plan.batch_max_bytes, plan.batch_max_age_seconds)
+        self._outbox = Outbox(plan.batch_max_items, plan.batch_max_bytes)
+        self._path = bulk.path(plan.index)
+        self._intake: asyncio.Queue[list[Message]] = asyncio.Queue()
+        self._letters: list[Letter] = []
+        self._burying = 0
+        self._copies = 0
+        self._in_flight: dict[asyncio.Task[None], Batch] = {}
+        self._answered_requests = 0
+        self._session: BrokerSession | None = None
+        self._wake = asyncio.Event()  # something changed that dispatch should look at
+        self._letters_wake = asyncio.Event()
+        self._draining = False
+        self._drained = asyncio.Event()
+
+    # Life ------------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._aggregate())
+            tasks.create_task(self._dispatch(tasks))
+            tasks.create_task(self._bury())
+
+    def attach(self, session: BrokerSession) -> None:
+        """Work for `session` from now on."""
+        self._session = session
+        self._wake.set()
+
+    def detach(self) -> None:
+        """Note that the session was lost: what it delivered is stale, and dropped where it isn't in flight.
+
+        What is in flight stays in the order until it is answered, so that a redelivery waits behind its own ghost.
+        """
+        session, self._session = self._session, None
+        if session is None:
+            return
+        for ledger in session.ledgers:
+            self.account.settle(ledger.queue, "stale", ledger.close())
+        dropped = self._batcher.drop_closed() + self._outbox.drop_closed()
+        self._letters = [letter for letter in self._letters if not letter.message.ledger.closed]
+        self._release(dropped)
+
+    async def drain(self, deadline: float) -> None:
+        """Send what was admitted, as long as Elasticsearch takes it, until the loop's clock shows `deadline`.
+
+        Call it when no more deliveries come. What isn't stored when it returns is to be given back.
+        """
+        while not self._intake.empty():
+            self._admit(self._intake.get_nowait())
+        self._draining = True
+        self._wake.set()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._drained.wait()
+        except TimeoutError:
+            for task in self._in_flight:
+                task.cancel()
+
+    def give_back(self) -> None:
+        """Write every ack that is due, and have the broker take back the rest, in the order of delivery."""
+        session = self._session
+        if session is None:
+            return
+        for ledger in session.ledgers:
+            session.settle(ledger, ledger.collect(singly=True))
+            count = ledger.give_back()
+            if count:
+                session.give_back(ledger)
+                self.account.settle(ledger.queue, "requeue", count)
+
+    # Deliveries ------------------------------------------------------------------------------------------------------
+
+    def receive(self, chunk: list[Message]) -> None:
+        """Take a chunk off the wire: count it and queue it."""
+        session = self._session
+        if session is not None and len(session.ledgers) == 1:
+            self.account.received[session.ledgers[0].queue] += len(chunk)
+        else:
+            for message in chunk:
+                self.account.received[message.ledger.queue] += 1
+        self._intake.put_nowait(chunk)
+
+    async def _aggregate(self) -> None:
+        while True:
+            self._admit(await self._intake.get())
+
+    def _admit(self, chunk: list[Message]) -> None:
+        if chunk[0].ledger.closed:  # an epoch ends between two chunks, never inside one
+            return
+        composed, rejects = self._composer.compose(chunk)
+        if rejects:
+            self._reject(Letter(reject.message, reject.reason, reject.detail) for reject in rejects)
+        self._batch(self._order.enter(composed))
+        if self._window_full():
+            self._wake.set()
+
+    def _batch(self, messages: list[Message]) -> None:
+        """Add messages that are free to go to their groups; dispatch must know of complete ones and of new clocks."""
+        if not messages:
+            return
+        first = not self._batcher.open_groups
+        complete = self._batcher.add(messages, self._now())
+        if complete:
+            self._put(complete)
+        if complete or first or self._draining:
+            self._wake.set()
+
+    def _put(self, complete: list[Batch]) -> None:
+        for batch in complete:
+            self.account.batches[batch.trigger or ""] += 1
+        self._outbox.put(complete)
+
+    def _window_full(self) -> bool:
+        """Whether the broker delivers nothing more before something is settled, and all of it was admitted."""
+        session = self._session
+        return (
+            session is not None
+            and self._intake.empty()
+            and any(ledger.outstanding >= session.prefetch for ledger in session.ledgers)
+        )
+
+    # Requests --------------------------------------------------------------------------------------------------------
+
+    async def _dispatch(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            now = self._now()
+            self._complete(now)
+            while (permit := self.pacing.permit(now, len(self._in_flight))) is not Permit.NOTHING:
+                probe = permit is Permit.PROBE
+                batch = self._outbox.take_probe() if probe else self._outbox.take(now)
+                if batch is None:
+                    break
+                if probe:
+                    self.pacing.probe_sent()
+                self._in_flight[tasks.create_task(self._send(batch, probe=probe))] = batch
+            if self._draining and self._nothing_to_do():
+                self._drained.set()
+            await self._sleep(now)
+
+    def _complete(self, now: float) -> None:
+        """Complete the groups that nothing more is to be waited for."""
+        if self._draining:
+            self._put(self._batcher.take_all())
+            return
+        self._put(self._batcher.take_aged(now))
+        if not self._in_flight and not self._outbox and self._window_full():
+            # Nobody would ever send the message that completes a group: 999 hot documents, a batch size of 1,000.
+            self._put(self._batcher.take_oldest())
+
+    def _nothing_to_do(self) -> bool:
+        """Whether draining is over: all is stored or buried, or nothing more will be for now."""
+        if self._in_flight:
+            return False
+        if self.pacing.held is not None or self._session is None:
+            return True
+        if self.burying_held is not None:
+            return not (self._outbox or self._batcher.open_groups)
+        return not (self._outbox or self._order or self._letters or self._burying)
+
+    async def _sleep(self, now: float) -> None:
+        """Sleep until something happens, or until the clock makes a difference."""
+        moments = [self._batcher.due()]
+        ready_at = self._outbox.ready_at()
+        if ready_at is not None:
+            pause_until = self.pacing.pause_until()
+            moments.append(max(ready_at, pause_until) if self.pacing.held is None else pause_until)
+        timer = None
+        until = min((moment for moment in moments if moment is not None and moment > now), default=None)
+        if until is not None:
+            timer = asyncio.get_running_loop().call_at(until, self._wake.set)
+        await self._wake.wait()
+        self._wake.clear()
+        if timer is not None:
+            timer.cancel()
+
+    async def _send(self, batch: Batch, *, probe: bool) -> None:
+        sent_at = self._now()
+        task = asyncio.current_task()
+        try:
+            answer = await self._sink.bulk(self._path, bulk.body(batch.messages))
+            self._conclude(batch, answer, sent_at, probe=probe)
+        except SinkError as error:
+            self._unanswered(batch, str(error), probe=probe)
+        finally:
+            if task is not None:
+                self._in_flight.pop(task, None)
+            self._wake.set()
+
+    # Verdicts --------------------------------------------------------------------------------------------------------
+
+    def _conclude(self, batch: Batch, answer: Answer, sent_at: float, *, probe: bool) -> None:
+        messages = batch.messages
+        if answer.status == OK and bulk.all_stored(answer.body, len(messages)):
+            self._heard()
+            self._answered_requests += 1
+            self.pacing.stored()
+            self.account.requests["stored"] += 1
+            self.account.documents["success"] += len(messages)
+            self._store(messages)
+            return
+        results = bulk.results(answer.body, len(messages)) if answer.status == OK else None
+        if results is not None:
+            self._heard()
+            self._answered_requests += 1
+            self.account.requests["partial"] += 1
+            self._apply(batch, results, sent_at)
+        else:
+            self._refused(batch, answer, sent_at, probe=probe)
+
+    def _heard(self) -> None:
+        """Note that Elasticsearch is there and speaks of our items: a hold is over."""
+        if self.pacing.answered():
+            self._log.info("elasticsearch.resumed")
+
+    def _store(self, messages: list[Message]) -> None:
+        """Ack messages: nothing more will be written for them."""
+        self._release(messages)
+        self._ack(messages, "ack")
+
+    def _release(self, messages: Iterable[Message]) -> None:
+        """Let the next operations on the same documents go."""
+        self._batch(self._order.leave(messages))
+
+    def _ack(self, messages: list[Message], verdict: str) -> None:
+        """Settle messages by acks: one frame up to the first that is open, in each channel."""
+        session = self._session
+        if session is None:
+            return
+        for ledger in session.ledgers:
+            mine = [message for message in messages if message.ledger is ledger]
+            if mine:
+                count = ledger.store(mine)
+                self.account.settle(ledger.queue, "ack" if verdict == "ack" else "dead_letter", count)
+                self._write_acks(session, ledger)
+
+    def _write_acks(self, session: BrokerSession, ledger: Ledger) -> None:
+        settlements = ledger.collect()
+        if ledger.withheld > _WITHHELD_SHARE * session.prefetch:
+            settlements += ledger.collect(singly=True)
+        if settlements:
+            session.settle(ledger, settlements)
+
+    def _apply(self, batch: Batch, results: list[Result], sent_at: float) -> None:
+        """Map each result to its own message: the reason why this program exists."""
+        stored: list[Message] = []
+        throttled: list[Message] = []
+        later: list[Message] = []
+        letters: list[Letter] = []
+        outcomes = self.account.documents
+        for message, result in zip(batch.messages, results, strict=True):
+            if result.status < 300:  # noqa: PLR2004 - the table's first row, without looking it up
+                stored.append(message)
+                outcomes["failure_store" if result.failure_store else "success"] += 1
+                continue
+            rule = judge(result, self._plan.action)
+            if rule.verdict is Verdict.ACK:
+                stored.append(message)
+                outcomes["noop"] += 1
+            elif rule.verdict is Verdict.CONFLICT:
+                stored.append(message)
+                outcomes["conflict"] += 1
+            elif rule.verdict is Verdict.THROTTLED:
+                throttled.append(message)
+                outcomes["too_many"] += 1
+            elif rule.verdict is Verdict.WAIT or (rule.verdict is Verdict.COUNTED and self._may_try_again(message)):
+                later.append(message)
+                outcomes["failed_server"] += 1
+            else:
+                letters.append(self._letter(message, result, rule))
+                outcomes["failed_client" if rule.verdict is Verdict.DEAD_LETTER else "failed_server"] += 1
+        if throttled:
+            self._throttle(sent_at)
+            self._go_again(batch.again(throttled), "throttled")
+        else:
+            self.pacing.stored()
+        if later:
+            self._go_again(batch.again(later), "failed")
+        if stored:
+            self._store(stored)
+        if letters:
+            self._reject(letters)
+
+    def _may_try_again(self, message: Message) -> bool:
+        message.attempts += 1
+        return message.attempts < self._plan.retry_max_attempts
+
+    @staticmethod
+    def _letter(message: Message, result: Result, rule: Rule) -> Letter:
+        reason = rule.reason or "retries-exhausted"
+        detail = bulk.blank(result.reason, message.body)
+        return Letter(message, reason, detail, result.status, result.error_type)
+
+    def _throttle(self, sent_at: float, retry_after_seconds: float = 0.0) -> None:
+        if self.pacing.throttled(self._now(), sent_at, self._dice.random(), retry_after_seconds):
+            self._log.debug("elasticsearch.throttled", limit=int(self.pacing.limit))
+
+    def _go_again(self, batch: Batch, reason: str) -> None:
+        """Send a batch again after a backoff of its own."""
+        batch.tries += 1
+        plan = self._plan
+        pause = backoff_seconds(
+            batch.tries, self._dice.random(), plan.retry_delay_min_seconds, plan.retry_delay_max_seconds
+        )
+        batch.ready_at = self._now() + pause
+        self.account.retries[reason] += len(batch.messages)
+        self._put_again(batch)
+
+    def _put_again(self, batch: Batch) -> None:
+        """Put a batch back, but for those of its messages whose epoch ended while it was away."""
+        gone = [message for message in batch.messages if message.ledger.closed]
+        if gone:
+            batch = batch.again([message for message in batch.messages if not message.ledger.closed])
+        if batch.messages:
+            self._outbox.put_again(batch)
+        self._release(gone)
+
+    def _refused(self, batch: Batch, answer: Answer, sent_at: float, *, probe: bool) -> None:
+        """Deal with a request that was answered as a whole."""
+        fault = bulk.fault(answer.status, answer.body)
+        course = judge_request(fault)
+        if course is Course.UNKNOWN:
+            reason = f"Elasticsearch answered {fault.status}: {fault.error_type or fault.reason}"
+            self._unanswered(batch, reason, probe=probe, retry_after_seconds=answer.retry_after_seconds)
+            return
+        self.account.requests[course.name.lower()] += 1
+        if course is Course.THROTTLED:
+            self._heard()
+            self._throttle(sent_at, answer.retry_after_seconds)
+            self._go_again(batch, "throttled")
+        elif course is Course.SPLIT_SIZE:
+            self._heard()
+            self._split_size(batch, fault)
+        elif course is Course.SPLIT_FAULT:
+            self._split_fault(batch, fault, probe=probe)
+        else:
+            self._hold(f"{fault.status} {fault.error_type}: {fault.reason}", probe=probe)
+            self._put_again(batch)
+
+    def _split_size(self, batch: Batch, fault: Fault) -> None:
+        if len(batch.messages) == 1:
+            detail = f"Elasticsearch refuses a request of {batch.body_bytes} bytes that holds nothing but this document"
+            self._reject([Letter(batch.messages[0], "too-large", detail, fault.status, fault.error_type)])
+            return
+        self._outbox.max_bytes = max(1, min(self._outbox.max_bytes, batch.body_bytes // 2))
+        self._split(batch, "too_large")
+
+    def _split_fault(self, batch: Batch, fault: Fault, *, probe: bool) -> None:
+        """Narrow down which item makes Elasticsearch refuse a request.
+
+        An item is blamed only when it failed alone and another request succeeded since: otherwise a fault of ours that
+        fails every request would empty the queue into the dead letters.
+        """
+        for message in batch.messages:
+            message.unanswered = True  # Elasticsearch may have stored items that come before the one at fault
+        if batch.suspected_at < 0:
+            batch.suspected_at = self._answered_requests
+        if len(batch.messages) > 1:
+            self._split(batch, "refused")
+        elif self._answered_requests > batch.suspected_at:
+            message = batch.messages[0]
+            detail = bulk.blank(fault.reason, message.body)
+            self._heard()
+            self._reject([Letter(message, "rejected", detail, fault.status, fault.error_type)])
+        else:
+            self._hold(f"{fault.status} {fault.error_type}: {bulk.blank(fault.reason, b'')}", probe=probe)
+            self._put_again(batch)
+
+    def _split(self, batch: Batch, reason: str) -> None:
+        self.account.splits[reason] += 1
+        for half in batch.halves():
+            half.ready_at = 0.0
+            self._put_again(half)
+
+    def _unanswered(self, batch: Batch, reason: str, *, probe: bool, retry_after_seconds: float = 0.0) -> None:
+        """Deal with a request whose outcome is unknown: the same items go again when a probe was answered."""
+        self.account.requests["unanswered"] += 1
+        for message in batch.messages:
+            message.unanswered = True
+        if not probe:
+            batch.unanswered += 1
+        self._hold(reason, probe=probe, retry_after_seconds=retry_after_seconds)
+        batch.ready_at = 0.0
+        if batch.unanswered <= 1:
+            self._put_again(batch)
+        elif len(batch.messages) > 1:
+            # Probes passed since, and the same items fail again: there may be one that nobody survives.
+            self._split(batch, "unanswered")
+        elif self._may_try_again(batch.messages[0]):
+            self._put_again(batch)
+        else:
+            self._reject([Letter(batch.messages[0], "retries-exhausted", reason)])
+
+    def _hold(self, reason: str, *, probe: bool, retry_after_seconds: float = 0.0) -> None:
+        news = self.pacing.hold(
+            self._now(), reason, self._dice.random(), was_probe=probe, retry_after_seconds=retry_after_seconds
+        )
+        if news:
+            self._log.warning("elasticsearch.held", reason=reason)
+
+    # Dead letters ----------------------------------------------------------------------------------------------------
+
+    def _reject(self, letters: Iterable[Letter]) -> None:
+        """Have messages dead-lettered; what follows them on the same documents goes on at once."""
+        letters = list(letters)
+        self._log_rejects(letters)
+        self._release(letter.message for letter in letters)
+        self._letters += [letter for letter in letters if not letter.message.ledger.closed]
+        self._letters_wake.set()
+
+    def _log_rejects(self, letters: list[Letter]) -> None:
+        groups: dict[tuple[str, str], list[Letter]] = {}
+        for letter in letters:
+            groups.setdefault((letter.reason, letter.error_type), []).append(letter)
+        for (reason, error_type), group in groups.items():
+            _, _, example = self._target(group[0].message)
+            self._log.warning(
+                "items.rejected",
+                reason=reason,
+                error_type=error_type,
+                count=len(group),
+                example_id=example.decode(errors="replace"),
+                example=group[0].detail,
+            )
+
+    async def _bury(self) -> None:
+        """Publish dead letters; an original is acked only when the broker has confirmed its copy."""
+        tries = 0
+        while True:
+            await self._letters_wake.wait()
+            self._letters_wake.clear()
+            session = self._session
+            count = 1 if tries else _LETTERS_AT_ONCE  # while the route refuses, one letter finds out
+            letters, self._letters = self._letters[:count], self._letters[count:]
+            if session is None or not letters:
+                continue  # a lost session took its letters with it: the broker has the originals again
+            self._burying = len(letters)
+            try:
+                refusals = await session.publish([self._copy(letter, session.frame_max) for letter in letters])
+            except BrokerError:
+                continue
+            finally:
+                self._burying = 0
+            buried = [letter.message for letter, refusal in zip(letters, refusals, strict=True) if refusal is None]
+            self._ack([message for message in buried if not message.ledger.closed], "dead_letter")
+            refused = [letter for letter, refusal in zip(letters, refusals, strict=True) if refusal is not None]
+            self._letters = [letter for letter in refused if not letter.message.ledger.closed] + self._letters
+            tries = tries + 1 if refused else 0
+            self._note_burying(next((refusal for refusal in refusals if refusal is not None), None))
+            if tries:
+                await asyncio.sleep(
+                    backoff_seconds(tries, 1.0, self._plan.retry_delay_min_seconds, self._plan.retry_delay_max_seconds)
+                )
+            if self._letters:
+                self._letters_wake.set()
+            self._wake.set()
+
+    def _note_burying(self, refusal: str | None) -> None:
+        if refusal != self.burying_held:
+            self.burying_held = refusal
+            if refusal is None:
+                self._log.info("dead_letters.resumed")
+            else:
+                self._log.error("dead_letters.held", reason=refusal)
+
+    def _copy(self, letter: Letter, frame_max: int) -> Copy:
+        plan, message = self._plan, letter.message
+        action, index, document_id = self._target(message)
+        self._copies += 1
+        token = b"%d" % self._copies
+        added = dead_letter_headers(
+            letter, token=token, action=action, index=index, document_id=document_id, failed_at=self._wall_clock()
+        )
+        routing_key = plan.dead_letter_routing_key or f"{message.ledger.queue}.dead"
+        properties = copy_properties(message.properties, added, properties_limit(frame_max))
+        return Copy(plan.dead_letter_exchange.encode(), routing_key.encode(), properties, message.body, token)
+
+    def _target(self, message: Message) -> tuple[str, str, bytes]:
+        """Return action, index and id, from the line that was made of the message, as far as one was."""
+        if not message.line:
+            return self._plan.action, self._plan.index, b""
+        ((action, parameters),) = orjson.loads(message.line).items()
+        return action, parameters.get("_index", self._plan.index), parameters.get("_id", "").encode()
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()

@@ -1,0 +1,117 @@
+"""The two ports of the pipeline: a session with the broker, and a sink that takes bulk requests.
+
+The real ones are `sidecar.amqp` and `sidecar.elastic`; simulated ones stand in for them in tests, in virtual time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from sidecar.core.ledger import Ledger, Settlement
+    from sidecar.core.message import Message
+
+
+class Answer(NamedTuple):
+    """Elasticsearch's answer to a request.
+
+    Attributes:
+        status: of HTTP.
+        body: as it came.
+        retry_after_seconds: what the header ``Retry-After`` asks for; 0 without it.
+    """
+
+    status: int
+    body: bytes
+    retry_after_seconds: float = 0.0
+
+
+class Sink(Protocol):
+    """Where bulk requests go."""
+
+    async def bulk(self, path: str, body: bytes) -> Answer:
+        """Send one request and return its answer, whatever it says; it is never retried here.
+
+        Raises:
+            SinkError: no answer came, so the outcome is unknown.
+        """
+        ...
+
+
+class Copy(NamedTuple):
+    """A message to publish, its properties and body as raw bytes.
+
+    Attributes:
+        token: also in the header `sidecar.core.copies.TOKEN_HEADER`; unlike that of any other copy on its way, so that
+            a return can be told from that of a copy with the same ``message_id``.
+    """
+
+    exchange: bytes
+    routing_key: bytes
+    properties: bytes
+    body: bytes
+    token: bytes
+
+
+class BrokerSession(Protocol):
+    """One life of the connection to the broker: when it is lost, everything unsettled is stale.
+
+    Deliveries arrive as chunks, in the callable that the session was made with, already admitted to their ledgers.
+
+    Attributes:
+        ledgers: one for each consuming channel of this life.
+        prefetch: how many deliveries the broker leaves unsettled in each channel.
+        frame_max: the largest frame that the broker takes, in bytes; 0 means no limit.
+        lost: resolves to the reason once the session can't be used any more.
+    """
+
+    ledgers: list[Ledger]
+    prefetch: int
+    frame_max: int
+    lost: asyncio.Future[str]
+
+    async def consume(self) -> None:
+        """Begin to consume from all queues.
+
+        Raises:
+            BrokerError: the session was lost, or the broker refused.
+        """
+        ...
+
+    async def cancel(self) -> None:
+        """Stop the deliveries: when this returns, no more come.
+
+        Raises:
+            BrokerError: the session was lost.
+        """
+        ...
+
+    def settle(self, ledger: Ledger, settlements: list[Settlement]) -> None:
+        """Write acks at once, not to be cancelled half-way; void when the epoch is over."""
+        ...
+
+    def give_back(self, ledger: Ledger) -> None:
+        """Have the broker take back all that is outstanding in the ledger's channel, in the order of delivery."""
+        ...
+
+    async def publish(self, copies: list[Copy]) -> list[str | None]:
+        """Publish mandatory copies and wait for the broker to confirm each.
+
+        Returns:
+            For each copy None when it is confirmed, otherwise why the broker didn't take it.
+
+        Raises:
+            BrokerError: the session was lost; what became of the copies is unknown.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close the connection; whatever is outstanding goes back to the queues."""
+        ...
+
+
+Receive = Callable[[list["Message"]], None]
+"""Where a session puts the chunks that arrive."""
