@@ -1,0 +1,1 @@
+"""RabbitMQ at the wire: the only home of aiormq and pamqp."""

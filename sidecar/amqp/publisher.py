@@ -1,0 +1,171 @@
+"""Confirmed publishing of copies, matched exactly.
+
+A return carries no number, only the message; so each copy carries a token in a header, by which its return is known.
+(aiormq matches returns by ``message_id``: of two unroutable copies with the same one, the first counts as confirmed,
+and its original would be lost.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from sidecar.core import frames
+from sidecar.core.copies import TOKEN_HEADER
+from sidecar.core.frames import Confirm, Returned
+from sidecar.core.properties import PropertiesError, header
+from sidecar.errors import BrokerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiormq.abc import AbstractChannel, AbstractConnection
+
+    from sidecar.amqp.wire import Wire
+    from sidecar.ports import Copy
+
+REFUSED = "RabbitMQ refused it (basic.nack): the queue is full or unavailable"
+
+
+_STRING_OVERHEAD = 5  # the type octet and the length
+
+
+class Pending:
+    """Copies that were published together, and what the broker said of each."""
+
+    def __init__(self, copies: list[Copy], first_tag: int) -> None:
+        self.copies = copies
+        self.first_tag = first_tag
+        self.refusals: list[str | None] = [None] * len(copies)
+        self.open = len(copies)
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class Publisher:
+    """Publishes on a channel in confirm mode.
+
+    Args:
+        wire: the connection.
+        channel: the channel's number.
+        frame_max: the largest frame agreed on, in bytes.
+        confirm_timeout_seconds: a confirm that takes longer is not waited for; the session has to end then, for only
+            the end of the connection settles what became of the copy.
+        on_silence: called when confirms failed to come.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        channel: int,
+        frame_max: int,
+        *,
+        confirm_timeout_seconds: float,
+        on_silence: Callable[[str], None],
+    ) -> None:
+        self._wire = wire
+        self._channel = channel
+        self._frame_max = frame_max
+        self._confirm_timeout_seconds = confirm_timeout_seconds
+        self._on_silence = on_silence
+        self._next_tag = 1
+        self._open: dict[int, Pending] = {}  # by tag, ascending: a dict remembers insertion
+        self._returns: dict[bytes, str] = {}  # by token
+        self._lost: str | None = None
+
+    async def publish(self, copies: list[Copy]) -> list[str | None]:
+        """Publish mandatory copies and wait for each confirm.
+
+        Returns:
+            For each copy None when it is confirmed, otherwise why the broker didn't take it.
+
+        Raises:
+            BrokerError: the connection was lost before all confirms came.
+        """
+        if self._lost is not None:
+            raise BrokerError(self._lost)
+        pending = Pending(copies, self._next_tag)
+        self._next_tag += len(copies)
+        for tag in range(pending.first_tag, self._next_tag):
+            self._open[tag] = pending
+        try:
+            async with asyncio.timeout(self._confirm_timeout_seconds):
+                for copy in copies:
+                    self._wire.write(frames.publish(
+                        self._channel, copy.exchange, copy.routing_key, copy.properties, copy.body, self._frame_max
+                    ))  # fmt: skip
+                    if len(copy.body) > self._frame_max:
+                        await self._wire.drained()
+                await pending.done
+        except TimeoutError:
+            self._on_silence(f"RabbitMQ didn't confirm a dead letter within {self._confirm_timeout_seconds:g} s")
+            raise BrokerError("unconfirmed") from None
+        except ConnectionError as error:
+            raise BrokerError(f"connection lost: {error}") from error
+        return pending.refusals
+
+    def answered(self, answers: list[Confirm | Returned]) -> None:
+        """Take the broker's answers, in order: a return comes before the confirm of its copy."""
+        for answer in answers:
+            if isinstance(answer, Returned):
+                self._note_return(answer)
+            else:
+                self._note_confirm(answer)
+
+    def _note_return(self, returned: Returned) -> None:
+        why = f"unroutable: {returned.code} {returned.text}"
+        try:
+            value = header(returned.properties, TOKEN_HEADER)
+        except PropertiesError:
+            value = None
+        if value is not None:
+            self._returns[value[_STRING_OVERHEAD:]] = why
+        else:  # not to be known whose it is: then none that is open counts as taken
+            for tag, pending in self._open.items():
+                self._returns[pending.copies[tag - pending.first_tag].token] = why
+
+    def _note_confirm(self, confirm: Confirm) -> None:
+        if confirm.multiple:
+            tags = [tag for tag in self._open if tag <= confirm.tag or confirm.tag == 0]
+        else:
+            tags = [confirm.tag] if confirm.tag in self._open else []
+        for tag in tags:
+            pending = self._open.pop(tag)
+            at = tag - pending.first_tag
+            refusal = self._returns.pop(pending.copies[at].token, None)
+            if refusal is None and not confirm.positive:
+                refusal = REFUSED
+            pending.refusals[at] = refusal
+            pending.open -= 1
+            if not pending.open and not pending.done.done():
+                pending.done.set_result(None)
+
+    def lose(self, reason: str) -> None:
+        """Fail what is open: what became of it is unknown."""
+        self._lost = reason
+        for pending in dict.fromkeys(self._open.values()):
+            if not pending.done.done():
+                pending.done.set_exception(BrokerError(reason))
+        self._open.clear()
+
+
+async def open_publisher(
+    connection: AbstractConnection, wire: Wire, confirm_timeout_seconds: float, on_silence: Callable[[str], None]
+) -> tuple[Publisher, AbstractChannel]:
+    """Open a channel in confirm mode on `connection`; its answers are to be passed to `Publisher.answered`.
+
+    Args:
+        connection: from `sidecar.amqp.wire.connect`, with `wire`.
+        wire: the connection's.
+        confirm_timeout_seconds: see `Publisher`.
+        on_silence: see `Publisher`.
+    """
+    channel = await connection.channel(publisher_confirms=True)
+    wire.inbound.take_confirms(channel.number)
+    publisher = Publisher(
+        wire,
+        channel.number,
+        wire.inbound.frame_max,
+        confirm_timeout_seconds=confirm_timeout_seconds,
+        on_silence=on_silence,
+    )
+    return publisher, channel

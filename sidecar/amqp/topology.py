@@ -1,0 +1,124 @@
+"""What the sidecar needs on the broker: its queues, their dead-letter queues, an exchange to bind to.
+
+Under ``missing`` what exists is left as it is, whatever its arguments: it is looked for (passively) first, and declared
+only when it isn't there. Each look has a channel of its own, for a no closes the channel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
+
+from sidecar.errors import BrokerError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from aiormq.abc import AbstractChannel, AbstractConnection
+
+_UNLIMITED_DELIVERIES = 1_000_000_000
+"""Quorum queues drop a message at its 21st delivery by default (since 4.0); -1 isn't understood by all versions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """What to declare; the meaning of each is that of the setting of its name."""
+
+    queues: tuple[str, ...]
+    declare: bool = True
+    queue_type: str = "quorum"
+    queue_arguments: dict[str, object] = field(default_factory=dict)
+    exchange: str | None = None
+    exchange_type: str = "direct"
+    routing_keys: tuple[str, ...] = ()
+    binding_arguments: dict[str, object] = field(default_factory=dict)
+    dead_letter_exchange: str = ""
+    dead_letter_routing_key: str | None = None
+
+
+async def declare(connection: AbstractConnection, topology: Topology) -> None:
+    """Create what is absent, or, without `Topology.declare`, see that the queues are there.
+
+    Raises:
+        BrokerError: something is missing and not to be declared, or the broker refused.
+    """
+    for queue in topology.queues:
+        await _ensure_queue(connection, topology, queue, _work_arguments(topology))
+        if not topology.dead_letter_exchange:  # the default exchange: the routing key is a queue's name
+            dead = topology.dead_letter_routing_key or f"{queue}.dead"
+            await _ensure_queue(connection, topology, dead, _quorum_arguments())
+    if topology.exchange and topology.declare:
+        await _ensure_exchange(connection, topology, topology.exchange)
+        for queue in topology.queues:
+            await _bind(connection, topology, topology.exchange, queue)
+
+
+def _quorum_arguments() -> dict[str, object]:
+    return {"x-queue-type": "quorum", "x-delivery-limit": _UNLIMITED_DELIVERIES}
+
+
+def _work_arguments(topology: Topology) -> dict[str, object]:
+    base = _quorum_arguments() if topology.queue_type == "quorum" else {"x-queue-type": topology.queue_type}
+    return {**base, **topology.queue_arguments}
+
+
+async def _ensure_queue(
+    connection: AbstractConnection, topology: Topology, name: str, arguments: dict[str, object]
+) -> None:
+    if await _found(connection, lambda channel: channel.queue_declare(name, passive=True)):
+        return
+    if not topology.declare:
+        raise BrokerError(f"the queue {name!r} doesn't exist, and SIDECAR_AMQP_DECLARE=never forbids to create it")
+    await _do(
+        connection,
+        f"declare the queue {name!r}",
+        lambda channel: channel.queue_declare(name, durable=True, arguments=arguments),  # type: ignore[arg-type]
+    )
+
+
+async def _ensure_exchange(connection: AbstractConnection, topology: Topology, name: str) -> None:
+    if await _found(connection, lambda channel: channel.exchange_declare(exchange=name, passive=True)):
+        return
+    await _do(
+        connection,
+        f"declare the exchange {name!r}",
+        lambda channel: channel.exchange_declare(
+            exchange=name, exchange_type=topology.exchange_type, durable=True
+        ),
+    )
+
+
+async def _bind(connection: AbstractConnection, topology: Topology, exchange: str, queue: str) -> None:
+    for routing_key in topology.routing_keys or (queue,):
+        await _do(
+            connection,
+            f"bind the queue {queue!r} to the exchange {exchange!r}",
+            lambda channel, key=routing_key: channel.queue_bind(  # type: ignore[misc]
+                queue, exchange, key, arguments=topology.binding_arguments
+            ),
+        )
+
+
+async def _found(connection: AbstractConnection, look: Callable[[AbstractChannel], Awaitable[object]]) -> bool:
+    channel = await connection.channel(publisher_confirms=False)
+    try:
+        await look(channel)
+    except ChannelNotFoundEntity:
+        return False
+    except AMQPError as error:
+        raise BrokerError(f"RabbitMQ refused a passive declare: {error}") from error
+    await channel.close()
+    return True
+
+
+async def _do(
+    connection: AbstractConnection, what: str, act: Callable[[AbstractChannel], Awaitable[object]]
+) -> None:
+    channel = await connection.channel(publisher_confirms=False)
+    try:
+        await act(channel)
+    except AMQPError as error:
+        raise BrokerError(f"RabbitMQ refused to {what}: {error}") from error
+    await channel.close()

@@ -1,0 +1,199 @@
+"""Between the socket and aiormq: a protocol of ours that sees the bytes first.
+
+aiormq offers `transport_factory` for this. What `Inbound` takes for us never reaches aiormq; the rest does, frame by
+frame, so that RPCs, heartbeats and closes work as ever on the same connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import aiormq
+from aiormq.connection import TransportFactory
+from aiormq.exceptions import AMQPConnectionError
+
+from sidecar.core.frames import HEARTBEAT, Inbound
+from sidecar.errors import WireError
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
+    from aiormq.abc import AbstractConnection
+    from yarl import URL
+
+    from sidecar.core.frames import Taken
+
+# What it has to say about a lost connection we say ourselves, once and with the reason; its debug lines hold bodies.
+logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+
+_HEARTBEAT_SECONDS = 5.0
+_UNLIMITED = 1 << 40
+
+
+class Wire(asyncio.StreamReaderProtocol):
+    """The protocol on a connection's transport.
+
+    Args:
+        on_taken: gets what was taken out of a piece of the stream, synchronously.
+        on_lost: gets the reason once the connection can't be used any more.
+
+    Attributes:
+        inbound: says what is taken.
+    """
+
+    def __init__(self, on_taken: Callable[[Taken], None], on_lost: Callable[[str], None]) -> None:
+        loop = asyncio.get_running_loop()
+        # Without a limit the reader never pauses the transport: pausing has one owner, and that is not aiormq.
+        self.reader = asyncio.StreamReader(limit=_UNLIMITED, loop=loop)
+        super().__init__(self.reader, loop=loop)
+        self.inbound = Inbound()
+        self._on_taken = on_taken
+        self._on_lost = on_lost
+        self._passed_at = loop.time()
+        self._transport: asyncio.Transport | None = None
+        self._clock = loop.time
+        self._closing: str | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport: acks and copies are written to it directly."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are none by inheritance
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what is ours, pass the rest on."""
+        if self._closing is not None:
+            return
+        try:
+            taken = self.inbound.feed(data)
+        except WireError as error:
+            self._closing = f"RabbitMQ sent something that is not AMQP: {error}"
+            if self._transport is not None:
+                self._transport.abort()
+            return
+        if taken.passed:
+            super().data_received(taken.passed)
+        if taken.messages or taken.answers:
+            self._on_taken(taken)
+            # The broker sends no heartbeats while it sends deliveries; aiormq, which sees none of them, would
+            # take the connection for dead after three heartbeats.
+            now = self._clock()
+            if now - self._passed_at > _HEARTBEAT_SECONDS:
+                self._passed_at = now
+                super().data_received(HEARTBEAT)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell what happened; aiormq learns of it in its own way."""
+        super().connection_lost(exc)
+        self._on_lost(self._closing or (f"connection lost: {exc}" if exc else "connection closed by RabbitMQ"))
+
+    def write(self, frames: bytes | list[bytes]) -> None:
+        """Write whole frames. Between two frames of aiormq's they are always in place: it writes whole ones too."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if isinstance(frames, bytes):
+            transport.write(frames)
+        else:
+            transport.writelines(frames)
+
+    async def drained(self) -> None:
+        """Wait until the socket has taken most of what was written.
+
+        Raises:
+            ConnectionError: the connection was lost.
+        """
+        await self._drain_helper()  # type: ignore[attr-defined] # asyncio's own flow control, as StreamWriter uses it
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class WireFactory(TransportFactory):
+    """Gives aiormq a stream behind a `Wire`.
+
+    Args:
+        on_taken: see `Wire`.
+        on_lost: see `Wire`.
+        connect_timeout_seconds: how long to wait for the TCP and TLS handshakes.
+
+    Attributes:
+        wire: the protocol of the connection, once there is one.
+    """
+
+    def __init__(
+        self,
+        on_taken: Callable[[Taken], None],
+        on_lost: Callable[[str], None],
+        *,
+        connect_timeout_seconds: float = 10.0,
+    ) -> None:
+        self._on_taken = on_taken
+        self._on_lost = on_lost
+        self._connect_timeout_seconds = connect_timeout_seconds
+        self.wire: Wire | None = None
+
+    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:  # noqa: ANN401
+        """Connect, with TLS for ``amqps``.
+
+        Raises:
+            AMQPConnectionError: no connection could be made.
+        """
+        provider = kwargs.pop("ssl_context_provider")
+        context = await provider.get_context() if url.scheme == "amqps" else None
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_timeout_seconds):
+                transport, wire = await loop.create_connection(
+                    lambda: Wire(self._on_taken, self._on_lost), url.host, url.port, ssl=context
+                )
+        except TimeoutError as error:
+            raise AMQPConnectionError(f"no connection within {self._connect_timeout_seconds:g} s") from error
+        except OSError as error:
+            raise AMQPConnectionError(*error.args) from error
+        self.wire = wire
+        return wire.reader, asyncio.StreamWriter(transport, wire, wire.reader, loop)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """How to reach a broker, but for its URL.
+
+    Attributes:
+        timeout_seconds: for the TCP and TLS handshakes, and again for that of AMQP.
+        tls: for ``amqps``; without it the system's authorities are trusted.
+    """
+
+    timeout_seconds: float = 10.0
+    tls: ssl.SSLContext | None = None
+
+
+async def connect(
+    url: URL, purpose: str, on_taken: Callable[[Taken], None], on_lost: Callable[[str], None], reach: Reach
+) -> tuple[AbstractConnection, Wire]:
+    """Open a connection whose stream we see first.
+
+    Args:
+        url: of the broker.
+        purpose: tells the connection from others in the broker's list of them.
+        on_taken: see `Wire`.
+        on_lost: see `Wire`.
+        reach: how.
+
+    Raises:
+        AMQPError, OSError, TimeoutError: it can't be reached, or refuses the login or the virtual host.
+    """
+    factory = WireFactory(on_taken, on_lost, connect_timeout_seconds=reach.timeout_seconds)
+    named = url if "name" in url.query else url.update_query(name=f"sidecar {purpose}")
+    connection = aiormq.Connection(named, context=reach.tls, transport_factory=factory)
+    async with asyncio.timeout(reach.timeout_seconds):
+        await connection.connect()
+    wire = factory.wire
+    assert wire is not None
+    wire.inbound.frame_max = connection.connection_tune.frame_max or 0
+    return connection, wire

@@ -1,0 +1,1 @@
+"""Elasticsearch at the wire: the only home of its client library."""
