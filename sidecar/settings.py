@@ -1,0 +1,201 @@
+"""``SIDECAR_*`` → frozen, typed settings; every problem at once, and no secret in any of them.
+
+pydantic-settings reads and checks them: it is what Python services use for this, and knows ``.env`` files and errors by
+the field. What it can't know (units, hints for misspelt names, settings against each other) is here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from yarl import URL
+
+from sidecar.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX = "SIDECAR_"
+_KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_.+)?$|_PORT$|_PORT_.+$")
+_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+_SIZE_UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+_NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+MAX_PREFETCH = 65_535
+"""The prefetch of ``basic.qos`` is 16 bits wide."""
+
+
+def _duration(value: object) -> object:
+    return _with_unit(value, _DURATION_UNITS, "a duration such as 500ms, 1s, 5m, or seconds")
+
+
+def _size(value: object) -> object:
+    number = _with_unit(value, _SIZE_UNITS, "a size such as 5MiB, 10MB, or bytes")
+    return int(number) if isinstance(number, float) else number
+
+
+def _with_unit(value: object, units: Mapping[str, float], wanted: str) -> object:
+    if not isinstance(value, str):
+        return value
+    match = _NUMBER.fullmatch(value)
+    unit = units.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise ValueError(f"must be {wanted}")
+    return float(match[1]) * unit
+
+
+def _split(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
+Bytes = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+
+
+class Settings(BaseSettings):
+    """All settings of ``sidecar run``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True, env_ignore_empty=True
+    )
+
+    amqp_url: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (SecretStr("amqp://guest:guest@localhost:5672/"),),
+        description="one or more, comma-separated; tried in turn on reconnect; `amqps://` for TLS",
+    )
+    amqp_queue: Words = Field(description="one or more queues, comma-separated; all feed the same aggregator")
+    amqp_declare: Literal["missing", "never"] = Field(
+        "missing",
+        description="`missing`: create what is absent, never fail over arguments of what exists; "
+        "`never`: everything must exist",
+    )
+    amqp_queue_type: Literal["classic", "quorum"] = Field(
+        "quorum", description="type of a queue that the sidecar creates; dead-letter queues are quorum always"
+    )
+    amqp_queue_arguments: dict[str, Any] = Field({}, description="JSON object, for the work queue only")
+    amqp_consumer_arguments: dict[str, Any] = Field({}, description="JSON object (priority, …)")
+    amqp_exchange: str | None = Field(None, description="exchange to create and bind to")
+    amqp_exchange_type: str = Field("direct", description="`direct`, `fanout`, `topic`, `headers`, or a plug-in's")
+    amqp_routing_keys: Words = Field((), description="comma-separated binding keys; the queue's name by default")
+    amqp_binding_arguments: dict[str, Any] = Field({}, description="JSON object (headers exchange)")
+    amqp_prefetch: int | None = Field(
+        None, gt=0, description="deliveries unsettled at once; derived from batch size and concurrency"
+    )
+    elasticsearch_url: Words = Field(
+        ("http://localhost:9200",), description="one or more, comma-separated; Elasticsearch 8 and 9"
+    )
+    elasticsearch_username: str | None = Field(None, description="basic authentication")
+    elasticsearch_password: SecretStr | None = Field(None, description="basic authentication")
+    index: str = Field(description="where documents go: index, alias or data stream")
+    action: Literal["index", "create"] = Field("index", description="`index` or `create`")
+    id: Literal["auto", "none"] = Field(
+        "auto", description="`auto`: the `message_id` property where there is one, otherwise Elasticsearch's own; `none`"
+    )
+    batch_max_items: int = Field(1000, gt=0, description="completion by count, in messages")
+    batch_max_bytes: Bytes = Field(5 * 1024 * 1024, description="completion by size of the request body")
+    batch_max_age: Seconds = Field(1.0, description="completion by age of the *first* item")
+    bulk_concurrency: int = Field(
+        4, gt=0, description="most requests in flight; the adaptive limit moves between 1 and this"
+    )
+    bulk_timeout: Seconds = Field(60.0, description="one request")
+    bulk_compress: bool = Field(default=False, description="gzip")
+    retry_max_attempts: int = Field(5, gt=0, description="counted attempts in place")
+    retry_delay_min: Seconds = Field(0.5, description="backoff: the bound of the first pause; doubled, full jitter")
+    retry_delay_max: Seconds = Field(30.0, description="backoff: what the bound doesn't exceed")
+    dead_letter_exchange: str = Field("", description="where rejects go; the default exchange if empty")
+    dead_letter_routing_key: str | None = Field(None, description="`<queue>.dead` by default")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least level shown")
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal")
+    shutdown_timeout: Seconds = Field(25.0, description="the drain")
+
+    @property
+    def prefetch(self) -> int:
+        """The prefetch: given, or room for all batches in flight, the next one, and one that waits for its acks."""
+        return self.amqp_prefetch or min(MAX_PREFETCH, self.batch_max_items * (self.bulk_concurrency + 2))
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Settings:
+        problems = []
+        if not self.amqp_queue:
+            problems.append("SIDECAR_AMQP_QUEUE names no queue")
+        problems += self._prefetch_problems()
+        for name, urls, schemes in (
+            ("SIDECAR_AMQP_URL", [url.get_secret_value() for url in self.amqp_url], ("amqp", "amqps")),
+            ("SIDECAR_ELASTICSEARCH_URL", list(self.elasticsearch_url), ("http", "https")),
+        ):
+            problems += [f"{name} {why}" for url in urls if (why := _url_problem(url, schemes))]
+        if self.retry_delay_min > self.retry_delay_max:
+            problems.append("SIDECAR_RETRY_DELAY_MIN is above SIDECAR_RETRY_DELAY_MAX")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _prefetch_problems(self) -> list[str]:
+        needed = self.batch_max_items
+        if self.amqp_prefetch is not None and self.amqp_prefetch > MAX_PREFETCH:
+            return [f"SIDECAR_AMQP_PREFETCH is {self.amqp_prefetch}; the protocol takes at most {MAX_PREFETCH}"]
+        if self.prefetch < needed:
+            return [
+                f"the prefetch of {self.prefetch} can't fill a batch of {needed} (SIDECAR_BATCH_MAX_ITEMS): "
+                f"batches would only ever complete by age. "
+                f"Room for all is {needed} x (concurrency {self.bulk_concurrency} + 2) = "
+                f"{needed * (self.bulk_concurrency + 2)}"
+            ]
+        return []
+
+
+def _url_problem(text: str, schemes: tuple[str, ...]) -> str | None:
+    try:
+        url = URL(text)
+        _ = url.port
+    except ValueError:
+        return "is not a URL"
+    if url.scheme not in schemes or not url.host:
+        return f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)} and name a host"
+    return None
+
+
+def load(environment: Mapping[str, str]) -> Settings:
+    """Return the settings in `environment` (and ``.env``).
+
+    Raises:
+        ConfigError: with every problem, none of them quoting a value.
+    """
+    problems = _unknown_names(environment)
+    try:
+        settings = Settings()  # type: ignore[call-arg]
+    except ValidationError as error:
+        raise ConfigError(problems + _explain(error)) from None
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def _unknown_names(environment: Mapping[str, str]) -> list[str]:
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    problems = []
+    for name in environment:
+        if not name.startswith(PREFIX) or name in known or _KUBERNETES.search(name):
+            continue
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+        hint = f": did you mean {near[0]}?" if near else "; `sidecar config` lists what there is"
+        problems.append(f"{name} is no setting{hint}")
+    return problems
+
+
+def _explain(error: ValidationError) -> list[str]:
+    problems: list[str] = []
+    for fault in error.errors(include_url=False, include_input=False, include_context=False):
+        text = fault["msg"].removeprefix("Value error, ")
+        if not fault["loc"]:
+            problems += text.split("\n")
+            continue
+        name = PREFIX + str(fault["loc"][0]).upper()
+        problems.append(f"{name} is required" if fault["type"] == "missing" else f"{name}: {text}")
+    return problems
