@@ -37,6 +37,7 @@ class App:
         dice: the only source of chance.
         log: where state changes are told.
         shutdown_seconds: how long the end may take.
+        sink_unavailable: says why the sink can't be used now, or None; nothing is consumed before it can.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class App:
         dice: random.Random,
         log: FilteringBoundLogger,
         shutdown_seconds: float,
+        sink_unavailable: Callable[[], Awaitable[str | None]] | None = None,
     ) -> None:
         self.session: BrokerSession | None = None
         self._pipeline = pipeline
@@ -54,6 +56,7 @@ class App:
         self._dice = dice
         self._log = log
         self._shutdown_seconds = shutdown_seconds
+        self._sink_unavailable = sink_unavailable
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set, then drain: what was not stored goes back to the queue.
@@ -71,10 +74,27 @@ class App:
             await asyncio.wait([serving])
             await self._drain(deadline)
             work.cancel()
-        self._log.info("sidecar.stopped", **self._pipeline.account.summary())
+        account = self._pipeline.account
+        self._log.info("sidecar.stopped", **account.summary(), **account.work())
+
+    async def _await_sink(self) -> None:
+        """Wait for Elasticsearch before anything is consumed: what isn't here needs no holding."""
+        tries = 0
+        while self._sink_unavailable is not None and (reason := await self._sink_unavailable()) is not None:
+            tries += 1
+            if tries == 1:
+                self._log.warning("elasticsearch.unreachable", reason=reason)
+            await self._pause(tries)
+        if tries:
+            self._log.info("elasticsearch.reached", tries=tries)
+
+    async def _pause(self, tries: int) -> None:
+        pause = backoff_seconds(tries, self._dice.random(), RECONNECT_MIN_SECONDS, RECONNECT_MAX_SECONDS)
+        await asyncio.sleep(max(pause, RECONNECT_MIN_SECONDS / 4))
 
     async def _serve(self) -> None:
         """Hold a session with the broker, one after the other, for ever."""
+        await self._await_sink()
         tries = 0
         while True:
             try:
@@ -85,10 +105,7 @@ class App:
                     self._log.warning("amqp.unreachable", reason=str(error))
                 else:
                     self._log.debug("amqp.unreachable", reason=str(error), tries=tries)
-                pause = backoff_seconds(
-                    tries, self._dice.random(), RECONNECT_MIN_SECONDS, RECONNECT_MAX_SECONDS
-                )
-                await asyncio.sleep(max(pause, RECONNECT_MIN_SECONDS / 4))
+                await self._pause(tries)
                 continue
             self.session = session
             self._pipeline.attach(session)

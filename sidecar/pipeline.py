@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
@@ -42,8 +42,30 @@ if TYPE_CHECKING:
     from sidecar.ports import Answer, BrokerSession, Sink
 
 OK = 200
+STORED_STATUSES = frozenset({200, 201})
 _LETTERS_AT_ONCE = 500
+_THROTTLED_LOG_SECONDS = 10.0
 _WITHHELD_SHARE = 0.75  # of the prefetch: beyond it acks are written singly, or the broker would stop delivering
+
+
+_OUTCOMES = {
+    Verdict.ACK: "noop",
+    Verdict.CONFLICT: "conflict",
+    Verdict.THROTTLED: "too_many",
+    Verdict.WAIT: "failed_client",
+    Verdict.COUNTED: "failed_server",
+    Verdict.DEAD_LETTER: "failed_client",
+}
+"""How the documents of a verdict are counted."""
+
+
+class _Fates(NamedTuple):
+    """The messages of one answer, by what happens to them next."""
+
+    stored: list[Message]
+    throttled: list[Message]
+    later: list[Message]
+    letters: list[Letter]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +128,7 @@ class Pipeline:
         self._session: BrokerSession | None = None
         self._wake = asyncio.Event()  # something changed that dispatch should look at
         self._letters_wake = asyncio.Event()
+        self._throttled_silent_until = 0.0
         self._draining = False
         self._drained = asyncio.Event()
 
@@ -339,43 +362,41 @@ class Pipeline:
 
     def _apply(self, batch: Batch, results: list[Result], sent_at: float) -> None:
         """Map each result to its own message: the reason why this program exists."""
-        stored: list[Message] = []
-        throttled: list[Message] = []
-        later: list[Message] = []
-        letters: list[Letter] = []
+        fates = self._sort(batch.messages, results)
+        if fates.throttled:
+            self._throttle(sent_at, len(fates.throttled) / len(results))
+            again = batch.again(fates.throttled)
+            if fates.stored:  # there is room, only not for all at once: no reason to wait ever longer
+                again.tries = 0
+            self._go_again(again, "throttled")
+        else:
+            self.pacing.stored()
+        if fates.later:
+            self._go_again(batch.again(fates.later), "failed")
+        if fates.stored:
+            self._store(fates.stored)
+        if fates.letters:
+            self._reject(fates.letters)
+
+    def _sort(self, messages: list[Message], results: list[Result]) -> _Fates:
+        fates = _Fates([], [], [], [])
         outcomes = self.account.documents
-        for message, result in zip(batch.messages, results, strict=True):
-            if result.status < 300:  # noqa: PLR2004 - the table's first row, without looking it up
-                stored.append(message)
+        for message, result in zip(messages, results, strict=True):
+            if result.status in STORED_STATUSES:  # most of them, without looking it up in the table
+                fates.stored.append(message)
                 outcomes["failure_store" if result.failure_store else "success"] += 1
                 continue
             rule = judge(result, self._plan.action)
-            if rule.verdict is Verdict.ACK:
-                stored.append(message)
-                outcomes["noop"] += 1
-            elif rule.verdict is Verdict.CONFLICT:
-                stored.append(message)
-                outcomes["conflict"] += 1
+            outcomes[_OUTCOMES[rule.verdict]] += 1
+            if rule.verdict in {Verdict.ACK, Verdict.CONFLICT}:
+                fates.stored.append(message)
             elif rule.verdict is Verdict.THROTTLED:
-                throttled.append(message)
-                outcomes["too_many"] += 1
-            elif rule.verdict is Verdict.WAIT or (rule.verdict is Verdict.COUNTED and self._may_try_again(message)):
-                later.append(message)
-                outcomes["failed_server"] += 1
+                fates.throttled.append(message)
+            elif rule.verdict is Verdict.WAIT or (self._may_try_again(message) and rule.verdict is Verdict.COUNTED):
+                fates.later.append(message)
             else:
-                letters.append(self._letter(message, result, rule))
-                outcomes["failed_client" if rule.verdict is Verdict.DEAD_LETTER else "failed_server"] += 1
-        if throttled:
-            self._throttle(sent_at)
-            self._go_again(batch.again(throttled), "throttled")
-        else:
-            self.pacing.stored()
-        if later:
-            self._go_again(batch.again(later), "failed")
-        if stored:
-            self._store(stored)
-        if letters:
-            self._reject(letters)
+                fates.letters.append(self._letter(message, result, rule))
+        return fates
 
     def _may_try_again(self, message: Message) -> bool:
         message.attempts += 1
@@ -387,9 +408,12 @@ class Pipeline:
         detail = bulk.blank(result.reason, message.body)
         return Letter(message, reason, detail, result.status, result.error_type)
 
-    def _throttle(self, sent_at: float, retry_after_seconds: float = 0.0) -> None:
-        if self.pacing.throttled(self._now(), sent_at, self._dice.random(), retry_after_seconds):
-            self._log.debug("elasticsearch.throttled", limit=int(self.pacing.limit))
+    def _throttle(self, sent_at: float, share: float, retry_after_seconds: float = 0.0) -> None:
+        if self.pacing.throttled(self._now(), sent_at, self._dice.random(), share, retry_after_seconds):
+            now = self._now()
+            if now >= self._throttled_silent_until:  # a line for a spell of it, not one for each request
+                self._throttled_silent_until = now + _THROTTLED_LOG_SECONDS
+                self._log.info("elasticsearch.throttled", limit=int(self.pacing.limit), share=round(share, 2))
 
     def _go_again(self, batch: Batch, reason: str) -> None:
         """Send a batch again after a backoff of its own."""
@@ -422,7 +446,7 @@ class Pipeline:
         self.account.requests[course.name.lower()] += 1
         if course is Course.THROTTLED:
             self._heard()
-            self._throttle(sent_at, answer.retry_after_seconds)
+            self._throttle(sent_at, 1.0, answer.retry_after_seconds)
             self._go_again(batch, "throttled")
         elif course is Course.SPLIT_SIZE:
             self._heard()

@@ -8,6 +8,7 @@ and its original would be lost.)
 from __future__ import annotations
 
 import asyncio
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from sidecar.core import frames
@@ -26,23 +27,24 @@ if TYPE_CHECKING:
 
 REFUSED = "RabbitMQ refused it (basic.nack): the queue is full or unavailable"
 
-
 _STRING_OVERHEAD = 5  # the type octet and the length
+_WRITE_BYTES = 64 * 1024
+"""So much is written at once: a system call for each small message would cost more than all the rest."""
 
 
 class Pending:
     """Copies that were published together, and what the broker said of each."""
 
-    def __init__(self, copies: list[Copy], first_tag: int) -> None:
+    def __init__(self, copies: list[Copy]) -> None:
         self.copies = copies
-        self.first_tag = first_tag
+        self.first_tag = 0  # until they are written
         self.refusals: list[str | None] = [None] * len(copies)
         self.open = len(copies)
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class Publisher:
-    """Publishes on a channel in confirm mode.
+    """Publishes on a channel in confirm mode; several calls at once make a pipeline.
 
     Args:
         wire: the connection.
@@ -68,6 +70,7 @@ class Publisher:
         self._confirm_timeout_seconds = confirm_timeout_seconds
         self._on_silence = on_silence
         self._next_tag = 1
+        self._writing = asyncio.Lock()  # the broker numbers what it gets: tags and frames have one order
         self._open: dict[int, Pending] = {}  # by tag, ascending: a dict remembers insertion
         self._returns: dict[bytes, str] = {}  # by token
         self._lost: str | None = None
@@ -83,25 +86,39 @@ class Publisher:
         """
         if self._lost is not None:
             raise BrokerError(self._lost)
-        pending = Pending(copies, self._next_tag)
-        self._next_tag += len(copies)
-        for tag in range(pending.first_tag, self._next_tag):
-            self._open[tag] = pending
+        pending = Pending(copies)
         try:
             async with asyncio.timeout(self._confirm_timeout_seconds):
-                for copy in copies:
-                    self._wire.write(frames.publish(
-                        self._channel, copy.exchange, copy.routing_key, copy.properties, copy.body, self._frame_max
-                    ))  # fmt: skip
-                    if len(copy.body) > self._frame_max:
-                        await self._wire.drained()
+                async with self._writing:
+                    if self._lost is not None:  # while this waited its turn
+                        raise BrokerError(self._lost)
+                    await self._write(pending)
                 await pending.done
         except TimeoutError:
-            self._on_silence(f"RabbitMQ didn't confirm a dead letter within {self._confirm_timeout_seconds:g} s")
+            self._on_silence(f"RabbitMQ didn't confirm a message within {self._confirm_timeout_seconds:g} s")
             raise BrokerError("unconfirmed") from None
         except ConnectionError as error:
             raise BrokerError(f"connection lost: {error}") from error
         return pending.refusals
+
+    async def _write(self, pending: Pending) -> None:
+        """Write the frames of all copies, never more ahead of the socket than it takes."""
+        pending.first_tag = self._next_tag
+        frames_due: list[bytes] = []
+        bytes_due = 0
+        for copy in pending.copies:
+            frames_due += frames.publish(
+                self._channel, copy.exchange, copy.routing_key, copy.properties, copy.body, self._frame_max
+            )
+            bytes_due += len(copy.properties) + len(copy.body)
+            self._open[self._next_tag] = pending
+            self._next_tag += 1
+            if bytes_due >= _WRITE_BYTES:
+                self._wire.write(frames_due)
+                frames_due, bytes_due = [], 0
+                await self._wire.drained()
+        if frames_due:
+            self._wire.write(frames_due)
 
     def answered(self, answers: list[Confirm | Returned]) -> None:
         """Take the broker's answers, in order: a return comes before the confirm of its copy."""
@@ -121,11 +138,12 @@ class Publisher:
             self._returns[value[_STRING_OVERHEAD:]] = why
         else:  # not to be known whose it is: then none that is open counts as taken
             for tag, pending in self._open.items():
-                self._returns[pending.copies[tag - pending.first_tag].token] = why
+                pending.refusals[tag - pending.first_tag] = why
 
     def _note_confirm(self, confirm: Confirm) -> None:
         if confirm.multiple:
-            tags = [tag for tag in self._open if tag <= confirm.tag or confirm.tag == 0]
+            last = confirm.tag or self._next_tag
+            tags = list(takewhile(lambda tag: tag <= last, self._open))  # not all that is open, for each confirm
         else:
             tags = [confirm.tag] if confirm.tag in self._open else []
         for tag in tags:
@@ -134,7 +152,7 @@ class Publisher:
             refusal = self._returns.pop(pending.copies[at].token, None)
             if refusal is None and not confirm.positive:
                 refusal = REFUSED
-            pending.refusals[at] = refusal
+            pending.refusals[at] = pending.refusals[at] or refusal
             pending.open -= 1
             if not pending.open and not pending.done.done():
                 pending.done.set_result(None)
@@ -145,6 +163,7 @@ class Publisher:
         for pending in dict.fromkeys(self._open.values()):
             if not pending.done.done():
                 pending.done.set_exception(BrokerError(reason))
+                pending.done.exception()  # seen: whoever waits gets it, but it may be that nobody does any more
         self._open.clear()
 
 

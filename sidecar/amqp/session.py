@@ -183,7 +183,12 @@ class Session:
         for connection in (self._publishing, self._consuming):
             if connection is not None:
                 with suppress(*_FAILURES, TimeoutError):
-                    await connection.close(timeout=_CLOSE_SECONDS)
+                    async with asyncio.timeout(_CLOSE_SECONDS):
+                        await connection.close()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Drop both connections without a word."""
         for wire in (self._publish_wire, self._consume_wire):
             if wire is not None:
                 wire.abort()
@@ -204,13 +209,16 @@ async def open_session(urls: tuple[str, ...], connecting: Connecting, receive: R
             failures.append(str(error))
         except TimeoutError:
             failures.append(f"{censor_url(URL(text))}: no answer within {connecting.reach.timeout_seconds:g} s")
+        except asyncio.CancelledError:
+            session.abandon()
+            raise
         else:
             return session
         await session.close()
     raise BrokerError("; ".join(failures))
 
 
-def _never_called(_: object) -> None:
+async def _never_called(_: object) -> None:
     """Deliveries are taken off the wire before aiormq sees them."""
 
 

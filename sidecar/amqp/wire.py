@@ -150,7 +150,7 @@ class WireFactory(TransportFactory):
         try:
             async with asyncio.timeout(self._connect_timeout_seconds):
                 transport, wire = await loop.create_connection(
-                    lambda: Wire(self._on_taken, self._on_lost), url.host, url.port, ssl=context
+                    lambda: Wire(self._on_taken, self._on_lost), url.host or "", url.port or 0, ssl=context
                 )
         except TimeoutError as error:
             raise AMQPConnectionError(f"no connection within {self._connect_timeout_seconds:g} s") from error

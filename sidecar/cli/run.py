@@ -67,6 +67,7 @@ async def _run(settings: Settings, log: FilteringBoundLogger) -> None:
         dice=dice,
         log=log,
         shutdown_seconds=settings.shutdown_timeout,
+        sink_unavailable=sink.unavailable,
     )
     try:
         await app.run(stop)

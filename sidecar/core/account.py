@@ -47,5 +47,15 @@ class Account:
 
     def summary(self) -> dict[str, int]:
         """Return the account as it is told at the end."""
-        verdicts = {verdict: self.total(verdict) for verdict in SETTLED}
-        return {"received": self.received.total(), **verdicts, "in_flight": self.in_flight}
+        verdicts: dict[str, int] = {verdict: self.total(verdict) for verdict in SETTLED}
+        return {"received": self.received.total()} | verdicts | {"in_flight": self.in_flight}
+
+    def work(self) -> dict[str, dict[str, int]]:
+        """Return how the work was done, as it is told at the end."""
+        return {
+            "documents": dict(self.documents),
+            "batches": dict(self.batches),
+            "requests": dict(self.requests),
+            "retries": dict(self.retries),
+            "splits": dict(self.splits),
+        }

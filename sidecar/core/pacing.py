@@ -57,7 +57,7 @@ class Pacing:
         self._delay_min_seconds = delay_min_seconds
         self._delay_max_seconds = delay_max_seconds
         self._pause_until = 0.0
-        self._throttled_in_a_row = 0
+        self._refused_in_a_row = 0
         self._slowed_at = -1.0
         self._probes = 0
         self._probing = False
@@ -91,26 +91,34 @@ class Pacing:
 
     def stored(self) -> None:
         """Note a request of which nothing was refused for lack of room: a bit more may be in flight."""
-        self._throttled_in_a_row = 0
+        self._refused_in_a_row = 0
         self.limit = min(float(self._most_requests), self.limit + 1.0 / self.limit)
 
-    def throttled(self, now: float, sent_at: float, roll: float, retry_after_seconds: float = 0.0) -> bool:
+    def throttled(
+        self, now: float, sent_at: float, roll: float, share: float, retry_after_seconds: float = 0.0
+    ) -> bool:
         """Note a 429 (of a request or of items); return whether that was news.
 
         Requests that left before the last slowing down say nothing new: only one decrease for what was in flight.
+
+        Args:
+            now: seconds of the loop's clock.
+            sent_at: when the request left, by the same clock.
+            roll: a uniform number from 0 to 1.
+            share: of the request's items that were refused. Where some were taken there is progress, and the pause is
+                short; it grows only as long as nothing is taken at all.
+            retry_after_seconds: the least pause that Elasticsearch asks for.
         """
         if sent_at <= self._slowed_at:
             return False
         self._slowed_at = now
-        self._throttled_in_a_row += 1
+        self._refused_in_a_row = self._refused_in_a_row + 1 if share >= 1.0 else 0
         self.limit = max(1.0, self.limit / 2)
-        pause = backoff_seconds(self._throttled_in_a_row, roll, self._delay_min_seconds, self._delay_max_seconds)
+        pause = share * backoff_seconds(
+            max(1, self._refused_in_a_row), roll, self._delay_min_seconds, self._delay_max_seconds
+        )
         self._pause_until = max(self._pause_until, now + max(pause, retry_after_seconds))
         return True
-
-    def retry_at(self, now: float, tries: int, roll: float) -> float:
-        """Return when items that were refused may go again, in seconds of the loop's clock."""
-        return now + backoff_seconds(tries, roll, self._delay_min_seconds, self._delay_max_seconds)
 
     def hold(self, now: float, reason: str, roll: float, *, was_probe: bool, retry_after_seconds: float = 0.0) -> bool:
         """Note that Elasticsearch is away or refuses everything; return whether the hold is new or has a new reason."""

@@ -81,13 +81,14 @@ ITEM_RULES = (
     _rule("400", "", "", _DEAD, "rejected", "the document or its action can't be stored, now or later"),
     _rule("500 501 502 504 505 506 507 508 510 511", "", "", Verdict.COUNTED, why="a failure inside Elasticsearch"),
 )  # fmt: skip
+_NOT_FOUND = 404
 _DELETE_OF_NOTHING = _rule("404", "", "delete", _ACK, why="there is nothing to delete")
 _OTHERWISE = _rule("", "", "", _DEAD, "rejected", "an answer that the table doesn't know")
 
 
 def judge(result: Result, action: str) -> Rule:
     """Return the rule for one item's result."""
-    if result.status == 404 and not result.error_type and action == "delete":  # noqa: PLR2004
+    if result.status == _NOT_FOUND and not result.error_type and action == "delete":
         return _DELETE_OF_NOTHING
     for rule in ITEM_RULES:
         if (
@@ -99,6 +100,8 @@ def judge(result: Result, action: str) -> Rule:
     return _OTHERWISE
 
 
+_REDIRECTS, _BAD_REQUEST, _TOO_LARGE, _TOO_MANY = 300, 400, 413, 429
+_AWAY = frozenset({502, 503, 504})
 _CONFIGURATION_FAULTS = frozenset({"media_type_header_exception", "content_type_header_exception"})
 _UNKNOWN_PARAMETER = "unrecognized parameter"
 
@@ -106,14 +109,14 @@ _UNKNOWN_PARAMETER = "unrecognized parameter"
 def judge_request(fault: Fault) -> Course:
     """Return what follows when a request was answered with something else than results."""
     status = fault.status
-    if status in (429,):
+    if status == _TOO_MANY:
         return Course.THROTTLED
-    if status in (502, 503, 504) or status < 300:  # noqa: PLR2004 - a success without results can't be read
+    if status in _AWAY or status < _REDIRECTS:  # a success without results can't be read
         return Course.UNKNOWN
-    if status == 413:  # noqa: PLR2004
+    if status == _TOO_LARGE:
         return Course.SPLIT_SIZE
     if (
-        status == 400  # noqa: PLR2004
+        status == _BAD_REQUEST
         and fault.error_type
         and fault.error_type not in _CONFIGURATION_FAULTS
         and _UNKNOWN_PARAMETER not in fault.reason

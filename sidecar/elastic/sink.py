@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 for _name in ("elastic_transport", "elastic_transport.node", "elasticsearch"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
+_REFUSED_LOGIN = frozenset({401, 403})
+_NOT_THERE_YET = frozenset({502, 503, 504})
 _HEADERS = {"accept": ACCEPT, "content-type": CONTENT_TYPE}
 
 
@@ -91,13 +93,20 @@ class ElasticSink:
         """
         return await self._perform("POST", path, body, _HEADERS)
 
-    async def reachable(self) -> Answer:
-        """Ask for something that costs nothing and needs no privilege, only a login.
+    async def unavailable(self) -> str | None:
+        """Return why Elasticsearch can't be used now; None when it answers.
 
-        Raises:
-            SinkError: no answer came.
+        Asks for what costs nothing and needs no privilege, only a login.
         """
-        return await self._perform("HEAD", "/", None, {"accept": ACCEPT})
+        try:
+            answer = await self._perform("GET", "/", None, {"accept": ACCEPT})
+        except SinkError as error:
+            return str(error)
+        if answer.status in _REFUSED_LOGIN:
+            return f"Elasticsearch answered {answer.status}: it doesn't accept the login"
+        if answer.status in _NOT_THERE_YET:
+            return f"Elasticsearch answered {answer.status}: it is not there yet"
+        return None
 
     async def _perform(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
         try:
@@ -118,6 +127,6 @@ class ElasticSink:
 
 def _retry_after(headers: HttpHeaders) -> float:
     try:
-        return max(0.0, float(headers.get("retry-after", "0")))
+        return max(0.0, float(headers.get("retry-after") or 0))
     except ValueError:  # a date, which Elasticsearch doesn't send
         return 0.0
