@@ -1,0 +1,61 @@
+# Everything that a developer or a machine runs. `make` alone says what there is.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/.complete
+SEEDS ?= 2000
+
+.PHONY: help setup provision demo test test-unit test-full lint format bench up down logs clean
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## create the virtual environment
+
+$(STAMP): requirements/test.txt pyproject.toml scripts/setup
+	scripts/setup $(VENV)
+	touch $@
+
+provision: $(STAMP) ## get the real servers (RabbitMQ, Elasticsearch), where they are missing
+	$(PYTHON) -m devstack provision
+
+demo: provision ## 20,000 messages through real servers, with a checked account; KEEP=1 leaves it running
+	$(PYTHON) -m demo
+
+lint: $(STAMP) ## style, types, import rules
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+test: lint provision ## everything short, with real servers
+	$(PYTHON) -m pytest -m "not full"
+
+test-unit: $(STAMP) ## what needs no servers, in seconds
+	$(PYTHON) -m pytest -m "not server and not full"
+
+test-full: lint provision ## what takes long as well
+	TEST_THOROUGHNESS=10 $(PYTHON) -m pytest
+
+format: $(STAMP) ## put the code in shape
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(STAMP) ## what a message costs on the pure path
+	$(PYTHON) -m bench.path
+
+up: ## the stack in containers, by Docker Compose
+	docker compose -f deploy/compose.yaml up --build --detach
+
+down: ## end it, and forget its data
+	docker compose -f deploy/compose.yaml down --volumes
+
+logs: ## follow the sidecar's log
+	docker compose -f deploy/compose.yaml logs --follow sidecar
+
+clean: ## remove what was made here
+	rm -rf $(VENV) .servers .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
