@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     Connect = Callable[[Receive], Awaitable[BrokerSession]]
 
 RECONNECT_MIN_SECONDS = 1.0
-RECONNECT_MAX_SECONDS = 15.0
+RECONNECT_MAX_SECONDS = 5.0
 _CLOSING_SECONDS = 2.0
-_SENDING_SHARE = 0.8  # of the shutdown time: what is in flight then, and closing, take the rest
+_SENDING_SHARE = 0.8  # of the shutdown time: what is in flight then is still waited for
+_ANSWERS_SHARE = 0.92  # of the shutdown time: giving back and closing take the rest
 
 
 class App:
@@ -130,7 +131,10 @@ class App:
             return
         try:
             await session.cancel()
-            await self._pipeline.drain(deadline - self._shutdown_seconds * (1 - _SENDING_SHARE))
+            asked_at = deadline - self._shutdown_seconds
+            await self._pipeline.drain(
+                asked_at + self._shutdown_seconds * _SENDING_SHARE, asked_at + self._shutdown_seconds * _ANSWERS_SHARE
+            )
         except BrokerError as error:
             self._log.warning("amqp.lost", reason=str(error))
         if session.lost.done():

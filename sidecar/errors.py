@@ -1,10 +1,10 @@
 """What can go wrong at the edges, as exceptions. Failures of single items are values, not exceptions.
 
-    SidecarError
-    ├── ConfigError     the settings are wrong (exit status 2)
-    ├── BrokerError     RabbitMQ is away, or refused something
-    │   └── WireError   bytes that are not AMQP 0-9-1
-    └── SinkError       a bulk request went without an answer: its outcome is unknown
+- `SidecarError`
+  - `ConfigError`: the settings are wrong (exit status 2)
+  - `BrokerError`: RabbitMQ is away, or refused something
+    - `WireError`: bytes that are not AMQP 0-9-1
+  - `SinkError`: a bulk request went without an answer, so its outcome is unknown
 """
 
 from __future__ import annotations

@@ -124,12 +124,13 @@ class Pipeline:
         self._burying = 0
         self._copies = 0
         self._in_flight: dict[asyncio.Task[None], Batch] = {}
-        self._answered_requests = 0
+        self._succeeded_sent_at = -1.0  # when the last request left that was answered item by item
         self._session: BrokerSession | None = None
         self._wake = asyncio.Event()  # something changed that dispatch should look at
         self._letters_wake = asyncio.Event()
         self._throttled_silent_until = 0.0
         self._draining = False
+        self._sending = True
         self._drained = asyncio.Event()
 
     # Life ------------------------------------------------------------------------------------------------------------
@@ -160,19 +161,27 @@ class Pipeline:
         self._letters = [letter for letter in self._letters if not letter.message.ledger.closed]
         self._release(dropped)
 
-    async def drain(self, deadline: float) -> None:
-        """Send what was admitted, as long as Elasticsearch takes it, until the loop's clock shows `deadline`.
+    async def drain(self, sending_until: float, deadline: float) -> None:
+        """Send what was admitted, as long as Elasticsearch takes it, and wait for the answers.
 
         Call it when no more deliveries come. What isn't stored when it returns is to be given back.
+
+        Args:
+            sending_until: nothing more is sent from then on, in seconds of the loop's clock. What is on its way is
+                still waited for: cut off, it would be stored and given back as well.
+            deadline: what isn't answered by then is cut off.
         """
         while not self._intake.empty():
             self._admit(self._intake.get_nowait())
         self._draining = True
         self._wake.set()
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(sending_until):
                 await self._drained.wait()
         except TimeoutError:
+            self._sending = False
+            if self._in_flight:
+                await asyncio.wait(list(self._in_flight), timeout=deadline - self._now())
             for task in self._in_flight:
                 task.cancel()
 
@@ -245,7 +254,7 @@ class Pipeline:
         while True:
             now = self._now()
             self._complete(now)
-            while (permit := self.pacing.permit(now, len(self._in_flight))) is not Permit.NOTHING:
+            while self._sending and (permit := self.pacing.permit(now, len(self._in_flight))) is not Permit.NOTHING:
                 probe = permit is Permit.PROBE
                 batch = self._outbox.take_probe() if probe else self._outbox.take(now)
                 if batch is None:
@@ -312,7 +321,7 @@ class Pipeline:
         messages = batch.messages
         if answer.status == OK and bulk.all_stored(answer.body, len(messages)):
             self._heard()
-            self._answered_requests += 1
+            self._succeeded_sent_at = max(self._succeeded_sent_at, sent_at)
             self.pacing.stored()
             self.account.requests["stored"] += 1
             self.account.documents["success"] += len(messages)
@@ -321,7 +330,7 @@ class Pipeline:
         results = bulk.results(answer.body, len(messages)) if answer.status == OK else None
         if results is not None:
             self._heard()
-            self._answered_requests += 1
+            self._succeeded_sent_at = max(self._succeeded_sent_at, sent_at)
             self.account.requests["partial"] += 1
             self._apply(batch, results, sent_at)
         else:
@@ -353,9 +362,21 @@ class Pipeline:
                 self.account.settle(ledger.queue, "ack" if verdict == "ack" else "dead_letter", count)
                 self._write_acks(session, ledger)
 
+    def _write_all_acks(self) -> None:
+        """Write the acks that wait behind a hole when a hold begins: it may take long until that is filled.
+
+        They would take up the room in which the broker can deliver something to probe with, run into its consumer
+        timeout, and be stored again if the session were lost.
+        """
+        session = self._session
+        if session is not None:
+            for ledger in session.ledgers:
+                self._write_acks(session, ledger)
+
     def _write_acks(self, session: BrokerSession, ledger: Ledger) -> None:
         settlements = ledger.collect()
-        if ledger.withheld > _WITHHELD_SHARE * session.prefetch:
+        held = self.pacing.held is not None or self.burying_held is not None
+        if held or ledger.withheld > _WITHHELD_SHARE * session.prefetch:
             settlements += ledger.collect(singly=True)
         if settlements:
             session.settle(ledger, settlements)
@@ -426,13 +447,13 @@ class Pipeline:
         self.account.retries[reason] += len(batch.messages)
         self._put_again(batch)
 
-    def _put_again(self, batch: Batch) -> None:
+    def _put_again(self, batch: Batch, *, first: bool = False) -> None:
         """Put a batch back, but for those of its messages whose epoch ended while it was away."""
         gone = [message for message in batch.messages if message.ledger.closed]
         if gone:
             batch = batch.again([message for message in batch.messages if not message.ledger.closed])
         if batch.messages:
-            self._outbox.put_again(batch)
+            self._outbox.put_again(batch, first=first)
         self._release(gone)
 
     def _refused(self, batch: Batch, answer: Answer, sent_at: float, *, probe: bool) -> None:
@@ -468,16 +489,17 @@ class Pipeline:
     def _split_fault(self, batch: Batch, fault: Fault, *, probe: bool) -> None:
         """Narrow down which item makes Elasticsearch refuse a request.
 
-        An item is blamed only when it failed alone and another request succeeded since: otherwise a fault of ours that
-        fails every request would empty the queue into the dead letters.
+        An item is blamed only when it failed alone and another request succeeded that was sent since the first refusal:
+        otherwise a fault of ours that fails every request would empty the queue into the dead letters. (Those that were
+        on their way when it began may still succeed, and say nothing.)
         """
         for message in batch.messages:
             message.unanswered = True  # Elasticsearch may have stored items that come before the one at fault
         if batch.suspected_at < 0:
-            batch.suspected_at = self._answered_requests
+            batch.suspected_at = self._now()
         if len(batch.messages) > 1:
             self._split(batch, "refused")
-        elif self._answered_requests > batch.suspected_at:
+        elif self._succeeded_sent_at >= batch.suspected_at:
             message = batch.messages[0]
             detail = bulk.blank(fault.reason, message.body)
             self._heard()
@@ -488,9 +510,12 @@ class Pipeline:
 
     def _split(self, batch: Batch, reason: str) -> None:
         self.account.splits[reason] += 1
-        for half in batch.halves():
+        # Halves of a refused request go first, depth before breadth: the item at fault is found, or a fault of ours
+        # noticed, after log₂ of its items. Breadth first, a fault that fails every request would cost one an item.
+        first = reason == "refused"
+        for half in reversed(batch.halves()) if first else batch.halves():
             half.ready_at = 0.0
-            self._put_again(half)
+            self._put_again(half, first=first)
 
     def _unanswered(self, batch: Batch, reason: str, *, probe: bool, retry_after_seconds: float = 0.0) -> None:
         """Deal with a request whose outcome is unknown: the same items go again when a probe was answered."""
@@ -501,8 +526,8 @@ class Pipeline:
             batch.unanswered += 1
         self._hold(reason, probe=probe, retry_after_seconds=retry_after_seconds)
         batch.ready_at = 0.0
-        if batch.unanswered <= 1:
-            self._put_again(batch)
+        if probe or batch.unanswered <= 1:
+            self._put_again(batch)  # a probe that fails says that the outage goes on: it counts against nobody
         elif len(batch.messages) > 1:
             # Probes passed since, and the same items fail again: there may be one that nobody survives.
             self._split(batch, "unanswered")
@@ -517,6 +542,7 @@ class Pipeline:
         )
         if news:
             self._log.warning("elasticsearch.held", reason=reason)
+            self._write_all_acks()
 
     # Dead letters ----------------------------------------------------------------------------------------------------
 
@@ -557,23 +583,33 @@ class Pipeline:
             self._burying = len(letters)
             try:
                 refusals = await session.publish([self._copy(letter, session.frame_max) for letter in letters])
-            except BrokerError:
+            except BrokerError as error:
+                # The session is gone. Should the copies be why (RabbitMQ closes the channel over an exchange that isn't
+                # there), the next session must live long enough to settle what is good.
+                tries += 1
+                if tries > 1:
+                    self._note_burying(str(error))
+                await self._pause_burying(tries)
                 continue
             finally:
                 self._burying = 0
             buried = [letter.message for letter, refusal in zip(letters, refusals, strict=True) if refusal is None]
-            self._ack([message for message in buried if not message.ledger.closed], "dead_letter")
+            # The end may have come while the copies were on their way: then the broker has the originals again.
+            self._ack([message for message in buried if message.ledger.holds(message)], "dead_letter")
             refused = [letter for letter, refusal in zip(letters, refusals, strict=True) if refusal is not None]
-            self._letters = [letter for letter in refused if not letter.message.ledger.closed] + self._letters
+            still_ours = [letter for letter in refused if letter.message.ledger.holds(letter.message)]
+            self._letters = still_ours + self._letters
             tries = tries + 1 if refused else 0
             self._note_burying(next((refusal for refusal in refusals if refusal is not None), None))
             if tries:
-                await asyncio.sleep(
-                    backoff_seconds(tries, 1.0, self._plan.retry_delay_min_seconds, self._plan.retry_delay_max_seconds)
-                )
+                await self._pause_burying(tries)
             if self._letters:
                 self._letters_wake.set()
             self._wake.set()
+
+    async def _pause_burying(self, tries: int) -> None:
+        plan = self._plan
+        await asyncio.sleep(backoff_seconds(tries, 1.0, plan.retry_delay_min_seconds, plan.retry_delay_max_seconds))
 
     def _note_burying(self, refusal: str | None) -> None:
         if refusal != self.burying_held:
@@ -582,6 +618,7 @@ class Pipeline:
                 self._log.info("dead_letters.resumed")
             else:
                 self._log.error("dead_letters.held", reason=refusal)
+                self._write_all_acks()
 
     def _copy(self, letter: Letter, frame_max: int) -> Copy:
         plan, message = self._plan, letter.message

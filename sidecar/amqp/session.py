@@ -1,7 +1,8 @@
 """One life of the connection to RabbitMQ: two connections, one to consume and one to publish dead letters.
 
 They share their fate: when either is lost, the session is, and everything unsettled goes back to the queues. Publishing
-has a connection of its own because a broker short of resources stops reading from connections that publish, acks and all.
+has a connection of its own because a broker short of resources stops reading from connections that publish, and would
+not see our acks either.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Connecting:
     prefetch: int
     consumer_arguments: dict[str, object] = field(default_factory=dict)
     confirm_timeout_seconds: float = 30.0
-    reach: Reach = Reach()
+    reach: Reach = field(default_factory=Reach)
 
 
 class Session:
@@ -143,6 +144,9 @@ class Session:
                 )
                 self._consumer_tags[ledger.channel] = ok.consumer_tag or ""
         except _FAILURES as error:
+            if isinstance(error, asyncio.CancelledError):
+                # Who consumes now is not known, so nobody could be cancelled: only the session's end stops it.
+                self._lose("cut off while consuming began")
             raise _translate(error, None) from error
 
     async def cancel(self) -> None:
@@ -151,6 +155,8 @@ class Session:
         Raises:
             BrokerError: the session was lost.
         """
+        if self.lost.done():
+            raise BrokerError(self.lost.result())
         try:
             for channel, tag in self._consumer_tags.items():
                 await self._channels[channel].basic_cancel(tag, timeout=_CLOSE_SECONDS)

@@ -49,6 +49,8 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
         if not topology.dead_letter_exchange:  # the default exchange: the routing key is a queue's name
             dead = topology.dead_letter_routing_key or f"{queue}.dead"
             await _ensure_queue(connection, topology, dead, _quorum_arguments())
+    if topology.dead_letter_exchange:
+        await _require_exchange(connection, topology.dead_letter_exchange)
     if topology.exchange and topology.declare:
         await _ensure_exchange(connection, topology, topology.exchange)
         for queue in topology.queues:
@@ -78,15 +80,21 @@ async def _ensure_queue(
     )
 
 
+async def _require_exchange(connection: AbstractConnection, name: str) -> None:
+    """See that an exchange is there: publishing to one that isn't closes the channel, again and again."""
+    if not await _found(connection, lambda channel: channel.exchange_declare(exchange=name, passive=True)):
+        raise BrokerError(
+            f"the dead-letter exchange {name!r} doesn't exist; declare it, or unset SIDECAR_DEAD_LETTER_EXCHANGE"
+        )
+
+
 async def _ensure_exchange(connection: AbstractConnection, topology: Topology, name: str) -> None:
     if await _found(connection, lambda channel: channel.exchange_declare(exchange=name, passive=True)):
         return
     await _do(
         connection,
         f"declare the exchange {name!r}",
-        lambda channel: channel.exchange_declare(
-            exchange=name, exchange_type=topology.exchange_type, durable=True
-        ),
+        lambda channel: channel.exchange_declare(exchange=name, exchange_type=topology.exchange_type, durable=True),
     )
 
 
@@ -113,9 +121,7 @@ async def _found(connection: AbstractConnection, look: Callable[[AbstractChannel
     return True
 
 
-async def _do(
-    connection: AbstractConnection, what: str, act: Callable[[AbstractChannel], Awaitable[object]]
-) -> None:
+async def _do(connection: AbstractConnection, what: str, act: Callable[[AbstractChannel], Awaitable[object]]) -> None:
     channel = await connection.channel(publisher_confirms=False)
     try:
         await act(channel)

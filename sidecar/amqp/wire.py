@@ -15,7 +15,7 @@ import aiormq
 from aiormq.connection import TransportFactory
 from aiormq.exceptions import AMQPConnectionError
 
-from sidecar.core.frames import HEARTBEAT, Inbound
+from sidecar.core.frames import HEARTBEAT, Inbound, close_reason
 from sidecar.errors import WireError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Wire(asyncio.StreamReaderProtocol):
         self._transport: asyncio.Transport | None = None
         self._clock = loop.time
         self._closing: str | None = None
+        self._close_reason: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport: acks and copies are written to it directly."""
@@ -75,6 +76,7 @@ class Wire(asyncio.StreamReaderProtocol):
                 self._transport.abort()
             return
         if taken.passed:
+            self._close_reason = close_reason(taken.passed) or self._close_reason
             super().data_received(taken.passed)
         if taken.messages or taken.answers:
             self._on_taken(taken)
@@ -88,7 +90,9 @@ class Wire(asyncio.StreamReaderProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell what happened; aiormq learns of it in its own way."""
         super().connection_lost(exc)
-        self._on_lost(self._closing or (f"connection lost: {exc}" if exc else "connection closed by RabbitMQ"))
+        lost = f"connection lost: {exc}" if exc else "connection closed by RabbitMQ"
+        said = f"RabbitMQ closed the connection: {self._close_reason}" if self._close_reason else None
+        self._on_lost(self._closing or said or lost)
 
     def write(self, frames: bytes | list[bytes]) -> None:
         """Write whole frames. Between two frames of aiormq's they are always in place: it writes whole ones too."""

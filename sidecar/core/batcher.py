@@ -29,8 +29,8 @@ class Batch:
         tries: how often it was sent and throttled or not answered, which sets the backoff.
         ready_at: not to be sent before, in seconds of the loop's clock.
         unanswered: how often it went without an answer while others had one; it is halved then.
-        suspected_at: the number of requests that had succeeded when this one (or the one that it was halved from) was
-            first refused as a whole; -1 while it never was.
+        suspected_at: when this one (or the one that it was halved from) was first refused as a whole, in seconds of
+            the loop's clock; -1 while it never was.
     """
 
     __slots__ = (
@@ -40,8 +40,8 @@ class Batch:
         "opened_at",
         "ready_at",
         "suspected_at",
-        "trigger",
         "tries",
+        "trigger",
         "unanswered",
     )
 
@@ -54,7 +54,7 @@ class Batch:
         self.tries = 0
         self.ready_at = 0.0
         self.unanswered = 0
-        self.suspected_at = -1
+        self.suspected_at = -1.0
 
     def __repr__(self) -> str:
         """Show its size and history, for tests and traces."""

@@ -126,11 +126,19 @@ def _explain(error: object) -> tuple[str, str]:
     return str(error.get("type", "")), "; caused by: ".join(reasons)
 
 
-_QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"|\[([^\[\]]*)\]")
-_PREVIEW = re.compile(r"(Preview of field's value: ).*?(?=; caused by: |$)", re.DOTALL)
-_INPUT = re.compile(r"(For input string: |Current token |Unrecognized token |Cannot deserialize value ).*?"
-                    r"(?=; caused by: |$)", re.DOTALL)  # fmt: skip
-_NAMED = re.compile(r"(?:field|type|types|index|id|pipeline|alias|data stream|name|path|format|mapping|object)\s*$")
+_QUOTES = ("''", '""', "[]", "()")
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|\[[^\[\]]*\]|\([^()]*\)")
+_UNQUOTED = re.compile(
+    r"(Preview of field's value: |For input string: |Current token |Unrecognized token |Cannot deserialize value |"
+    r"The prefix of the first immense term is: ).*?(?=; caused by: |, original message: |$)",
+    re.DOTALL,
+)
+_NAMED = re.compile(  # a date field is not named by what follows, but quoted
+    r"(?<!\bdate )\b(?:fields?|field name|of type|from type|types|index|id|pipeline|alias|data stream|path|with format|"
+    r"mapping for|mapper|introduction of)[ =]$"
+)
+_ESCAPES = re.compile(r"((?:\\u[0-9a-fA-F]{4})+)|\\(.)", re.DOTALL)
+_ABBREVIATED = "..."
 _BLANK = "…"
 
 
@@ -143,12 +151,45 @@ def blank(reason: str, document: bytes) -> str:
     """
 
     def conceal(match: re.Match[str]) -> str:
-        text = next(group for group in match.groups() if group is not None)
-        named = _NAMED.search(reason, max(0, match.start() - 24), match.start()) is not None
-        if named or not text or text.encode() not in document:
-            return match.group()
-        return match.group()[0] + _BLANK + match.group()[-1]
+        quoted = match.group()
+        text = quoted[1:-1].removesuffix(_ABBREVIATED)
+        named = _NAMED.search(match.string, max(0, match.start() - 24), match.start()) is not None
+        return quoted if named or not text or not _occurs(text, document) else quoted[0] + _BLANK + quoted[-1]
 
-    reason = _PREVIEW.sub(rf"\1{_BLANK}", _INPUT.sub(rf"\1{_BLANK}", reason))
-    reason = _QUOTED.sub(conceal, reason)
+    # Whole values first: one may hold quotes itself, and would be taken for several quoted words.
+    for value in _texts(document):
+        if value in reason:
+            reason = re.sub("|".join(re.escape(mark[0] + value + mark[1]) for mark in _QUOTES), conceal, reason)
+    reason = _QUOTED.sub(conceal, _UNQUOTED.sub(rf"\1{_BLANK}", reason))
     return reason.encode()[:_MAX_REASON_CHARACTERS].decode(errors="ignore")
+
+
+def _texts(document: bytes) -> list[str]:
+    """Return the strings among the values of a document, the longest first; none when it isn't JSON."""
+    texts: set[str] = set()
+    try:
+        open_values = [orjson.loads(document)]
+    except orjson.JSONDecodeError:
+        return []
+    while open_values:
+        value = open_values.pop()
+        if isinstance(value, dict):
+            open_values += value.values()
+        elif isinstance(value, list):
+            open_values += value
+        elif isinstance(value, str) and value:
+            texts.add(value)
+    return sorted(texts, key=len, reverse=True)
+
+
+def _occurs(text: str, document: bytes) -> bool:
+    """Whether `text` occurs in `document`, as it is or written with JSON's escapes."""
+    if text.encode() in document:
+        return True
+    return b"\\" in document and text in _ESCAPES.sub(_unescape, document.decode(errors="replace"))
+
+
+def _unescape(match: re.Match[str]) -> str:
+    if match[1]:
+        return bytes.fromhex(match[1].replace("\\u", "")).decode("utf-16-be", errors="replace")
+    return {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}.get(match[2], match[2])

@@ -2,8 +2,8 @@
 
 A copy must arrive where it is sent, and lie there until somebody looks. Some properties of the original would prevent
 that (measured on RabbitMQ): with ``expiration`` the copy vanishes, with a foreign ``user_id`` it is refused and the
-channel closed, with ``CC`` it also goes back to the queue that it came from, with an ``x-death`` entry it may be dropped
-as a cycle. They move to headers ``sidecar-original-*``.
+channel closed, with ``CC`` it also goes back to the queue that it came from, with an ``x-death`` entry it may be
+dropped as a cycle. They move to headers ``sidecar-original-*``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ _MOVED_HEADERS = frozenset({b"CC", b"BCC", b"x-delivery-count"})
 _MOVED_PREFIXES = (b"x-death", b"x-first-death-")
 _ORIGINAL = b"sidecar-original-"
 _CUT_TO_BYTES = 64
+_MAX_NOTE_BYTES = 256
+_LENGTH_BYTES = 4  # of a table, before its fields
+_STRING_OVERHEAD = 5  # of a long string: the type octet and the length
+_LEFT_OUT: Field = (b"", b"")
 _MAX_NAME_BYTES = 255
 
 
@@ -50,6 +54,7 @@ def dead_letter_headers(
     """Return the headers that tell why a message was rejected, what matters most first.
 
     Args:
+        letter: the message, and what is wrong with it.
         token: see `sidecar.ports.Copy`.
         action: what was to be done.
         index: the target, empty where it was not known yet.
@@ -92,9 +97,11 @@ def copy_properties(properties: bytes, added: list[Field], limit_bytes: int) -> 
         values, own = {}, []
     replaced = {name for name, _ in added}
     kept = [_moved(name, value) for name, value in own if name not in replaced]
-    for name in ("expiration", "user_id"):
-        if name in values:
-            kept.append((_ORIGINAL + name.encode(), text_value(values.pop(name)[1:])))
+    kept += [
+        (_ORIGINAL + name.encode(), text_value(values.pop(name)[1:]))
+        for name in ("expiration", "user_id")
+        if name in values
+    ]
     mode = values.get("delivery_mode")
     if mode is not None and mode != _PERSISTENT:
         kept.append((_ORIGINAL + b"delivery_mode", number_value(mode[0])))
@@ -109,18 +116,38 @@ def _moved(name: bytes, value: bytes) -> Field:
 
 
 def _fit(values: dict[str, bytes], kept: list[Field], added: list[Field], limit_bytes: int) -> bytes:
-    """Join all; while it doesn't fit, cut the next string: of `added` from the end, then the longest of `kept`."""
-    cut: list[bytes] = []
-    longest_first = sorted(range(len(kept)), key=lambda at: -len(kept[at][1]))
-    candidates = [(added, at) for at in range(len(added) - 1, 0, -1)] + [(kept, at) for at in longest_first]
-    while True:
-        note = [(b"sidecar-cut", text_value(b", ".join(cut)))] if cut else []
-        content = table([*kept, *added, *note])
-        joined = join({**values, "headers": len(content).to_bytes(4, "big") + content})
-        if len(joined) <= limit_bytes or not candidates:
-            return joined
-        where, at = candidates.pop(0)
-        name, value = where[at]
-        if len(value) - 5 > _CUT_TO_BYTES:
-            where[at] = name, text_value(value[5 : 5 + _CUT_TO_BYTES] if value[:1] == b"S" else b"")
-            cut.append(name)
+    """Join all. While it doesn't fit, cut the next string, of `added` from the end, then the longest of `kept`.
+
+    When even that is too much, headers of the message's own are left out, the largest first: a copy that the broker
+    can't take would come again for ever.
+    """
+    every = [*kept, *added]
+    room = limit_bytes - len(join({**values, "headers": bytes(_LENGTH_BYTES)}))
+    used = sum(map(_field_bytes, every))
+    ours = range(len(every) - 1, len(kept), -1)  # but for the first
+    own = sorted(range(len(kept)), key=lambda at: -len(kept[at][1]))
+    largest = sorted(range(len(kept)), key=lambda at: -_field_bytes(kept[at]))
+    cut: dict[bytes, None] = {}
+    note: list[Field] = []
+    for at, leave_out in (*((at, False) for at in (*ours, *own)), *((at, True) for at in largest)):
+        if used + sum(map(_field_bytes, note)) <= room:
+            break
+        name, value = field = every[at]
+        if leave_out:
+            used -= _field_bytes(field)
+            every[at] = _LEFT_OUT
+        elif len(value) - _STRING_OVERHEAD > _CUT_TO_BYTES:
+            text = value[_STRING_OVERHEAD:][:_CUT_TO_BYTES] if value[:1] == b"S" else b""
+            every[at] = name, text_value(text)
+            used -= len(value) - len(every[at][1])
+        else:
+            continue
+        cut[name] = None
+        if len(cut) <= _MAX_NOTE_BYTES:  # what comes after that many names is not told any more
+            note = [(b"sidecar-cut", text_value(b", ".join(cut)[:_MAX_NOTE_BYTES]))]
+    content = table([field for field in every if field is not _LEFT_OUT] + note)
+    return join({**values, "headers": len(content).to_bytes(_LENGTH_BYTES, "big") + content})
+
+
+def _field_bytes(field: Field) -> int:
+    return 1 + len(field[0]) + len(field[1])

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 _METHOD, _HEADER, _BODY, _HEARTBEAT = 1, 2, 3, 8
 _END = 0xCE
+_CONNECTION, _CONNECTION_CLOSE = 10, 50
 _BASIC = 60
+_CHANNEL_CLOSE = (20, 40)
 _PUBLISH, _RETURN, _DELIVER, _ACK, _REJECT, _NACK = 40, 50, 60, 80, 90, 120
 
 _FRAME = struct.Struct(">BHI")  # type, channel, size of the payload
@@ -30,6 +32,7 @@ _TAG = struct.Struct(">QB")  # delivery tag, redelivered
 _FRAME_OVERHEAD = 8
 _FIRST_FRAME_LIMIT = 1 << 20  # before both sides have agreed on a limit
 _MIN_PROPERTIES = 2
+_SMALLEST_HEADER = 12 + _MIN_PROPERTIES
 _SHORTEST_DELIVERY = 24 + 22  # the method's frame with empty strings, and the header's without properties
 
 HEARTBEAT = bytes((_HEARTBEAT, 0, 0, 0, 0, 0, 0, _END))
@@ -88,6 +91,7 @@ class Inbound:
         self._rest_bytes = 0
         self._needed_bytes = 0
         self._started = False
+        self._opening = b""
 
     def take_deliveries(self, ledger: Ledger) -> None:
         """From now on deliveries on the ledger's channel are ours; call it before ``basic.consume``."""
@@ -104,7 +108,7 @@ class Inbound:
         if self._confirming == channel:
             self._confirming = None
 
-    def feed(self, data: bytes) -> Taken:
+    def feed(self, data: bytes) -> Taken:  # noqa: C901, PLR0912 - one loop: calls would cost more than what they do
         """Take the next piece of the stream.
 
         Raises:
@@ -118,9 +122,10 @@ class Inbound:
             data = b"".join(self._rest)
             self._rest = []
         if not self._started:
-            if data[:4] == b"AMQP":  # the broker speaks another version and says so; aiormq explains it
+            self._opening += data
+            if b"AMQP".startswith(self._opening[:4]):  # the broker speaks another version; aiormq explains it
                 return Taken([], [], data)
-            self._started = True
+            self._started, data = True, self._opening
         messages: list[Message] = []
         answers: list[Confirm | Returned] = []
         passed: list[bytes] = []
@@ -145,9 +150,9 @@ class Inbound:
                 pos = after
         except (struct.error, IndexError) as error:
             raise WireError("a method from the broker is cut short") from error
-        finally:
-            for ledger in self._ledgers.values():
-                ledger.admit()
+        # Not when it raises: what isn't handed on was never received, and must not be counted as stale later.
+        for ledger in self._ledgers.values():
+            ledger.admit()
         if pos < end:
             self._rest = [data[pos:] if pos else data]
             self._rest_bytes = end - pos
@@ -159,7 +164,7 @@ class Inbound:
         if self.frame_max and size + _FRAME_OVERHEAD > self.frame_max:
             raise WireError(f"a frame of {size + _FRAME_OVERHEAD} bytes, where {self.frame_max} were agreed on")
 
-    def _take_whole(self, data: bytes, pos: int, messages: list[Message]) -> int:
+    def _take_whole(self, data: bytes, pos: int, messages: list[Message]) -> int:  # noqa: C901, PLR0912 - the same
         """Take deliveries that lie whole, in three frames (two without a body), at `pos`; return where they end.
 
         The hot path: everything that isn't exactly this is left to `_take_frame`, which knows it all.
@@ -196,14 +201,19 @@ class Inbound:
                 if after > end:
                     break
             tag_at = pos + 12 + data[pos + 11]
-            if data[header - 1] != _END or data[body - 1] != _END or header_size < 14 or tag_at + 11 > header - 1:
+            if (
+                data[header - 1] != _END
+                or data[body - 1] != _END
+                or header_size < _SMALLEST_HEADER
+                or tag_at + 11 > header - 1
+            ):
                 break
             tag, redelivered = read_tag(data, tag_at)
             if tag != ledger.next_tag:
                 raise WireError(f"delivery tag {tag} where {ledger.next_tag} was due")
             ledger.next_tag = tag + 1
             route = data[tag_at + 9 : header - 1]
-            if len(route) < 2 + route[0]:
+            if len(route) != 2 + route[0] + route[1 + route[0]]:
                 raise WireError("a method from the broker is cut short")
             add(Message(ledger, tag, redelivered, route, data[header + 19 : body - 1], payload))
             pos = after
@@ -219,10 +229,10 @@ class Inbound:
                 return False
             if kind == _METHOD:
                 # The broker may close a channel in the middle of a message; that message is void, the close is not.
-                if self._begins_content(channel, payload):
+                if struct.unpack_from(">HH", payload) != _CHANNEL_CLOSE:
                     raise WireError(f"a method in the middle of a message on channel {channel}")
                 del self._contents[channel]
-                return self._take_confirm(channel, payload, answers)
+                return False
             self._extend(channel, content, kind, payload)
         elif kind == _METHOD and self._begins_content(channel, payload):
             content = self._contents[channel] = _Content(payload)
@@ -275,6 +285,9 @@ class Inbound:
         ledger = self._ledgers.get(channel)
         if ledger is None:
             text_end = 7 + method[6]
+            route = method[text_end:]
+            if len(route) != 2 + route[0] + route[1 + route[0]]:
+                raise WireError("a method from the broker is cut short")
             text = method[7:text_end].decode(errors="replace")
             answers.append(Returned(int.from_bytes(method[4:6], "big"), text, content.properties))
             return
@@ -284,9 +297,22 @@ class Inbound:
             raise WireError(f"delivery tag {tag} where {ledger.next_tag} was due")
         ledger.next_tag = tag + 1
         route = method[tag_at + 9 :]
-        if len(route) < 2 + route[0]:
+        if len(route) != 2 + route[0] + route[1 + route[0]]:
             raise WireError("a method from the broker is cut short")
         messages.append(Message(ledger, tag, redelivered, route, content.properties, b"".join(content.parts)))
+
+
+def close_reason(passed: bytes) -> str | None:
+    """Return why the broker closes the connection, if one of these whole frames says so."""
+    at = 0
+    while at + _METHOD_FRAME.size <= len(passed):
+        kind, channel, size, class_id, method_id = _METHOD_FRAME.unpack_from(passed, at)
+        if (kind, channel, class_id, method_id) == (_METHOD, 0, _CONNECTION, _CONNECTION_CLOSE):
+            code, length = struct.unpack_from(">HB", passed, at + _METHOD_FRAME.size)
+            text_at = at + _METHOD_FRAME.size + 3
+            return f"{code} {passed[text_at : text_at + length].decode(errors='replace')}"
+        at += size + _FRAME_OVERHEAD
+    return None
 
 
 def _method(channel: int, method_id: int, arguments: bytes) -> bytes:
@@ -323,7 +349,11 @@ def publish(
     """Return the frames of a mandatory ``basic.publish``: method, header, and the body in as many as it takes.
 
     Args:
+        channel: to publish on.
+        exchange: empty for the default exchange.
+        routing_key: at most 255 bytes, like `exchange`.
         properties: flags and values, raw; the caller sees to it that they fit into a frame.
+        body: of any size.
         frame_max: the largest frame agreed on, in bytes; 0 means no limit.
     """
     mandatory = b"\x01"

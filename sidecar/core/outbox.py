@@ -43,9 +43,9 @@ class Outbox:
         """Add complete batches, oldest first."""
         self._fresh.extend(batches)
 
-    def put_again(self, batch: Batch) -> None:
-        """Add a batch that goes again when its `ready_at` has come."""
-        self._again.append(batch)
+    def put_again(self, batch: Batch, *, first: bool = False) -> None:
+        """Add a batch that goes again when its `ready_at` has come, before or behind those that are here."""
+        self._again.insert(0 if first else len(self._again), batch)
 
     def ready_at(self) -> float | None:
         """Return when the next request can be made, in seconds of the loop's clock; None when nothing waits."""
@@ -105,7 +105,9 @@ class Outbox:
 
     def take_probe(self) -> Batch | None:
         """Take a single item to find out with it whether Elasticsearch is back: a different one each time."""
-        source = self._again or self._fresh
+        # What goes again may be at fault itself: only when fresh ones have their turn as well does a hold end that
+        # a single poisonous item began.
+        source = self._fresh or self._again
         if not source:
             return None
         batch = source.popleft() if isinstance(source, deque) else source.pop(0)

@@ -52,9 +52,7 @@ class Rule(NamedTuple):
     why: str = ""
 
 
-def _rule(
-    statuses: str, error_types: str, actions: str, verdict: Verdict, reason: str = "", why: str = ""
-) -> Rule:
+def _rule(statuses: str, error_types: str, actions: str, verdict: Verdict, reason: str = "", why: str = "") -> Rule:
     return Rule(
         frozenset(int(status) for status in statuses.split()),
         frozenset(error_types.split()),
@@ -79,7 +77,7 @@ ITEM_RULES = (
           "the target is write-blocked or forbidden"),
     _rule("400", "index_closed_exception", "", Verdict.WAIT, "index-blocked", "the target is closed"),
     _rule("400", "", "", _DEAD, "rejected", "the document or its action can't be stored, now or later"),
-    _rule("500 501 502 504 505 506 507 508 510 511", "", "", Verdict.COUNTED, why="a failure inside Elasticsearch"),
+    _rule(" ".join(map(str, range(500, 600))), "", "", Verdict.COUNTED, why="a failure inside Elasticsearch"),
 )  # fmt: skip
 _NOT_FOUND = 404
 _DELETE_OF_NOTHING = _rule("404", "", "delete", _ACK, why="there is nothing to delete")

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _SHORT, _TABLE = 0, -1
 FIELDS: dict[str, tuple[int, int]] = {
@@ -110,6 +110,33 @@ def short(properties: bytes, name: str) -> bytes | None:
     if end > len(properties):
         raise PropertiesError("the properties end too early")
     return properties[at + 1 : end]
+
+
+def short_reader(name: str) -> Callable[[bytes], bytes | None]:
+    """Return a function like `short` for one property of many messages, fast where they look alike.
+
+    What lies before the value (flags, content type, …) is usually the same in message after message. Where it is, byte
+    for byte, the value begins at the same place, and nothing needs to be skipped one by one.
+    """
+    flag = FIELDS[name][0]
+    before, at = b"none begins like this", 0
+
+    def read(properties: bytes) -> bytes | None:
+        nonlocal before, at
+        try:
+            if not properties.startswith(before):
+                found = _locate(properties, flag)
+                if found < 0:
+                    return None
+                before, at = properties[:found], found
+            end = at + 1 + properties[at]
+        except IndexError as error:
+            raise PropertiesError("the properties end too early") from error
+        if end > len(properties):
+            raise PropertiesError("the properties end too early")
+        return properties[at + 1 : end]
+
+    return read
 
 
 def number(properties: bytes, name: str) -> int | None:
