@@ -4,6 +4,7 @@ Pure and deterministic: the same arguments give the same bytes, so whoever knows
 the end, document by document. What `sidecar produce` publishes, and what the demo checks.
 """
 
+# ruff: noqa: RUF001 - letters of many alphabets are what these samples are for
 from __future__ import annotations
 
 from datetime import datetime, timedelta
@@ -36,12 +37,12 @@ class Kind(NamedTuple):
 ORDER = Kind("order", "", "an order as it should be")
 STRANGE_ID = Kind("strange-id", "", "an id full of quotes and line breaks")
 LINE_BREAKS = Kind("line-breaks", "", "valid JSON, printed over several lines")
-MALFORMED = Kind("malformed-json", "rejected", "a quote is missing; only a parser finds out")
+MALFORMED = Kind("malformed-json", "rejected", "a quote is missing")
 TRUNCATED = Kind("truncated", "malformed", "cut off in the middle")
-ARRAY = Kind("array", "malformed", "a JSON array of orders, where one object is due")
+ARRAY = Kind("array", "malformed", "a JSON array, where an object is due")
 MAPPING_CONFLICT = Kind("mapping-conflict", "rejected", "`amount` is a word, where the mapping has a number")
-SMUGGLED_DELETE = Kind("smuggled-delete", "malformed", "a line break, and then a bulk line that deletes another's order")
-SMUGGLED_INDEX = Kind("smuggled-index", "malformed", "the same, with one that overwrites another's order")
+SMUGGLED_DELETE = Kind("smuggled-delete", "malformed", "a line break, then a bulk line that deletes another order")
+SMUGGLED_INDEX = Kind("smuggled-index", "malformed", "a line break, then a bulk line that overwrites another order")
 EMPTY = Kind("empty", "malformed", "no body")
 INVALID_UTF8 = Kind("invalid-utf8", "malformed", "bytes that are no text")
 
@@ -111,7 +112,7 @@ class Samples:
         self._bad_ratio = bad_ratio
         self._keys = keys
         self._with_ids = with_ids
-        self._dice = Random(seed)  # noqa: S311 - samples, not secrets
+        self._dice = Random(seed)
         sentences = list(_NOTES)
         self._dice.shuffle(sentences)
         paragraph = "".join(sentences)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -17,7 +17,7 @@ from yarl import URL
 from sidecar.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 PREFIX = "SIDECAR_"
 _KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_.+)?$|_PORT$|_PORT_.+$")
@@ -58,11 +58,16 @@ Bytes = Annotated[int, BeforeValidator(_size), Field(gt=0)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
-class Settings(BaseSettings):
-    """All settings of ``sidecar run``."""
+class AmqpSettings(BaseSettings):
+    """The settings of a command that only deals with RabbitMQ; the first half of those of ``sidecar run``."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True, env_ignore_empty=True
+        env_prefix=PREFIX,
+        env_file=".env",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        env_ignore_empty=True,
     )
 
     amqp_url: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = Field(
@@ -87,6 +92,28 @@ class Settings(BaseSettings):
     amqp_prefetch: int | None = Field(
         None, gt=0, description="deliveries unsettled at once; derived from batch size and concurrency"
     )
+    dead_letter_exchange: str = Field("", description="where rejects go; the default exchange if empty")
+    dead_letter_routing_key: str | None = Field(None, description="`<queue>.dead` by default")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        problems = self._problems()
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _problems(self) -> list[str]:
+        """Return what is wrong between settings: all of it, so that it is mended in one go."""
+        problems = []
+        if not self.amqp_queue:
+            problems.append("SIDECAR_AMQP_QUEUE names no queue")
+        urls = [url.get_secret_value() for url in self.amqp_url]
+        return problems + _url_problems("SIDECAR_AMQP_URL", urls, ("amqp", "amqps"))
+
+
+class Settings(AmqpSettings):
+    """All settings: those of ``sidecar run``."""
+
     elasticsearch_url: Words = Field(
         ("http://localhost:9200",), description="one or more, comma-separated; Elasticsearch 8 and 9"
     )
@@ -95,7 +122,8 @@ class Settings(BaseSettings):
     index: str = Field(description="where documents go: index, alias or data stream")
     action: Literal["index", "create"] = Field("index", description="`index` or `create`")
     id: Literal["auto", "none"] = Field(
-        "auto", description="`auto`: the `message_id` property where there is one, otherwise Elasticsearch's own; `none`"
+        "auto",
+        description="`auto`: the `message_id` property where there is one, otherwise Elasticsearch's own; `none`",
     )
     batch_max_items: int = Field(1000, gt=0, description="completion by count, in messages")
     batch_max_bytes: Bytes = Field(5 * 1024 * 1024, description="completion by size of the request body")
@@ -108,8 +136,6 @@ class Settings(BaseSettings):
     retry_max_attempts: int = Field(5, gt=0, description="counted attempts in place")
     retry_delay_min: Seconds = Field(0.5, description="backoff: the bound of the first pause; doubled, full jitter")
     retry_delay_max: Seconds = Field(30.0, description="backoff: what the bound doesn't exceed")
-    dead_letter_exchange: str = Field("", description="where rejects go; the default exchange if empty")
-    dead_letter_routing_key: str | None = Field(None, description="`<queue>.dead` by default")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least level shown")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal")
     shutdown_timeout: Seconds = Field(25.0, description="the drain")
@@ -119,35 +145,26 @@ class Settings(BaseSettings):
         """The prefetch: given, or room for all batches in flight, the next one, and one that waits for its acks."""
         return self.amqp_prefetch or min(MAX_PREFETCH, self.batch_max_items * (self.bulk_concurrency + 2))
 
-    @model_validator(mode="after")
-    def _check_together(self) -> Settings:
-        problems = []
-        if not self.amqp_queue:
-            problems.append("SIDECAR_AMQP_QUEUE names no queue")
-        problems += self._prefetch_problems()
-        for name, urls, schemes in (
-            ("SIDECAR_AMQP_URL", [url.get_secret_value() for url in self.amqp_url], ("amqp", "amqps")),
-            ("SIDECAR_ELASTICSEARCH_URL", list(self.elasticsearch_url), ("http", "https")),
-        ):
-            problems += [f"{name} {why}" for url in urls if (why := _url_problem(url, schemes))]
+    def _problems(self) -> list[str]:
+        problems = super()._problems() + self._prefetch_problems()
+        problems += _url_problems("SIDECAR_ELASTICSEARCH_URL", self.elasticsearch_url, ("http", "https"))
         if self.retry_delay_min > self.retry_delay_max:
             problems.append("SIDECAR_RETRY_DELAY_MIN is above SIDECAR_RETRY_DELAY_MAX")
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
+        return problems
 
     def _prefetch_problems(self) -> list[str]:
         needed = self.batch_max_items
         if self.amqp_prefetch is not None and self.amqp_prefetch > MAX_PREFETCH:
             return [f"SIDECAR_AMQP_PREFETCH is {self.amqp_prefetch}; the protocol takes at most {MAX_PREFETCH}"]
         if self.prefetch < needed:
-            return [
-                f"the prefetch of {self.prefetch} can't fill a batch of {needed} (SIDECAR_BATCH_MAX_ITEMS): "
-                f"batches would only ever complete by age. "
-                f"Room for all is {needed} x (concurrency {self.bulk_concurrency} + 2) = "
-                f"{needed * (self.bulk_concurrency + 2)}"
-            ]
+            wanted = f"{needed} x (concurrency {self.bulk_concurrency} + 2) = {needed * (self.bulk_concurrency + 2)}"
+            problem = f"the prefetch of {self.prefetch} can't fill a batch of {needed} (SIDECAR_BATCH_MAX_ITEMS)"
+            return [f"{problem}: batches would only ever complete by age. Room for all is {wanted}"]
         return []
+
+
+def _url_problems(name: str, urls: Iterable[str], schemes: tuple[str, ...]) -> list[str]:
+    return [f"{name} {why}" for url in urls if (why := _url_problem(url, schemes))]
 
 
 def _url_problem(text: str, schemes: tuple[str, ...]) -> str | None:
@@ -161,15 +178,35 @@ def _url_problem(text: str, schemes: tuple[str, ...]) -> str | None:
     return None
 
 
+_Kind = TypeVar("_Kind", bound=AmqpSettings)
+
+
 def load(environment: Mapping[str, str]) -> Settings:
     """Return the settings in `environment` (and ``.env``).
 
     Raises:
         ConfigError: with every problem, none of them quoting a value.
     """
+    return _load(Settings, environment, {})
+
+
+def load_amqp(environment: Mapping[str, str], **given: object) -> AmqpSettings:
+    """Return those settings in `environment` (and ``.env``) that are about RabbitMQ; the others need not be there.
+
+    Args:
+        environment: the process's.
+        given: what options of the command line say instead, by the field's name; None says nothing.
+
+    Raises:
+        ConfigError: with every problem, none of them quoting a value.
+    """
+    return _load(AmqpSettings, environment, {name: value for name, value in given.items() if value is not None})
+
+
+def _load(kind: type[_Kind], environment: Mapping[str, str], given: dict[str, Any]) -> _Kind:
     problems = _unknown_names(environment)
     try:
-        settings = Settings()  # type: ignore[call-arg]
+        settings = kind(**given)
     except ValidationError as error:
         raise ConfigError(problems + _explain(error)) from None
     if problems:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from sidecar.core.frames import Taken
     from sidecar.ports import Copy
 
+_FAILURES = (AMQPError, OSError, RuntimeError, asyncio.CancelledError)
+"""What aiormq raises when a connection ends under a call; it also cancels what it waits for."""
+
 _CLOSE_SECONDS = 5.0
 _CONFIRM_SECONDS = 30.0
 
@@ -46,13 +49,14 @@ class Producer:
         try:
             self._connection, self._wire = await connect(url, "produce", self._take, self._lose, reach)
             await declare(self._connection, topology)
-            self._publisher, channel = await open_publisher(
-                self._connection, self._wire, _CONFIRM_SECONDS, self._lose
-            )
+            self._publisher, channel = await open_publisher(self._connection, self._wire, _CONFIRM_SECONDS, self._lose)
             channel.closing.add_done_callback(self._channel_closed)
         except TimeoutError as error:
             raise BrokerError(f"{censor_url(url)}: no answer within {reach.timeout_seconds:g} s") from error
-        except (AMQPError, OSError, RuntimeError) as error:
+        except _FAILURES as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # ours: somebody stops us
             raise BrokerError(f"{censor_url(url)}: {error or type(error).__name__}") from error
 
     async def publish(self, messages: list[Copy]) -> list[str | None]:
@@ -66,8 +70,9 @@ class Producer:
         if self._publisher is not None:
             self._publisher.lose("the connection was closed")
         if self._connection is not None:
-            with suppress(AMQPError, OSError, RuntimeError, TimeoutError):
-                await self._connection.close(timeout=_CLOSE_SECONDS)
+            with suppress(*_FAILURES, TimeoutError):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self._connection.close()
         if self._wire is not None:
             self._wire.abort()
 

@@ -47,7 +47,7 @@ def cli(context: click.Context) -> None:
     Settings are environment variables SIDECAR_*. Exit status: 0 done, 1 failed, 2 the configuration is wrong.
     """
     if context.invoked_subcommand is None:
-        from sidecar.cli.run import command  # noqa: PLC0415 - imported only when it is the command
+        from sidecar.cli.run import command
 
         context.invoke(command)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import signal
@@ -15,8 +16,8 @@ import click
 
 from sidecar import __version__
 from sidecar.amqp.session import Connecting, open_session
-from sidecar.amqp.topology import Topology
 from sidecar.app import App
+from sidecar.cli.wiring import topology
 from sidecar.elastic.sink import Connection, ElasticSink
 from sidecar.ops.logs import configure
 from sidecar.pipeline import Pipeline, Plan
@@ -44,7 +45,7 @@ def command() -> None:
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """Use uvloop where it is installed (the extra ``fast``): it takes a third off the cost of a message."""
     try:
-        import uvloop  # noqa: PLC0415 - optional
+        import uvloop
     except ImportError:
         return None
     factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
@@ -69,10 +70,17 @@ async def _run(settings: Settings, log: FilteringBoundLogger) -> None:
         shutdown_seconds=settings.shutdown_timeout,
         sink_unavailable=sink.unavailable,
     )
+    _tune_garbage_collection()
     try:
         await app.run(stop)
     finally:
         await sink.close()
+
+
+def _tune_garbage_collection() -> None:
+    """Look for cycles seldom: messages make none, and looking through thousands of them costs 0.4 µs for each."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def _stop_or_exit(stop: asyncio.Event) -> None:
@@ -90,22 +98,6 @@ def connection(settings: Settings) -> Connection:
         password=password.get_secret_value() if password is not None else None,
         timeout_seconds=settings.bulk_timeout,
         compress=settings.bulk_compress,
-    )
-
-
-def topology(settings: Settings) -> Topology:
-    """Return what to declare on the broker."""
-    return Topology(
-        queues=settings.amqp_queue,
-        declare=settings.amqp_declare == "missing",
-        queue_type=settings.amqp_queue_type,
-        queue_arguments=settings.amqp_queue_arguments,
-        exchange=settings.amqp_exchange,
-        exchange_type=settings.amqp_exchange_type,
-        routing_keys=settings.amqp_routing_keys,
-        binding_arguments=settings.amqp_binding_arguments,
-        dead_letter_exchange=settings.dead_letter_exchange,
-        dead_letter_routing_key=settings.dead_letter_routing_key,
     )
 
 
