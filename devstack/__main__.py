@@ -1,0 +1,50 @@
+"""``python -m devstack provision|up``: get the real servers, or run both until Ctrl-C.
+
+``provision`` installs nothing where a Docker engine answers: the servers come in containers there.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from devstack.compose import engine_answers
+from devstack.elasticsearch import Elasticsearch
+from devstack.errors import StackError
+from devstack.processes import watch_exit
+from devstack.provision import provision
+from devstack.rabbitmq import RabbitMQ
+
+USAGE = "usage: python -m devstack provision|up"
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command and return the exit status."""
+    if arguments not in (["provision"], ["up"]):
+        print(USAGE, file=sys.stderr)
+        return 2
+    try:
+        if arguments == ["up"]:
+            provision()
+            _up()
+        elif engine_answers():
+            print("A Docker engine answers: RabbitMQ and Elasticsearch will run in containers.")
+        else:
+            provision()
+    except StackError as error:
+        print(f"devstack: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _up() -> None:
+    watch_exit()
+    with RabbitMQ() as rabbitmq, Elasticsearch() as elasticsearch:
+        print(f"SIDECAR_AMQP_URL={rabbitmq.amqp_url}\nSIDECAR_ELASTICSEARCH_URL={elasticsearch.url}", flush=True)
+        signal.pause()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
