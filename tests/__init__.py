@@ -1,0 +1,1 @@
+"""Tests of the sidecar and of what runs it."""

@@ -1,0 +1,231 @@
+"""How a test reaches either side: what it opens, and in which time it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import urllib.error
+import urllib.request
+import uuid
+from typing import TYPE_CHECKING, Protocol
+
+from sidecar.amqp.session import Connecting, open_session
+from sidecar.amqp.topology import Topology
+from sidecar.core import bulk
+from sidecar.elastic.sink import Connection, ElasticSink
+from tests.fakes import clock
+from tests.fakes.broker import Broker
+from tests.fakes.elasticsearch import Elasticsearch, Trouble, must_be_number
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from sidecar.ports import Answer, BrokerSession, Receive
+
+    Scenario = Callable[[], Coroutine[object, object, None]]
+
+_REAL_SECONDS = 60.0
+
+
+async def _in_time(scenario: Scenario) -> None:
+    async with asyncio.timeout(_REAL_SECONDS):
+        await scenario()
+
+
+class BrokerSide(Protocol):
+    """A broker as the tests see it.
+
+    Attributes:
+        queue: a quorum queue of this test's own; it exists once a session was opened.
+    """
+
+    queue: str
+
+    def play(self, scenario: Scenario) -> None:
+        """Run a scenario."""
+        ...
+
+    async def open(self, receive: Receive, prefetch: int = 1_000) -> BrokerSession:
+        """Open a session that may consume from the queue."""
+        ...
+
+    async def fill(self) -> str:
+        """Return the name of a queue that refuses every publish, because it is full."""
+        ...
+
+
+class SimulatedBroker:
+    """See `BrokerSide`."""
+
+    def __init__(self) -> None:
+        self.queue = "contract"
+        self._broker = Broker(random.Random(0))
+
+    def play(self, scenario: Scenario) -> None:
+        """Run a scenario in virtual time."""
+        clock.run(scenario())
+
+    async def open(self, receive: Receive, prefetch: int = 1_000) -> BrokerSession:
+        """Open a simulated session."""
+        return await self._broker.connector([self.queue], prefetch)(receive)
+
+    async def fill(self) -> str:
+        """Return the name of a queue that is full."""
+        self._broker.declare("full").full = True
+        return "full"
+
+
+class RealBroker:
+    """See `BrokerSide`.
+
+    Args:
+        url: of a RabbitMQ.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.queue = f"contract-{uuid.uuid4().hex[:12]}"
+        self._url = url
+
+    def play(self, scenario: Scenario) -> None:
+        """Run a scenario, with a limit of time."""
+        asyncio.run(_in_time(scenario))
+
+    async def open(self, receive: Receive, prefetch: int = 1_000) -> BrokerSession:
+        """Open a real session."""
+        return await self._open(Topology(queues=(self.queue,)), receive, prefetch)
+
+    async def _open(self, topology: Topology, receive: Receive, prefetch: int) -> BrokerSession:
+        return await open_session((self._url,), Connecting(topology=topology, prefetch=prefetch), receive)
+
+    async def fill(self) -> str:
+        """Return the name of a queue that has no room at all."""
+        name = f"{self.queue}-full"
+        topology = Topology(
+            queues=(name,),
+            queue_type="classic",
+            queue_arguments={"x-max-length-bytes": 0, "x-max-length": 0, "x-overflow": "reject-publish"},
+        )
+        session = await self._open(topology, lambda _: None, 1)
+        await session.close()
+        return name
+
+
+class SinkSide(Protocol):
+    """An Elasticsearch as the tests see it.
+
+    Attributes:
+        index: of this test's own; its field ``n`` is a ``long``.
+    """
+
+    index: str
+
+    def play(self, scenario: Scenario) -> None:
+        """Run a scenario."""
+        ...
+
+    async def bulk(self, body: bytes) -> Answer:
+        """Send a request about `index` through the port."""
+        ...
+
+    async def absent(self, body: bytes) -> Answer:
+        """Send a request to where nobody listens."""
+        ...
+
+    def max_content_bytes(self) -> int:
+        """Return how long a body may be."""
+        ...
+
+    def document(self, document_id: str) -> object:
+        """Return a document's source, parsed, or None."""
+        ...
+
+
+class SimulatedSink:
+    """See `SinkSide`."""
+
+    def __init__(self) -> None:
+        self.index = "contract"
+        self._elastic = Elasticsearch(random.Random(0), max_content_bytes=1_000_000)
+        self._elastic.reject = must_be_number("n")
+
+    def play(self, scenario: Scenario) -> None:
+        """Run a scenario in virtual time."""
+        clock.run(scenario())
+
+    async def bulk(self, body: bytes) -> Answer:
+        """Send a request to the simulated Elasticsearch."""
+        return await self._elastic.bulk(bulk.path(self.index), body)
+
+    async def absent(self, body: bytes) -> Answer:
+        """Send a request while connections are refused."""
+        self._elastic.trouble = lambda _: Trouble.REFUSED
+        return await self.bulk(body)
+
+    def max_content_bytes(self) -> int:
+        """Return the limit of this instance."""
+        return self._elastic.max_content_bytes
+
+    def document(self, document_id: str) -> object:
+        """Return a document's source, parsed."""
+        source = self._elastic.documents.get((self.index, document_id))
+        return json.loads(source) if source is not None else None
+
+
+class RealSink:
+    """See `SinkSide`.
+
+    Args:
+        url: of an Elasticsearch without security.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.index = f"contract-{uuid.uuid4().hex[:12]}"
+        self._url = url.rstrip("/")
+        mapping = {
+            "settings": {"number_of_shards": 1, "number_of_replicas": 0},
+            "mappings": {"properties": {"n": {"type": "long"}}},
+        }
+        self._ask("PUT", f"/{self.index}", mapping)
+
+    def _ask(self, method: str, path: str, body: object = None) -> object:
+        data = json.dumps(body).encode() if body is not None else None
+        headers = {"content-type": "application/json"}
+        request = urllib.request.Request(self._url + path, data, headers, method=method)
+        with urllib.request.urlopen(request, timeout=_REAL_SECONDS) as answer:
+            return json.load(answer)
+
+    def play(self, scenario: Scenario) -> None:
+        """Run a scenario, with a limit of time."""
+        asyncio.run(_in_time(scenario))
+
+    async def bulk(self, body: bytes) -> Answer:
+        """Send a request to the real Elasticsearch."""
+        return await self._bulk(self._url, body)
+
+    async def _bulk(self, url: str, body: bytes) -> Answer:
+        sink = ElasticSink(Connection(urls=(url,), timeout_seconds=30.0))
+        try:
+            return await sink.bulk(bulk.path(self.index), body)
+        finally:
+            await sink.close()
+
+    async def absent(self, body: bytes) -> Answer:
+        """Send a request to a port on which nobody listens."""
+        return await self._bulk("http://127.0.0.1:1", body)
+
+    def max_content_bytes(self) -> int:
+        """Return the limit that the node says it has."""
+        nodes = self._ask("GET", "/_nodes/http?filter_path=nodes.*.http.max_content_length_in_bytes")
+        assert isinstance(nodes, dict)
+        (node,) = nodes["nodes"].values()
+        return int(node["http"]["max_content_length_in_bytes"])
+
+    def document(self, document_id: str) -> object:
+        """Return a document's source, parsed."""
+        try:
+            found = self._ask("GET", f"/{self.index}/_doc/{document_id}")
+        except urllib.error.HTTPError:
+            return None
+        assert isinstance(found, dict)
+        return found["_source"]

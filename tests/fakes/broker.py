@@ -1,0 +1,485 @@
+"""A simulated RabbitMQ: queues, channels with prefetch, redelivery, epochs, confirms and returns.
+
+It stands behind the port `sidecar.ports.BrokerSession`, in virtual time, and is as strict as the real one: an ack of a
+tag that isn't outstanding costs the session. What it does beyond RabbitMQ's documentation was measured on the real one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+from sidecar.core.ledger import Ledger
+from sidecar.core.message import Message
+from sidecar.core.properties import headers, join, number_value, split, table
+from sidecar.errors import BrokerError
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from sidecar.core.ledger import Settlement
+    from sidecar.ports import Copy, Receive
+
+NO_PROPERTIES = b"\0\0"
+NO_ROUTE = "unroutable: 312 NO_ROUTE"
+REFUSED = "RabbitMQ refused it (basic.nack): the queue is full or unavailable"
+_DELIVERY_COUNT = b"x-delivery-count"
+
+
+def properties(**short_strings: str) -> bytes:
+    """Return a property set with short strings (``message_id``, ``app_id``, …), raw."""
+    return join({name: bytes([len(text.encode())]) + text.encode() for name, text in short_strings.items()})
+
+
+@dataclass(slots=True, eq=False)
+class Stored:
+    """A message as the broker keeps it.
+
+    Attributes:
+        number: of its publishing, from 0, in all queues.
+        deliveries: how often it was handed out.
+        returns: how often it came back unsettled, as ``x-delivery-count`` says.
+        acked_at: when its ack was written, in seconds; None while it never was.
+    """
+
+    number: int
+    exchange: bytes
+    routing_key: bytes
+    properties: bytes
+    body: bytes
+    deliveries: int = 0
+    returns: int = 0
+    acked_at: float | None = None
+
+    @property
+    def route(self) -> bytes:
+        """Exchange and routing key as ``basic.deliver`` carries them."""
+        return bytes([len(self.exchange)]) + self.exchange + bytes([len(self.routing_key)]) + self.routing_key
+
+    def delivered_properties(self) -> bytes:
+        """Return the properties with which it is delivered: from the second time on a quorum queue counts in them."""
+        if not self.returns:
+            return self.properties
+        values = split(self.properties)
+        content = headers(self.properties) + table([(_DELIVERY_COUNT, number_value(self.returns))])
+        return join({**values, "headers": len(content).to_bytes(4, "big") + content})
+
+
+@dataclass(slots=True)
+class Queue:
+    """A quorum queue.
+
+    Attributes:
+        ready: what waits for a consumer, the next first.
+        full: publishing into it is refused (``overflow: reject-publish``).
+        silent: publishing into it is never confirmed.
+        delivery_limit: how often a message may come back before it is dropped; None: for ever.
+        dropped: what came back too often.
+    """
+
+    name: str
+    ready: deque[Stored] = field(default_factory=deque)
+    full: bool = False
+    silent: bool = False
+    delivery_limit: int | None = None
+    dropped: list[Stored] = field(default_factory=list)
+
+    def take_back(self, returned: list[Stored]) -> None:
+        """Put messages back at the head, in their order."""
+        kept: list[Stored] = []
+        for message in returned:
+            message.returns += 1
+            spent = self.delivery_limit is not None and message.returns > self.delivery_limit
+            (self.dropped if spent else kept).append(message)
+        self.ready.extendleft(reversed(kept))
+
+
+class Broker:
+    """The node: its queues and the sessions that it has.
+
+    Args:
+        dice: the only source of chance: sizes of chunks, latencies.
+        latency_seconds: the least and the most that anything on the wire takes, one way.
+        chunk_items: the least and the most messages that arrive at once.
+
+    Attributes:
+        queues: by name.
+        sessions: all that there ever were, the last of them the newest.
+        down: connections are refused.
+        exchanges: direct ones, by name: the queue of each routing key.
+        on_ack: told of each message whose ack was written.
+        on_publish: told of each copy that was stored.
+    """
+
+    def __init__(
+        self,
+        dice: random.Random,
+        *,
+        latency_seconds: tuple[float, float] = (0.0001, 0.002),
+        chunk_items: tuple[int, int] = (1, 400),
+    ) -> None:
+        self.queues: dict[str, Queue] = {}
+        self.exchanges: dict[bytes, dict[bytes, str]] = {}
+        self.sessions: list[SimulatedSession] = []
+        self.down = False
+        self.on_ack: Callable[[Stored], None] | None = None
+        self.on_publish: Callable[[str, Stored], None] | None = None
+        self._dice = dice
+        self._latency_seconds = latency_seconds
+        self._chunk_items = chunk_items
+        self._published = 0
+
+    def latency(self) -> float:
+        """Return how long the next thing on a wire takes, in seconds."""
+        return self._dice.uniform(*self._latency_seconds)
+
+    def chunk(self) -> int:
+        """Return how many messages arrive together next."""
+        return self._dice.randint(*self._chunk_items)
+
+    def declare(self, name: str) -> Queue:
+        """Return the queue of that name, made where it is absent."""
+        if name not in self.queues:
+            self.queues[name] = Queue(name)
+        return self.queues[name]
+
+    def delete(self, name: str) -> None:
+        """Delete a queue; consumers of it are cancelled by the broker."""
+        del self.queues[name]
+        for session in self.sessions:
+            session.queue_gone(name)
+
+    def bind(self, exchange: str, routing_key: str, queue: str) -> None:
+        """Bind a queue to a direct exchange, made where it is absent."""
+        self.exchanges.setdefault(exchange.encode(), {})[routing_key.encode()] = queue
+
+    def publish(
+        self, queue: str, body: bytes, properties: bytes = NO_PROPERTIES, *, exchange: bytes = b"", key: bytes = b""
+    ) -> Stored:
+        """Put a message into a queue, as a publisher elsewhere does."""
+        stored = Stored(self._published, exchange, key or queue.encode(), properties, body)
+        self._published += 1
+        self.queues[queue].ready.append(stored)
+        self.pump()
+        return stored
+
+    def pump(self) -> None:
+        """Have the consumers served that something is there for."""
+        for session in self.sessions:
+            session.pump()
+
+    def route(self, exchange: bytes, routing_key: bytes) -> Queue | None:
+        """Return where a publish goes, or None when it is unroutable.
+
+        Raises:
+            KeyError: the exchange doesn't exist.
+        """
+        if not exchange:
+            return self.queues.get(routing_key.decode(errors="replace"))
+        name = self.exchanges[exchange].get(routing_key)
+        return self.queues.get(name) if name is not None else None
+
+    def unsettled(self, name: str) -> list[Stored]:
+        """Return what is in consumers' hands, session by session."""
+        return [
+            message
+            for session in self.sessions
+            for channel in session.channels
+            if channel.ledger.queue == name
+            for message in channel.outstanding.values()
+        ]
+
+    def connector(
+        self, queues: Iterable[str], prefetch: int, *, confirm_timeout_seconds: float = 30.0
+    ) -> Callable[[Receive], Awaitable[SimulatedSession]]:
+        """Return what opens sessions, as `sidecar.app.App` wants it; queues and dead-letter queues are declared."""
+        names = tuple(queues)
+
+        async def connect(receive: Receive) -> SimulatedSession:
+            await asyncio.sleep(self.latency())
+            if self.down:
+                raise BrokerError("connection refused")
+            for name in names:
+                self.declare(name)
+                self.declare(f"{name}.dead")
+            await asyncio.sleep(self.latency())
+            session = SimulatedSession(self, names, prefetch, receive, confirm_timeout_seconds)
+            self.sessions.append(session)
+            return session
+
+        return connect
+
+
+class _Channel:
+    """A consuming channel: both views of what is outstanding, for an ack takes its time to the broker."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.consuming = False
+        self.next_tag = 1
+        self.coming: deque[list[tuple[int, Stored]]] = deque()
+        self.outstanding: dict[int, Stored] = {}  # the broker's view, in order of tags
+        self.unacked: dict[int, Stored] = {}  # what the client may still settle: without the acks on the wire
+
+
+class SimulatedSession:
+    """The port `sidecar.ports.BrokerSession`; made by `Broker.connector`."""
+
+    def __init__(
+        self, broker: Broker, queues: tuple[str, ...], prefetch: int, receive: Receive, confirm_timeout_seconds: float
+    ) -> None:
+        self.prefetch = prefetch
+        self.frame_max = 131_072
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.ledgers = [Ledger(queue, number) for number, queue in enumerate(queues, start=1)]
+        self.channels = [_Channel(ledger) for ledger in self.ledgers]
+        self.acks = 0
+        self._broker = broker
+        self._receive = receive
+        self._confirm_timeout_seconds = confirm_timeout_seconds
+        self._wire: deque[Callable[[], None]] = deque()
+        self._wire_free_at = 0.0
+        self._publishing: list[asyncio.Future[None]] = []
+        self._ended = False
+
+    @property
+    def over(self) -> bool:
+        """Whether it was lost or closed."""
+        return self._ended
+
+    # Deliveries ------------------------------------------------------------------------------------------------------
+
+    async def consume(self) -> None:
+        """Begin to consume from all queues."""
+        await self._round_trip()
+        for channel in self.channels:
+            if channel.ledger.queue not in self._broker.queues:
+                self.lose(f"404 NOT_FOUND - no queue '{channel.ledger.queue}'")
+            self._check()
+            channel.consuming = True
+        self.pump()
+
+    async def cancel(self) -> None:
+        """Stop the deliveries; what is on the wire arrives before this returns."""
+        self._check()
+        for channel in self.channels:
+            channel.consuming = False
+        await self._round_trip()
+        self._check()
+
+    async def _round_trip(self) -> None:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._write(lambda: _resolve(done))
+        await self._or_lost(done)
+        self._check()
+
+    async def _or_lost(self, done: asyncio.Future[None]) -> None:
+        """Wait until something is done, or the session is lost."""
+        waiting: list[asyncio.Future[None] | asyncio.Future[str]] = [done, self.lost]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+
+    def _check(self) -> None:
+        if self.lost.done():
+            raise BrokerError(self.lost.result())
+        if self._ended:
+            raise BrokerError("the session is closed")
+
+    def pump(self) -> None:
+        """Send what there is and what the prefetch leaves room for; called by the broker."""
+        if self._ended:
+            return
+        for channel in self.channels:
+            queue = self._broker.queues.get(channel.ledger.queue)
+            room = self.prefetch - len(channel.outstanding)
+            if queue is None or not channel.consuming or channel.coming or not queue.ready or room <= 0:
+                continue
+            count = min(room, len(queue.ready), self._broker.chunk())
+            chunk = []
+            for _ in range(count):
+                message = queue.ready.popleft()
+                message.deliveries += 1
+                channel.outstanding[channel.next_tag] = message
+                chunk.append((channel.next_tag, message))
+                channel.next_tag += 1
+            channel.coming.append(chunk)
+            self._write(lambda channel=channel: self._arrive(channel))  # type: ignore[misc]
+
+    def _arrive(self, channel: _Channel) -> None:
+        chunk = channel.coming.popleft()
+        ledger = channel.ledger
+        messages = []
+        for tag, stored in chunk:
+            assert tag == ledger.next_tag
+            ledger.next_tag = tag + 1
+            redelivered = int(stored.deliveries > 1)
+            messages.append(Message(ledger, tag, redelivered, stored.route, stored.delivered_properties(), stored.body))
+            channel.unacked[tag] = stored
+        ledger.admit()
+        if not ledger.closed:
+            self._receive(messages)
+        self.pump()
+
+    def _write(self, act: Callable[[], None]) -> None:
+        """Have something happen at the other end of the wire, after everything that was written before."""
+        loop = asyncio.get_running_loop()
+        self._wire.append(act)
+        self._wire_free_at = max(self._wire_free_at, loop.time() + self._broker.latency())
+        loop.call_at(self._wire_free_at, self._next_on_wire)
+
+    def _next_on_wire(self) -> None:
+        if self._wire:
+            self._wire.popleft()()
+
+    # Settlements -----------------------------------------------------------------------------------------------------
+
+    def _channel(self, ledger: Ledger) -> _Channel:
+        return next(channel for channel in self.channels if channel.ledger is ledger)
+
+    def settle(self, ledger: Ledger, settlements: list[Settlement]) -> None:
+        """Write acks; each takes effect when it arrives, unless the session is lost before."""
+        if self._ended or ledger.closed:
+            return
+        channel = self._channel(ledger)
+        now = asyncio.get_running_loop().time()
+        for tag, multiple in settlements:
+            self.acks += 1
+            covered = list(takewhile(tag.__ge__, channel.unacked)) if multiple else [tag]
+            if tag not in channel.unacked:
+                self._write(lambda tag=tag: self.lose(f"406 PRECONDITION_FAILED - unknown delivery tag {tag}"))  # type: ignore[misc]
+                return
+            for known in covered:
+                message = channel.unacked.pop(known)
+                message.acked_at = now
+                if self._broker.on_ack is not None:
+                    self._broker.on_ack(message)
+            self._write(lambda covered=covered: self._acked(channel, covered))  # type: ignore[misc]
+
+    def _acked(self, channel: _Channel, tags: list[int]) -> None:
+        for tag in tags:
+            if channel.outstanding.pop(tag, None) is None:
+                self.lose(f"406 PRECONDITION_FAILED - unknown delivery tag {tag}")
+                return
+        self._broker.pump()
+
+    def give_back(self, ledger: Ledger) -> None:
+        """``basic.nack(0, multiple, requeue)``: everything outstanding goes to the head of the queue, in order."""
+        if self._ended or ledger.closed:
+            return
+        channel = self._channel(ledger)
+        channel.unacked.clear()
+        self._write(lambda: self._take_back(channel))
+
+    def _take_back(self, channel: _Channel) -> None:
+        returned = list(channel.outstanding.values())
+        channel.outstanding.clear()
+        channel.unacked.clear()
+        queue = self._broker.queues.get(channel.ledger.queue)
+        if queue is not None:
+            queue.take_back(returned)
+        self._broker.pump()
+
+    # Copies ----------------------------------------------------------------------------------------------------------
+
+    async def publish(self, copies: list[Copy]) -> list[str | None]:
+        """Publish mandatory copies and wait for the broker to confirm each."""
+        self._check()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        refusals: list[str | None] = [None] * len(copies)
+        answered: list[int] = []
+        for at, copy in enumerate(copies):
+            self._write(lambda at=at, copy=copy: self._take_copy(copy, at, refusals, answered, done))  # type: ignore[misc]
+        self._publishing.append(done)
+        try:
+            async with asyncio.timeout(self._confirm_timeout_seconds):
+                await done
+        except TimeoutError:
+            self.lose(f"RabbitMQ didn't confirm a dead letter within {self._confirm_timeout_seconds:g} s")
+            raise BrokerError("unconfirmed") from None
+        finally:
+            self._publishing.remove(done)
+        return refusals
+
+    def _take_copy(
+        self, copy: Copy, at: int, refusals: list[str | None], answered: list[int], done: asyncio.Future[None]
+    ) -> None:
+        try:
+            queue = self._broker.route(copy.exchange, copy.routing_key)
+        except KeyError:
+            self.lose(f"404 NOT_FOUND - no exchange '{copy.exchange.decode(errors='replace')}' in vhost '/'")
+            return
+        if queue is not None and queue.silent:
+            return
+        if queue is None:
+            refusals[at] = NO_ROUTE
+        elif queue.full:
+            refusals[at] = REFUSED
+        else:
+            stored = self._broker.publish(
+                queue.name, copy.body, copy.properties, exchange=copy.exchange, key=copy.routing_key
+            )
+            if self._broker.on_publish is not None:
+                self._broker.on_publish(queue.name, stored)
+        self._write(lambda: self._confirm(at, refusals, answered, done))
+
+    @property
+    def publishing(self) -> bool:
+        """Whether copies are on their way that the broker hasn't confirmed yet."""
+        return bool(self._publishing)
+
+    def confirm_all(self) -> None:
+        """Have the confirms of all copies on their way arrive now."""
+        for done in self._publishing:
+            _resolve(done)
+
+    @staticmethod
+    def _confirm(at: int, refusals: list[str | None], answered: list[int], done: asyncio.Future[None]) -> None:
+        answered.append(at)
+        if len(answered) == len(refusals):
+            _resolve(done)
+
+    # The end ---------------------------------------------------------------------------------------------------------
+
+    def lose(self, reason: str) -> None:
+        """End the session as a broken connection does: what was on the wire is lost, acks included."""
+        if not self.lost.done() and not self._ended:
+            self.lost.set_result(reason)
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._wire.clear()
+        for done in self._publishing:
+            if not done.done():
+                done.set_exception(BrokerError(reason))
+        for channel in self.channels:
+            channel.consuming = False
+            channel.coming.clear()
+            self._take_back(channel)
+
+    def queue_gone(self, name: str) -> None:
+        """Note that the broker deleted a queue: it cancels the consumer, which is the end of a session."""
+        if any(channel.ledger.queue == name and channel.consuming for channel in self.channels):
+            self.lose(f"RabbitMQ cancelled the consumer of {name!r}")
+
+    async def close(self) -> None:
+        """Close in order: what was written before arrives before; the rest goes back to the queues."""
+        if self._ended:
+            return
+        for done in self._publishing:
+            if not done.done():
+                done.set_exception(BrokerError("the session was closed"))
+        closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._write(lambda: _resolve(closed))
+        await self._or_lost(closed)
+        self._end("the session was closed")
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

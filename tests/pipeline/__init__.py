@@ -1,0 +1,1 @@
+"""The loops over the simulated servers, in virtual time."""
