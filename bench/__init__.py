@@ -1,0 +1,1 @@
+"""Measurements that are kept; not part of the tests."""

@@ -1,0 +1,1 @@
+"""Rules that must hold for any input, looked for with hypothesis."""

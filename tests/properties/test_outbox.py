@@ -1,0 +1,176 @@
+"""`sidecar.core.outbox`: requests are made of whole batches or parts of one, and a retry is what goes again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from sidecar.core.ledger import Ledger
+from sidecar.core.outbox import Outbox
+from tests.builders import batch, examples, message, messages, tags
+
+if TYPE_CHECKING:
+    from sidecar.core.batcher import Batch
+
+MAX_ITEMS = 6
+
+
+class OutboxOfBatches(RuleBasedStateMachine):
+    """Batches are put in, taken as requests, and go again in part; epochs end; the size limit shrinks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outbox = Outbox(MAX_ITEMS, 100)
+        self.epoch = Ledger("work", 1)
+        self.now = 0.0
+        self.tags = 0
+        self.waiting: dict[int, Batch] = {}  # each message's tag, and the batch in which it was put in
+        self.in_flight: list[Batch] = []
+
+    def fresh(self, sizes: list[int], *, mendable: bool) -> Batch:
+        """Return a complete batch."""
+        held = []
+        for size in sizes:
+            self.tags += 1
+            held.append(message(self.tags, b"x" * (size - 1), of=self.epoch))
+        return batch(held, mendable=mendable, opened_at=self.now)
+
+    @rule(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=MAX_ITEMS), mendable=st.booleans())
+    def put(self, sizes: list[int], mendable: bool) -> None:
+        """A group is complete."""
+        made = self.fresh(sizes, mendable=mendable)
+        self.outbox.put([made])
+        self.waiting |= dict.fromkeys(tags(made.messages), made)
+
+    @precondition(lambda self: self.in_flight)
+    @rule(data=st.data(), pause=st.sampled_from([0.0, 1.0, 5.0]))
+    def go_again(self, data: st.DataObject, pause: float) -> None:
+        """A request was answered: any of its items go again, in order; sometimes as a suspect."""
+        request = self.in_flight.pop(data.draw(st.integers(0, len(self.in_flight) - 1)))
+        marks = data.draw(st.lists(st.booleans(), min_size=len(request.messages), max_size=len(request.messages)))
+        chosen = [one for one, mark in zip(request.messages, marks, strict=True) if mark and not one.ledger.closed]
+        retry = request.again(chosen)
+        retry.ready_at = self.now + pause
+        if data.draw(st.booleans()):
+            retry.unanswered += 1
+        assert retry.messages == chosen
+        assert retry.body_bytes == sum(one.bulk_bytes for one in chosen)
+        if chosen:
+            self.outbox.put_again(retry)
+            self.waiting |= dict.fromkeys(tags(chosen), retry)
+
+    @rule(seconds=st.sampled_from([0.5, 2.0]))
+    def wait(self, seconds: float) -> None:
+        """Time passes."""
+        self.now += seconds
+
+    @rule()
+    def take(self) -> None:
+        """A request is made."""
+        due = {id(held) for held in self.waiting.values() if held.ready_at <= self.now}
+        request = self.outbox.take(self.now)
+        assert (request is not None) == bool(due), "what is ready goes, and nothing else does"
+        if request is None:
+            return
+        parts = self.leave(request)
+        assert all(part.ready_at <= self.now for part in parts)
+        assert len(request.messages) <= MAX_ITEMS
+        assert request.body_bytes <= self.outbox.max_bytes or len(request.messages) == 1
+        if len(parts) > 1:
+            assert all(part.mendable and not part.suspect for part in parts), "only what may be joined is"
+            assert request.opened_at == min(part.opened_at for part in parts)
+            assert request.tries == max(part.tries for part in parts)
+
+    @rule()
+    def probe(self) -> None:
+        """During a hold one item at a time is sent, whatever its pause."""
+        request = self.outbox.take_probe()
+        assert (request is not None) == bool(self.waiting)
+        if request is not None:
+            assert len(request.messages) == 1
+            self.leave(request)
+            left = [tag for tag in self.waiting if tag not in tags(request.messages)]
+            assert len(left) == len(self.waiting)
+
+    def leave(self, request: Batch) -> list[Batch]:
+        """Take a request's messages out of the model; return the batches that it was made of, in order."""
+        assert request.body_bytes == sum(one.bulk_bytes for one in request.messages)
+        parts: list[Batch] = []
+        at = 0
+        while at < len(request.messages):
+            part = self.waiting[request.messages[at].tag]
+            live = [one for one in part.messages if one.tag in self.waiting]
+            run = request.messages[at : at + len(live)]
+            if len(run) == len(live):
+                assert run == live, "a batch's order is kept"
+            else:
+                assert live[: len(run)] == run, "a part is the beginning"
+                assert not parts, "a batch is only split by itself"
+            parts.append(part)
+            at += len(run)
+            for one in run:
+                del self.waiting[one.tag]
+        for part in parts:  # what is left of it is ready as it was, or at once after a probe
+            rest = [tag for tag, held in self.waiting.items() if held is part]
+            if rest:
+                remainder = part.again([one for one in part.messages if one.tag in rest])
+                remainder.ready_at = part.ready_at if len(request.messages) > 1 or part.ready_at <= self.now else 0.0
+                self.waiting |= dict.fromkeys(rest, remainder)
+        self.in_flight.append(request)
+        return parts
+
+    @rule(share=st.sampled_from([0.5, 0.9]))
+    def learn_size(self, share: float) -> None:
+        """A 413 teaches a smaller size."""
+        self.outbox.max_bytes = max(1, int(self.outbox.max_bytes * share))
+
+    @rule()
+    def end_epoch(self) -> None:
+        """The channel is lost: what waits is the broker's again."""
+        self.epoch.close()
+        assert sorted(tags(self.outbox.drop_closed())) == sorted(self.waiting)
+        self.waiting.clear()
+        self.epoch = Ledger("again", 1)
+
+    @invariant()
+    def nothing_is_lost_or_doubled(self) -> None:
+        """What waits is what was put in and not taken."""
+        assert self.outbox.items == len(self.waiting)
+        assert bool(self.outbox) == bool(self.waiting)
+
+    @invariant()
+    def it_says_when_to_come_back(self) -> None:
+        """Never too late."""
+        ready_at = self.outbox.ready_at()
+        earliest = min((held.ready_at for held in self.waiting.values()), default=None)
+        assert (ready_at is None) == (earliest is None)
+        if ready_at is not None and earliest is not None:
+            assert ready_at <= max(earliest, 0.0)
+
+
+OutboxOfBatches.TestCase.settings = settings(max_examples=examples(80), stateful_step_count=30)
+TestOutbox = OutboxOfBatches.TestCase
+
+
+@settings(max_examples=examples(60))
+@given(st.integers(2, 64), st.integers(0, 63))
+def test_halving_finds_the_item_at_fault(count: int, bad: int) -> None:
+    """In as many steps as halving takes; every other item is in a half that doesn't have it."""
+    held = messages(count)
+    fault = held[bad % count]
+    request, steps, innocent = batch(held), 0, []
+    while len(request.messages) > 1:
+        halves = request.halves()
+        assert [one for half in halves for one in half.messages] == request.messages
+        steps += 1
+        for half in halves:
+            if fault in half.messages:
+                request = half
+            else:
+                innocent += half.messages
+    assert request.messages == [fault]
+    assert sorted(tags(innocent)) == [tag for tag in tags(held) if tag != fault.tag]
+    assert steps <= count.bit_length()

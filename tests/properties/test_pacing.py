@@ -1,0 +1,109 @@
+"""`sidecar.core.pacing`: bounds that hold whatever Elasticsearch answers."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar.core.pacing import Pacing, Permit, backoff_seconds
+from tests.builders import examples
+
+rolls = st.floats(0, 1)
+shares = st.sampled_from([0.001, 0.5, 1.0])
+events = st.lists(
+    st.tuples(
+        st.sampled_from(["stored", "throttled", "answered", "hold", "probe fails"]), rolls, shares, st.floats(0, 9)
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=examples(200))
+@given(st.integers(1, 10**6), rolls, st.floats(0.001, 10), st.floats(10, 100))
+def test_backoff_is_between_nothing_and_its_bound(tries: int, roll: float, least: float, most: float) -> None:
+    """For any number of tries, without an overflow."""
+    pause = backoff_seconds(tries, roll, least, most)
+    assert 0 <= pause <= min(most, least * 2.0 ** min(tries - 1, 60))
+
+
+@settings(max_examples=examples(200))
+@given(events, st.integers(1, 64), st.floats(0, 40))
+def test_the_limit_and_the_pauses_are_bounded(
+    happened: list[tuple[str, float, float, float]], most: int, retry_after: float
+) -> None:
+    """The limit stays between 1 and the most; no pause is longer than the longest, or than asked for."""
+    pacing = Pacing(most, 0.5, 30.0)
+    now = 0.0
+    for kind, roll, share, passed in happened:
+        now += passed
+        before = pacing.pause_until()
+        if kind == "stored":
+            pacing.stored()
+        elif kind == "throttled":
+            pacing.throttled(now, sent_at=now - passed / 2, roll=roll, share=share, retry_after_seconds=retry_after)
+        elif kind == "answered":
+            pacing.answered()
+            assert pacing.held is None
+        elif pacing.permit(now, 0) is Permit.PROBE or kind == "hold":
+            probe = pacing.permit(now, 0) is Permit.PROBE and kind == "probe fails"
+            if probe:
+                pacing.probe_sent()
+                assert pacing.permit(now, 0) is Permit.NOTHING
+            pacing.hold(now, kind, roll, was_probe=probe, retry_after_seconds=retry_after)
+            assert pacing.held is not None
+        assert 1.0 <= pacing.limit <= most
+        assert pacing.pause_until() <= max(before, now + max(30.0, retry_after))
+        assert pacing.permit(now, int(pacing.limit)) is not Permit.REQUEST
+        late = max(now, pacing.pause_until())
+        assert pacing.permit(late, 0) is not Permit.NOTHING, "somebody must find out whether it goes on"
+
+
+@settings(max_examples=examples(60))
+@given(st.integers(0, 2**32), st.floats(0.0, 0.3), st.floats(1, 600))
+def test_an_outage_is_probed_seldom_and_its_end_is_noticed_soon(seed: int, takes: float, outage: float) -> None:
+    """About ten requests in 30 s, one every half minute later; after its end no wait longer than the outage."""
+    dice = random.Random(seed)
+    pacing = Pacing(4, 0.5, 30.0)
+    now, probes = 0.0, []
+    pacing.hold(now, "away", dice.random(), was_probe=False)
+    while True:
+        now = max(now, pacing.pause_until())
+        assert pacing.permit(now, 0) is Permit.PROBE
+        pacing.probe_sent()
+        probes.append(now)
+        now += takes
+        if probes[-1] >= outage:
+            assert pacing.answered()
+            break
+        pacing.hold(now, "away", dice.random(), was_probe=True)
+    assert sum(at < 30 for at in probes) <= 10
+    assert sum(at < outage for at in probes) <= 10 + outage / 24
+    assert probes[-1] - outage <= min(30.0, 1.0 + outage / 2) + takes
+
+
+@settings(max_examples=examples(20))
+@given(st.integers(0, 2**32), st.integers(1, 16), st.integers(1, 8))
+def test_the_share_of_429s_falls_as_it_slows_down(seed: int, most: int, room: int) -> None:
+    """A server with room for few requests at once is not asked for many; and what room there is gets used."""
+    dice = random.Random(seed)
+    pacing = Pacing(most, 0.5, 30.0)
+    in_flight: list[tuple[float, float, bool]] = []  # when it is answered, when it left, whether it is refused
+    now = 0.0
+    answered: list[bool] = []
+    while len(answered) < 400:
+        while pacing.permit(now, len(in_flight)) is Permit.REQUEST:
+            in_flight.append((now + 0.05 + 0.05 * dice.random(), now, len(in_flight) >= room))
+        in_flight.sort()
+        moments = [pacing.pause_until()] if pacing.pause_until() > now else []
+        now = min([*moments, *(due for due, _, _ in in_flight[:1])])
+        while in_flight and in_flight[0][0] <= now:
+            _, left, refused = in_flight.pop(0)
+            answered.append(refused)
+            if refused:
+                pacing.throttled(now, sent_at=left, roll=dice.random(), share=1.0)
+            else:
+                pacing.stored()
+    late = answered[200:]
+    assert sum(late) / len(late) <= 0.35

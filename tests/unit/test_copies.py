@@ -1,0 +1,162 @@
+"""`sidecar.core.copies`."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from sidecar.core import properties as core
+from sidecar.core.copies import TOKEN_HEADER, Letter, copy_properties, dead_letter_headers
+from tests.builders import ledger, long_string, message, properties, short_string, table
+
+ROOM = 128 * 1024
+
+
+def headers(raw: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the header fields of a property set."""
+    return list(core.fields(core.headers(raw)))
+
+
+def added(**values: bytes) -> list[tuple[bytes, bytes]]:
+    """Return headers to splice in."""
+    return [(name.replace("_", "-").encode(), long_string(value)) for name, value in values.items()]
+
+
+def test_headers_say_why_what_and_where_from() -> None:
+    """All headers of the contract, what matters most first: from the end they are cut when room is short."""
+    one = message(1, of=ledger("orders"), route=short_string(b"events") + short_string(b"order.new"))
+    one.attempts = 3
+    letter = Letter(one, "rejected", "failed to parse field [age]", 400, "document_parsing_exception")
+    made = dead_letter_headers(
+        letter, token=b"17", action="index", index="orders-1", document_id=b"o-7", failed_at=1_700_000_000.5
+    )
+    assert {name.decode(): core.decode(value) for name, value in made} == {
+        "sidecar-copy": "17",
+        "sidecar-reason": "rejected",
+        "sidecar-status": 400,
+        "sidecar-error-type": "document_parsing_exception",
+        "sidecar-error-reason": "failed to parse field [age]",
+        "sidecar-action": "index",
+        "sidecar-index": "orders-1",
+        "sidecar-id": "o-7",
+        "sidecar-attempts": 3,
+        "sidecar-failed-at": "2023-11-14T22:13:20.500Z",
+        "sidecar-queue": "orders",
+        "sidecar-exchange": "events",
+        "sidecar-routing-key": "order.new",
+    }
+    assert (made[0][0], made[-1][0]) == (TOKEN_HEADER, b"sidecar-error-reason")
+
+
+def test_the_table_is_spliced_and_keeps_its_bytes() -> None:
+    """Order, repeated names, invalid UTF-8 and nested tables are those of the original."""
+    own = [(b"a", long_string(b"\xff")), (b"a", b"t\x01"), (b"n", b"F\0\0\0\x03\x01xV"), (b"", b"V")]
+    raw = copy_properties(properties(own, content_type=b"\xfe"), added(sidecar_reason=b"malformed"), ROOM)
+    assert headers(raw) == [*own, *added(sidecar_reason=b"malformed")]
+    assert core.short(raw, "content_type") == b"\xfe"
+
+
+def test_no_property_is_invented_but_persistence() -> None:
+    """A message id that wasn't there isn't there in the copy."""
+    raw = copy_properties(properties(), added(x=b"1"), ROOM)
+    assert set(core.split(raw)) == {"headers", "delivery_mode"}
+    assert core.number(raw, "delivery_mode") == 2
+
+
+def test_what_would_keep_the_copy_from_arriving_moves_to_headers() -> None:
+    """``expiration`` makes it vanish, a foreign ``user_id`` closes the channel, mode 1 loses it at a restart."""
+    raw = copy_properties(properties(expiration=b"60000", user_id=b"eve", delivery_mode=1, app_id=b"shop"), [], ROOM)
+    assert set(core.split(raw)) == {"headers", "delivery_mode", "app_id"}
+    assert {name: core.decode(value) for name, value in headers(raw)} == {
+        b"sidecar-original-expiration": "60000",
+        b"sidecar-original-user_id": "eve",
+        b"sidecar-original-delivery_mode": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"CC", b"BCC", b"x-delivery-count", b"x-death", b"x-death-extra", b"x-first-death-queue", b"x-first-death-reason"],
+)
+def test_headers_that_the_broker_acts_on_move(name: bytes) -> None:
+    """``CC`` sends the copy to the work queue again, an ``x-death`` entry has it dropped as a cycle."""
+    value = b"A\0\0\0\x06S\0\0\0\x01q"
+    raw = copy_properties(properties([(b"before", b"V"), (name, value), (b"after", b"V")]), [], ROOM)
+    assert headers(raw) == [(b"before", b"V"), (b"sidecar-original-" + name, value), (b"after", b"V")]
+
+
+def test_other_headers_stay() -> None:
+    """Names that only look alike, and other cases, mean nothing to the broker."""
+    own = [(b"cc", b"V"), (b"X-Death", b"V"), (b"x-message-ttl", b"V")]
+    assert headers(copy_properties(properties(own), [], ROOM)) == own
+
+
+def test_a_replayed_letter_tells_of_its_last_rejection_only() -> None:
+    """Headers of the same name are replaced, not repeated."""
+    first = copy_properties(properties([(b"own", b"V")]), added(sidecar_reason=b"malformed"), ROOM)
+    again = copy_properties(first, added(sidecar_reason=b"rejected"), ROOM)
+    assert headers(again) == [(b"own", b"V"), *added(sidecar_reason=b"rejected")]
+
+
+def test_properties_that_cannot_be_read_do_not_cost_the_body() -> None:
+    """The broker vouches for what it delivers; should it ever not, the letter still arrives."""
+    raw = copy_properties(struct.pack(">H", 0xFFFF), added(sidecar_reason=b"malformed"), ROOM)
+    assert headers(raw) == added(sidecar_reason=b"malformed")
+
+
+def test_what_does_not_fit_is_cut_reason_first_and_named() -> None:
+    """A header frame past frame_max closes the connection, so the copy would come again, for ever."""
+    more = [(b"token", long_string(b"1")), (b"id", long_string(b"i" * 200)), (b"why", long_string(b"w" * 1024))]
+    raw = copy_properties(properties([(b"own", long_string(b"o" * 300))]), list(more), 700)
+    found = dict(headers(raw))
+    assert len(raw) <= 700
+    assert found[b"why"] == long_string(b"w" * 64)
+    assert found[b"own"] == long_string(b"o" * 300)
+    assert found[b"sidecar-cut"] == long_string(b"why")
+
+
+def test_own_headers_are_cut_after_ours_the_longest_first() -> None:
+    """What was cut is named in that order; short ones stay whole."""
+    own = [(b"s", long_string(b"s" * 50)), (b"m", long_string(b"m" * 200)), (b"l", long_string(b"l" * 900))]
+    raw = copy_properties(properties(own), [(b"token", long_string(b"1")), (b"why", long_string(b"w" * 500))], 600)
+    found = dict(headers(raw))
+    assert len(raw) <= 600
+    assert found[b"l"] == long_string(b"l" * 64)
+    assert found[b"m"] == long_string(b"m" * 200)
+    assert found[b"s"] == long_string(b"s" * 50)
+    assert found[b"sidecar-cut"] == long_string(b"why, l")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        [(b"h%d" % at, long_string(b"v" * 60)) for at in range(50)],
+        [(b"n" * 250 + b"%d" % at, long_string(b"v" * 70)) for at in range(12)],
+        [(b"t", b"F" + table([(b"k", long_string(b"v" * 93))] * 37))],
+        [(b"%d" % at, b"V") for at in range(900)],
+    ],
+    ids=["many small", "long names", "a large table", "only names"],
+)  # fmt: skip
+def test_whatever_its_headers_the_copy_fits(own: list[tuple[bytes, bytes]]) -> None:
+    """A message that filled its frame by itself has no room for what we add: something must give way, and is named."""
+    limit = 4096 - 20
+    full = properties(own, **dict.fromkeys(("content_type", "correlation_id", "reply_to", "message_id"), b"x" * 50))
+    token = (TOKEN_HEADER, long_string(b"17"))
+    raw = copy_properties(
+        full, [token, (b"sidecar-reason", long_string(b"rejected")), (b"why", long_string(b"w" * 1024))], limit
+    )
+    found = dict(headers(raw))
+    assert len(raw) <= limit
+    assert found[TOKEN_HEADER] == token[1]
+    assert found[b"sidecar-reason"] == long_string(b"rejected")
+    assert b"why" in found[b"sidecar-cut"]
+    assert len(found[b"sidecar-cut"]) <= 261
+
+
+def test_the_callers_list_is_left_as_it_is() -> None:
+    """It may be used for another try, to a broker with larger frames."""
+    more = [(b"token", long_string(b"1")), (b"why", long_string(b"w" * 1024))]
+    before = list(more)
+    copy_properties(properties(), more, 200)
+    assert more == before

@@ -1,0 +1,129 @@
+"""`sidecar.core.ledger`."""
+
+from __future__ import annotations
+
+from sidecar.core.ledger import Settlement
+from tests.builders import ledger, message, tags
+
+
+def test_deliveries_open_when_they_are_admitted() -> None:
+    """Tags below `next_tag` are open; admitting twice opens nothing twice."""
+    book = ledger()
+    book.next_tag = 4
+    assert (book.admit(), book.admit()) == (3, 0)
+    assert (book.open, book.withheld, book.outstanding) == (3, 0, 3)
+
+
+def test_everything_up_to_the_first_hole_is_one_ack() -> None:
+    """1 and 2 are acked by one frame; 4 waits behind 3."""
+    book = ledger(delivered=4)
+    assert book.store(message(tag, of=book) for tag in (1, 2, 4)) == 3
+    assert book.collect() == [Settlement(2, multiple=True)]
+    assert (book.open, book.withheld) == (1, 1)
+
+
+def test_an_ack_is_never_written_twice() -> None:
+    """What was collected counts as written."""
+    book = ledger(delivered=2)
+    book.store([message(1, of=book)])
+    assert book.collect()
+    assert book.collect() == []
+
+
+def test_nothing_is_acked_over_an_open_delivery() -> None:
+    """One bad first message holds back the multiple, not the truth."""
+    book = ledger(delivered=3)
+    book.store([message(2, of=book), message(3, of=book)])
+    assert book.collect() == []
+    assert book.withheld == 2
+
+
+def test_closing_the_hole_releases_what_was_withheld() -> None:
+    """The multiple jumps to the last tag at once."""
+    book = ledger(delivered=3)
+    book.store([message(2, of=book), message(3, of=book)])
+    book.collect()
+    book.store([message(1, of=book)])
+    assert book.collect() == [Settlement(3, multiple=True)]
+    assert book.outstanding == 0
+
+
+def test_singly_acks_what_is_stored_behind_holes() -> None:
+    """One frame each, the multiple first; the holes stay open."""
+    book = ledger(delivered=6)
+    book.store(message(tag, of=book) for tag in (1, 3, 5))
+    assert book.collect(singly=True) == [
+        Settlement(1, multiple=True),
+        Settlement(3, multiple=False),
+        Settlement(5, multiple=False),
+    ]
+    assert (book.open, book.withheld) == (3, 0)
+
+
+def test_the_multiple_names_a_tag_that_is_outstanding_itself() -> None:
+    """RabbitMQ closes the channel over an unknown tag: what was rejected, or acked singly, can't be named."""
+    book = ledger(delivered=4)
+    book.give_up(message(2, of=book))
+    book.store([message(1, of=book)])
+    assert book.collect() == [Settlement(1, multiple=True)]
+    book.store([message(4, of=book)])
+    assert book.collect(singly=True) == [Settlement(4, multiple=False)]
+    book.store([message(3, of=book)])
+    assert book.collect() == [Settlement(3, multiple=True)]
+    assert book.outstanding == 0
+
+
+def test_no_multiple_is_written_over_given_up_tags_alone() -> None:
+    """Everything before the hole was settled by frames of its own: there is nothing to ack."""
+    book = ledger(delivered=3)
+    for tag in (1, 2):
+        book.give_up(message(tag, of=book))
+    assert book.collect() == []
+    book.store([message(3, of=book)])
+    assert book.collect() == [Settlement(3, multiple=True)]
+
+
+def test_giving_back_leaves_nothing_outstanding() -> None:
+    """Only the open ones are requeued; the numbers go on in the same epoch."""
+    book = ledger(delivered=3)
+    book.store([message(1, of=book)])
+    assert book.collect() == [Settlement(1, multiple=True)]
+    assert book.give_back() == 2
+    assert book.outstanding == 0
+    book.next_tag = 5
+    assert book.admit() == 1
+    book.store([message(4, of=book)])
+    assert book.collect() == [Settlement(4, multiple=True)]
+
+
+def test_closing_makes_settlements_stale() -> None:
+    """A tag of a closed channel must not be settled: nothing is held any more, and `closed` says so."""
+    book = ledger(delivered=3)
+    one = message(2, of=book)
+    assert book.holds(one)
+    book.store([message(1, of=book)])
+    assert book.close() == 2
+    assert book.closed
+    assert not book.holds(one)
+    assert book.collect(singly=True) == []
+
+
+def test_only_open_deliveries_are_held() -> None:
+    """Stored, given up, collected and never delivered ones are not."""
+    book = ledger(delivered=4)
+    held = [message(tag, of=book) for tag in range(1, 6)]
+    book.store(held[:1])
+    book.collect()
+    book.store(held[1:2])
+    book.give_up(held[2])
+    assert tags(one for one in held if book.holds(one)) == [4]
+
+
+def test_a_repr_shows_the_states() -> None:
+    """Tests and traces see what is open (00), stored (01) and gone (02)."""
+    book = ledger(delivered=3)
+    book.store([message(2, of=book)])
+    book.give_up(message(3, of=book))
+    assert repr(book) == "<Ledger work/1 live 1+000102>"
+    book.close()
+    assert repr(book) == "<Ledger work/1 closed 4+>"

@@ -1,0 +1,173 @@
+"""`sidecar.core.pacing`."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.core.pacing import Pacing, Permit, backoff_seconds
+
+
+def pacing(most_requests: int = 8) -> Pacing:
+    """Return a pacing with the default delays."""
+    return Pacing(most_requests, 0.5, 30.0)
+
+
+@pytest.mark.parametrize(("tries", "bound"), [(1, 0.5), (2, 1.0), (3, 2.0), (6, 16.0), (7, 30.0), (10_000, 30.0)])
+def test_backoff_doubles_up_to_its_bound_with_full_jitter(tries: int, bound: float) -> None:
+    """Uniform between nothing and the bound, so that those who were refused together don't come back together."""
+    assert backoff_seconds(tries, 1.0, 0.5, 30.0) == bound
+    assert backoff_seconds(tries, 0.5, 0.5, 30.0) == bound / 2
+    assert backoff_seconds(tries, 0.0, 0.5, 30.0) == 0.0
+
+
+def test_requests_are_permitted_up_to_the_limit() -> None:
+    """And no more."""
+    pace = pacing(4)
+    assert [pace.permit(0.0, in_flight) for in_flight in (0, 3)] == [Permit.REQUEST] * 2
+    assert [pace.permit(0.0, in_flight) for in_flight in (4, 5)] == [Permit.NOTHING] * 2
+
+
+def test_a_429_halves_the_limit_and_pauses() -> None:
+    """It slows down at once, for the whole cluster spoke."""
+    pace = pacing(8)
+    assert pace.throttled(10.0, sent_at=9.0, roll=1.0, share=1.0)
+    assert (pace.limit, pace.pause_until()) == (4.0, 10.5)
+    assert pace.permit(10.4, 0) is Permit.NOTHING
+    assert pace.permit(10.5, 3) is Permit.REQUEST
+    assert pace.permit(10.5, 4) is Permit.NOTHING
+
+
+def test_requests_that_left_before_say_nothing_new() -> None:
+    """Eight in flight that are all refused halve the limit once, not eight times."""
+    pace = pacing(8)
+    assert pace.throttled(10.0, sent_at=9.0, roll=1.0, share=1.0)
+    assert not any(pace.throttled(10.0 + late, sent_at=9.5, roll=1.0, share=1.0) for late in (0.1, 0.2, 0.3))
+    assert pace.limit == 4.0
+    assert pace.throttled(11.0, sent_at=10.6, roll=1.0, share=1.0)
+    assert pace.limit == 2.0
+
+
+def test_the_limit_never_falls_below_one() -> None:
+    """Something always goes, or nobody would notice that there is room again."""
+    pace = pacing(8)
+    for second in range(20):
+        pace.throttled(float(second), sent_at=second - 0.5, roll=0.0, share=1.0)
+    assert pace.limit == 1.0
+    assert pace.permit(100.0, 0) is Permit.REQUEST
+
+
+def test_pauses_grow_while_everything_is_refused() -> None:
+    """429 is never final, and never hammered either."""
+    pace = pacing()
+    ends = []
+    now = 0.0
+    for _ in range(8):
+        pace.throttled(now + 0.01, sent_at=now, roll=1.0, share=1.0)
+        ends.append(pace.pause_until() - now - 0.01)
+        now = pace.pause_until()
+    assert ends == pytest.approx([0.5, 1, 2, 4, 8, 16, 30, 30])
+
+
+def test_where_some_items_were_taken_the_pause_is_short_and_does_not_grow() -> None:
+    """There is progress: only the share that was refused is waited for."""
+    pace = pacing()
+    for second in range(1, 6):
+        pace.throttled(float(second), sent_at=second - 0.5, roll=1.0, share=0.5)
+        assert pace.pause_until() == second + 0.25
+    assert pace.limit == 1.0
+
+
+def test_retry_after_is_obeyed() -> None:
+    """A server that says when is not asked before."""
+    pace = pacing()
+    pace.throttled(0.0, sent_at=-0.5, roll=0.0, share=1.0, retry_after_seconds=12.0)
+    assert pace.pause_until() == 12.0
+
+
+def test_success_raises_the_limit_slowly() -> None:
+    """By about one for as many requests as are in flight, up to the configured most."""
+    pace = pacing(8)
+    pace.throttled(1.0, sent_at=0.5, roll=0.0, share=1.0)
+    for _ in range(4):
+        pace.stored()
+    assert 4.7 < pace.limit < 5.0
+    for _ in range(100):
+        pace.stored()
+    assert pace.limit == 8.0
+
+
+def test_an_outage_stops_everything_but_a_probe_at_a_time() -> None:
+    """And the probe waits for its pause."""
+    pace = pacing()
+    assert pace.hold(0.0, "connection refused", 1.0, was_probe=False)
+    assert pace.permit(0.99, 0) is Permit.NOTHING
+    assert pace.permit(1.0, 0) is Permit.PROBE
+    pace.probe_sent()
+    assert pace.permit(5.0, 1) is Permit.NOTHING
+
+
+def test_requests_that_fail_with_the_first_say_nothing_new() -> None:
+    """Neither do they push the probe away, nor free a second one."""
+    pace = pacing()
+    pace.hold(0.0, "connection refused", 1.0, was_probe=False)
+    assert not pace.hold(0.9, "timeout", 1.0, was_probe=False)
+    assert (pace.pause_until(), pace.held) == (1.0, "connection refused")
+    pace.probe_sent()
+    assert not pace.hold(1.1, "timeout", 1.0, was_probe=False)
+    assert pace.permit(9.0, 1) is Permit.NOTHING
+
+
+def test_a_probe_that_fails_for_another_reason_is_news() -> None:
+    """The reason that is shown is the present one: the server came up, and now wants a password."""
+    pace = pacing()
+    pace.hold(0.0, "connection refused", 1.0, was_probe=False)
+    pace.probe_sent()
+    assert not pace.hold(1.0, "connection refused", 1.0, was_probe=True)
+    pace.probe_sent()
+    assert pace.hold(3.0, "401 security_exception", 1.0, was_probe=True)
+    assert pace.held == "401 security_exception"
+
+
+def test_pauses_between_probes_grow_to_their_bound() -> None:
+    """About seven in an outage of 30 s, then one every half minute."""
+    pace = pacing()
+    now, pauses = 0.0, []
+    pace.hold(now, "away", 1.0, was_probe=False)
+    for _ in range(12):
+        pauses.append(pace.pause_until() - now)
+        now = pace.pause_until()
+        assert pace.permit(now, 0) is Permit.PROBE
+        pace.probe_sent()
+        pace.hold(now, "away", 1.0, was_probe=True)
+    assert pauses[:4] == pytest.approx([1.0, 1.5, 2.25, 3.375])
+    assert pauses[-1] == 30.0
+
+
+def test_an_answer_ends_the_hold_and_recovery_is_gradual() -> None:
+    """One request first, whatever the limit was before the outage."""
+    pace = pacing(8)
+    pace.hold(0.0, "away", 1.0, was_probe=False)
+    pace.probe_sent()
+    assert pace.answered()
+    assert pace.held is None
+    assert (pace.permit(1.0, 0), pace.permit(1.0, 1)) == (Permit.REQUEST, Permit.NOTHING)
+    pace.stored()
+    assert pace.permit(1.0, 1) is Permit.REQUEST
+    assert not pace.answered()
+
+
+def test_the_next_outage_begins_with_short_pauses_again() -> None:
+    """What was learned in the last one is no longer true."""
+    pace = pacing()
+    for second in range(8):
+        pace.hold(float(second), "away", 1.0, was_probe=second > 0)
+    pace.answered()
+    pace.hold(100.0, "away", 1.0, was_probe=False)
+    assert pace.pause_until() == 101.0
+
+
+def test_a_hold_obeys_retry_after() -> None:
+    """A 503 can carry one."""
+    pace = pacing()
+    pace.hold(0.0, "503", 0.0, was_probe=False, retry_after_seconds=20.0)
+    assert pace.pause_until() == 20.0

@@ -1,0 +1,116 @@
+"""`sidecar.core.policy`: each row of the contract's tables of verdicts."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.core.bulk import Fault, Result
+from sidecar.core.policy import ITEM_RULES, Course, Verdict, judge, judge_request
+
+ACTIONS = ("index", "create", "update", "delete")
+WRITES = ("index", "create", "delete")
+
+ITEMS = [
+    # status, error type, actions, verdict, reason of a dead letter
+    (200, "", ACTIONS, Verdict.ACK, ""),
+    (201, "", ACTIONS, Verdict.ACK, ""),
+    (404, "", ("delete",), Verdict.ACK, ""),
+    (404, "document_missing_exception", ("update",), Verdict.DEAD_LETTER, "rejected"),
+    (409, "version_conflict_engine_exception", WRITES, Verdict.CONFLICT, "conflict"),
+    (409, "version_conflict_engine_exception", ("update",), Verdict.COUNTED, ""),
+    (429, "es_rejected_execution_exception", ACTIONS, Verdict.THROTTLED, ""),
+    (429, "circuit_breaking_exception", ACTIONS, Verdict.THROTTLED, ""),
+    (429, "cluster_block_exception", ACTIONS, Verdict.THROTTLED, ""),
+    (429, "a_type_nobody_knows", ACTIONS, Verdict.THROTTLED, ""),
+    (503, "unavailable_shards_exception", ACTIONS, Verdict.THROTTLED, ""),
+    (503, "", ACTIONS, Verdict.THROTTLED, ""),
+    (404, "index_not_found_exception", ACTIONS, Verdict.DEAD_LETTER, "index-missing"),
+    (400, "index_closed_exception", ACTIONS, Verdict.WAIT, "index-blocked"),
+    (403, "cluster_block_exception", ACTIONS, Verdict.WAIT, "index-blocked"),
+    (403, "security_exception", ACTIONS, Verdict.WAIT, "index-blocked"),
+    (400, "document_parsing_exception", ACTIONS, Verdict.DEAD_LETTER, "rejected"),
+    (400, "mapper_parsing_exception", ACTIONS, Verdict.DEAD_LETTER, "rejected"),
+    (400, "strict_dynamic_mapping_exception", ACTIONS, Verdict.DEAD_LETTER, "rejected"),
+    (400, "illegal_argument_exception", ACTIONS, Verdict.DEAD_LETTER, "rejected"),
+    (400, "invalid_index_name_exception", ACTIONS, Verdict.DEAD_LETTER, "rejected"),
+    (400, "", ACTIONS, Verdict.DEAD_LETTER, "rejected"),
+    *((status, "some_exception", ACTIONS, Verdict.COUNTED, "") for status in range(500, 600) if status != 503),
+]
+
+
+@pytest.mark.parametrize(("status", "error_type", "actions", "verdict", "reason"), ITEMS)
+def test_result_of_an_item(
+    status: int, error_type: str, actions: tuple[str, ...], verdict: Verdict, reason: str
+) -> None:
+    """Each row of "result of an item"."""
+    for action in actions:
+        rule = judge(Result(status, error_type), action)
+        assert (rule.verdict, rule.reason) == (verdict, reason)
+        assert rule.why
+
+
+@pytest.mark.parametrize("status", [100, 301, 402, 404, 405, 410, 418, 451, 0])
+def test_a_result_that_nobody_knows_is_the_messages_end_but_not_its_loss(status: int) -> None:
+    """It can't be retried for ever, nor counted as stored: a dead letter, where somebody sees it."""
+    assert judge(Result(status, "unheard_of"), "index").verdict is Verdict.DEAD_LETTER
+
+
+def test_only_a_success_or_a_deleted_nothing_is_acked() -> None:
+    """No other status and type may end in an ack by the table."""
+    for status in range(100, 600):
+        for kind in ("", "document_missing_exception", "index_not_found_exception", "security_exception"):
+            for action in ACTIONS:
+                if judge(Result(status, kind), action).verdict is Verdict.ACK:
+                    assert status in (200, 201) or (status, kind, action) == (404, "", "delete")
+
+
+def test_a_delete_in_a_missing_index_is_not_a_deleted_nothing() -> None:
+    """That one has an error."""
+    assert judge(Result(404, "index_not_found_exception"), "delete").reason == "index-missing"
+
+
+def test_what_is_dead_lettered_has_a_reason_of_the_contract() -> None:
+    """The header ``sidecar-reason`` is an interface."""
+    reasons = {rule.reason for rule in ITEM_RULES if rule.verdict is Verdict.DEAD_LETTER}
+    assert reasons <= {"rejected", "index-missing"}
+
+
+REQUESTS = [
+    # status, error type, reason, course
+    *((status, kind, "", Course.UNKNOWN) for status in (502, 503, 504) for kind in ("", "some_exception")),
+    (200, "", "the answer is not one of Elasticsearch's", Course.UNKNOWN),
+    (204, "", "", Course.UNKNOWN),
+    (429, "", "", Course.THROTTLED),
+    (429, "es_rejected_execution_exception", "full", Course.THROTTLED),
+    (429, "circuit_breaking_exception", "", Course.THROTTLED),
+    (413, "", "", Course.SPLIT_SIZE),
+    (413, "content_too_long_exception", "", Course.SPLIT_SIZE),
+    (400, "action_request_validation_exception", "id is too long", Course.SPLIT_FAULT),
+    (400, "x_content_parse_exception", "[1:2] bad", Course.SPLIT_FAULT),
+    (400, "x_content_e_o_f_exception", "", Course.SPLIT_FAULT),
+    (400, "illegal_argument_exception", "Malformed action/metadata line [3]", Course.SPLIT_FAULT),
+    (400, "media_type_header_exception", "Accept version must be either version 8 or 7", Course.HOLD),
+    (400, "illegal_argument_exception", "request [/_bulk] contains unrecognized parameter: [x]", Course.HOLD),
+    (400, "illegal_argument_exception", "request [/_bulk] contains unrecognized parameters: [x], [y]", Course.HOLD),
+    (400, "", "the answer is not one of Elasticsearch's", Course.HOLD),
+    (401, "security_exception", "missing authentication credentials", Course.HOLD),
+    (403, "security_exception", "action is unauthorized", Course.HOLD),
+    (404, "index_not_found_exception", "no such index", Course.HOLD),
+    (404, "", "", Course.HOLD),
+    (405, "", "Incorrect HTTP method", Course.HOLD),
+    (301, "", "", Course.HOLD),
+    (406, "media_type_header_exception", "", Course.HOLD),
+    (410, "", "", Course.HOLD),
+    (500, "illegal_state_exception", "", Course.HOLD),
+]
+
+
+@pytest.mark.parametrize(("status", "error_type", "reason", "course"), REQUESTS)
+def test_result_of_the_whole_request(status: int, error_type: str, reason: str, course: Course) -> None:
+    """Each row of "result of the whole request"."""
+    assert judge_request(Fault(status, error_type, reason)) is course
+
+
+def test_no_course_is_a_dead_letter() -> None:
+    """A fault of ours, or an outage, that fails every request can't empty the queue into the dead letters."""
+    assert {course.name for course in Course} == {"UNKNOWN", "THROTTLED", "SPLIT_SIZE", "SPLIT_FAULT", "HOLD"}
