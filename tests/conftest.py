@@ -1,0 +1,147 @@
+"""Fixtures for all tests: real servers, started by the first test that asks for one, and unique names."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.servers.amqp import Amqp
+from tests.servers.choose import (
+    Broker,
+    Cluster,
+    MissingServerError,
+    own_broker,
+    own_cluster,
+    shared_broker,
+    shared_cluster,
+)
+from tests.servers.es import Elastic
+from tests.servers.waiting import run_coroutine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+
+SERVER_FOLDERS = ("integration", "contract")
+_HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test under the folders that need servers."""
+    for item in items:
+        if item.path.is_relative_to(_HERE) and item.path.relative_to(_HERE).parts[0] in SERVER_FOLDERS:
+            item.add_marker(pytest.mark.server)
+
+
+def obtain(start: Callable[[], Any]) -> Any:
+    """Start a server; without one a test is skipped on a laptop, and fails where CI must have it."""
+    try:
+        return start()
+    except MissingServerError as error:
+        if os.environ.get("CI", "").lower() in {"1", "true"}:
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[Broker]:
+    """One RabbitMQ for the session. Tests that stop, freeze or configure one use `rabbitmq_factory`."""
+    broker: Broker = obtain(shared_broker)
+    yield broker
+    broker.close()
+
+
+@pytest.fixture(scope="session")
+def elasticsearch() -> Iterator[Cluster]:
+    """One Elasticsearch for the session. Tests that stop, freeze or configure one use `elasticsearch_factory`."""
+    cluster: Cluster = obtain(shared_cluster)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def rabbitmq_factory() -> Iterator[Callable[..., Broker]]:
+    """Starts brokers of the test's own; arguments of `own_broker`. They are closed after the test."""
+    made: list[Broker] = []
+
+    def make(*arguments: Any, **options: Any) -> Broker:
+        broker: Broker = obtain(lambda: own_broker(*arguments, **options))
+        made.append(broker)
+        return broker
+
+    yield make
+    for broker in made:
+        broker.close()
+
+
+@pytest.fixture
+def elasticsearch_factory() -> Iterator[Callable[..., Cluster]]:
+    """Starts clusters of the test's own; arguments of `own_cluster`. They are closed after the test."""
+    made: list[Cluster] = []
+
+    def make(*arguments: Any, **options: Any) -> Cluster:
+        cluster: Cluster = obtain(lambda: own_cluster(*arguments, **options))
+        made.append(cluster)
+        return cluster
+
+    yield make
+    for cluster in made:
+        cluster.close()
+
+
+@pytest.fixture
+def amqp(rabbitmq: Broker) -> Iterator[Amqp]:
+    """A client connected to the session's RabbitMQ."""
+    with Amqp(rabbitmq.amqp_url) as client:
+        yield client
+
+
+@pytest.fixture
+def elastic(elasticsearch: Cluster) -> Iterator[Elastic]:
+    """A client for the session's Elasticsearch."""
+    with Elastic(elasticsearch.url) as client:
+        yield client
+
+
+@pytest.fixture
+def unique_name(request: pytest.FixtureRequest) -> str:
+    """A name for queues and indices that nobody else uses: lower case letters, digits and hyphens."""
+    stem = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:60]
+    return f"{stem}-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def queue_name(request: pytest.FixtureRequest, unique_name: str) -> Iterator[str]:
+    """A unique queue name; the queue, its delay queues and its dead letters are removed after the test."""
+    yield unique_name
+    if "rabbitmq" in request.fixturenames:
+        broker: Broker = request.getfixturevalue("rabbitmq")
+        with Amqp(broker.amqp_url) as client:
+            for suffix in ("", ".dead"):
+                client.delete_queue(unique_name + suffix)
+
+
+@pytest.fixture
+def index_name(request: pytest.FixtureRequest, unique_name: str) -> Iterator[str]:
+    """A unique index name; the index and those whose names it begins are removed after the test."""
+    yield unique_name
+    if "elasticsearch" in request.fixturenames:
+        cluster: Cluster = request.getfixturevalue("elasticsearch")
+        with Elastic(cluster.url) as client:
+            names = client.call("GET", f"/_cat/indices/{unique_name}*?format=json&h=index&expand_wildcards=all")
+            for entry in names:
+                client.delete_index(entry["index"])
+
+
+@pytest.fixture
+def run() -> Callable[..., Any]:
+    """Runs a coroutine on a fresh plain asyncio loop, with a time limit (`seconds`, 60 by default)."""
+
+    def call(coroutine: Coroutine[object, object, Any], *, seconds: float = 60.0) -> Any:
+        return run_coroutine(coroutine, seconds=seconds)
+
+    return call

@@ -1,0 +1,43 @@
+"""The README against the code."""
+
+from __future__ import annotations
+
+import re
+
+from sidecar.cli import COMMANDS
+from sidecar.core.policy import ITEM_RULES
+from sidecar.settings import PREFIX, Settings
+from tests.docs.settings_table import README, in_readme, table
+
+TEXT = README.read_text(encoding="utf-8")
+
+
+def test_the_table_of_settings_is_that_of_the_code() -> None:
+    """Every setting with its default and its meaning, and none that isn't there."""
+    assert in_readme(TEXT) == table(), "run: python -m tests.docs.settings_table"
+
+
+def test_every_setting_that_is_named_exists() -> None:
+    """A reader copies names from anywhere in the text."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    assert set(re.findall(r"SIDECAR_[A-Z_]+[A-Z]", TEXT)) <= known
+
+
+def test_every_command_that_is_named_exists() -> None:
+    """What stands in a code block after `sidecar` is a command or an option."""
+    named = set(re.findall(r"(?:^|`)sidecar ([a-z]+)", TEXT, re.MULTILINE))
+    assert named <= set(COMMANDS)
+    assert named == set(COMMANDS)
+
+
+def test_every_reason_of_the_verdict_table_is_explained() -> None:
+    """A dead letter's reason can be looked up; one that waits doesn't get one."""
+    reasons = {rule.reason for rule in ITEM_RULES if rule.verdict.name == "DEAD_LETTER"}
+    for reason in (*reasons, "malformed", "too-large", "retries-exhausted"):
+        assert f"dead letter `{reason}`" in TEXT, reason
+
+
+def test_every_linked_file_exists() -> None:
+    """Links within the repository lead somewhere."""
+    for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
+        assert (README.parent / target).exists(), target

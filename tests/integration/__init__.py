@@ -1,0 +1,1 @@
+"""The promise of the contract on real servers, with faults."""

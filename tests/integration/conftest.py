@@ -1,0 +1,70 @@
+"""What every integration test stands on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from tests.conftest import obtain
+from tests.integration.bench import Bench
+from tests.servers.choose import own_broker, own_cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+class Servers(NamedTuple):
+    """A pair of servers that a test may stop, kill and freeze, and leaves running."""
+
+    rabbitmq: Any
+    elasticsearch: Any
+
+
+@pytest.fixture
+def make_bench(unique_name: str, tmp_path: Path) -> Iterator[Callable[[Any, Any], Bench]]:
+    """Return a function that makes a bench on given servers; its processes are ended after the test."""
+    made: list[Bench] = []
+
+    def make(rabbitmq: Any, elasticsearch: Any) -> Bench:
+        made.append(Bench(rabbitmq, elasticsearch, unique_name, tmp_path))
+        return made[-1]
+
+    yield make
+    for bench in made:
+        bench.close()
+
+
+@pytest.fixture
+def bench(make_bench: Callable[[Any, Any], Bench], rabbitmq: Any, elasticsearch: Any) -> Bench:
+    """Return a queue and an index of the test's own on the shared servers."""
+    return make_bench(rabbitmq, elasticsearch)
+
+
+@pytest.fixture(scope="session")
+def cramped() -> Iterator[Any]:
+    """Return an Elasticsearch with a write pool of one thread and a queue of one."""
+    settings = {"thread_pool.write.size": 1, "thread_pool.write.queue_size": 1}
+    server = obtain(lambda: own_cluster(settings))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def breakable_servers() -> Iterator[Servers]:
+    """Return servers that tests may break one after the other: starting a pair for each would take most of the time."""
+    rabbitmq = obtain(own_broker)
+    elasticsearch = obtain(own_cluster)
+    yield Servers(rabbitmq, elasticsearch)
+    elasticsearch.close()
+    rabbitmq.close()
+
+
+@pytest.fixture
+def breakable(make_bench: Callable[[Any, Any], Bench], breakable_servers: Servers) -> Iterator[Bench]:
+    """Return a bench on servers that the test may break; afterwards they run again, on the same data."""
+    yield make_bench(*breakable_servers)
+    for server in breakable_servers:
+        server.thaw()
+        server.start()
