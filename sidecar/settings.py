@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import difflib
 import re
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+import orjson
+from dotenv import dotenv_values
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 from yarl import URL
 
 from sidecar.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 PREFIX = "SIDECAR_"
 _KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_.+)?$|_PORT$|_PORT_.+$")
@@ -58,19 +67,53 @@ Bytes = Annotated[int, BeforeValidator(_size), Field(gt=0)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
+def _json_object(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError:
+        raise ValueError("must be a JSON object") from None
+
+
+def _urls(schemes: tuple[str, ...]) -> AfterValidator:
+    def check(urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for url in urls:
+            problem = _url_problem(url.get_secret_value(), schemes)
+            if problem:
+                raise ValueError(problem)
+        return urls
+
+    return AfterValidator(check)
+
+
+JsonObject = Annotated[dict[str, Any], NoDecode, BeforeValidator(_json_object)]
+AmqpUrls = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), _urls(("amqp", "amqps"))]
+HttpUrls = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), _urls(("http", "https"))]
+
+_environment: ContextVar[Mapping[str, str]] = ContextVar("environment")
+
+
 class AmqpSettings(BaseSettings):
     """The settings of a command that only deals with RabbitMQ; the first half of those of ``sidecar run``."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
-        env_file=".env",
-        extra="ignore",
-        frozen=True,
-        hide_input_in_errors=True,
-        env_ignore_empty=True,
-    )
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True)
 
-    amqp_url: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = Field(
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings' signature
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read what `load` was given, not the process's environment: that is the command line's to read."""
+        source = EnvSettingsSource(settings_cls)
+        source.env_vars = {name.lower(): text for name, text in _environment.get().items() if text}
+        return init_settings, source
+
+    amqp_url: AmqpUrls = Field(
         (SecretStr("amqp://guest:guest@localhost:5672/"),),
         description="one or more, comma-separated; tried in turn on reconnect; `amqps://` for TLS",
     )
@@ -83,12 +126,12 @@ class AmqpSettings(BaseSettings):
     amqp_queue_type: Literal["classic", "quorum"] = Field(
         "quorum", description="type of a queue that the sidecar creates; dead-letter queues are quorum always"
     )
-    amqp_queue_arguments: dict[str, Any] = Field({}, description="JSON object, for the work queue only")
-    amqp_consumer_arguments: dict[str, Any] = Field({}, description="JSON object (priority, …)")
+    amqp_queue_arguments: JsonObject = Field({}, description="JSON object, for the work queue only")
+    amqp_consumer_arguments: JsonObject = Field({}, description="JSON object (priority, …)")
     amqp_exchange: str | None = Field(None, description="exchange to create and bind to")
     amqp_exchange_type: str = Field("direct", description="`direct`, `fanout`, `topic`, `headers`, or a plug-in's")
     amqp_routing_keys: Words = Field((), description="comma-separated binding keys; the queue's name by default")
-    amqp_binding_arguments: dict[str, Any] = Field({}, description="JSON object (headers exchange)")
+    amqp_binding_arguments: JsonObject = Field({}, description="JSON object (headers exchange)")
     amqp_prefetch: int | None = Field(
         None, gt=0, description="deliveries unsettled at once; derived from batch size and concurrency"
     )
@@ -104,18 +147,14 @@ class AmqpSettings(BaseSettings):
 
     def _problems(self) -> list[str]:
         """Return what is wrong between settings: all of it, so that it is mended in one go."""
-        problems = []
-        if not self.amqp_queue:
-            problems.append("SIDECAR_AMQP_QUEUE names no queue")
-        urls = [url.get_secret_value() for url in self.amqp_url]
-        return problems + _url_problems("SIDECAR_AMQP_URL", urls, ("amqp", "amqps"))
+        return [] if self.amqp_queue else ["SIDECAR_AMQP_QUEUE names no queue"]
 
 
 class Settings(AmqpSettings):
     """All settings: those of ``sidecar run``."""
 
-    elasticsearch_url: Words = Field(
-        ("http://localhost:9200",), description="one or more, comma-separated; Elasticsearch 8 and 9"
+    elasticsearch_url: HttpUrls = Field(
+        (SecretStr("http://localhost:9200"),), description="one or more, comma-separated; Elasticsearch 8 and 9"
     )
     elasticsearch_username: str | None = Field(None, description="basic authentication")
     elasticsearch_password: SecretStr | None = Field(None, description="basic authentication")
@@ -147,7 +186,6 @@ class Settings(AmqpSettings):
 
     def _problems(self) -> list[str]:
         problems = super()._problems() + self._prefetch_problems()
-        problems += _url_problems("SIDECAR_ELASTICSEARCH_URL", self.elasticsearch_url, ("http", "https"))
         if self.retry_delay_min > self.retry_delay_max:
             problems.append("SIDECAR_RETRY_DELAY_MIN is above SIDECAR_RETRY_DELAY_MAX")
         return problems
@@ -161,10 +199,6 @@ class Settings(AmqpSettings):
             problem = f"the prefetch of {self.prefetch} can't fill a batch of {needed} (SIDECAR_BATCH_MAX_ITEMS)"
             return [f"{problem}: batches would only ever complete by age. Room for all is {wanted}"]
         return []
-
-
-def _url_problems(name: str, urls: Iterable[str], schemes: tuple[str, ...]) -> list[str]:
-    return [f"{name} {why}" for url in urls if (why := _url_problem(url, schemes))]
 
 
 def _url_problem(text: str, schemes: tuple[str, ...]) -> str | None:
@@ -204,24 +238,59 @@ def load_amqp(environment: Mapping[str, str], **given: object) -> AmqpSettings:
 
 
 def _load(kind: type[_Kind], environment: Mapping[str, str], given: dict[str, Any]) -> _Kind:
-    problems = _unknown_names(environment)
+    texts = {**_dotenv(), **environment}
+    problems = _unknown_names(texts)
     try:
-        settings = kind(**given)
+        settings = _read(kind, texts, given)
     except ValidationError as error:
-        raise ConfigError(problems + _explain(error)) from None
+        raise ConfigError(problems + _explain(error) + _further_problems(kind, texts, given, error)) from None
     if problems:
         raise ConfigError(problems)
     return settings
 
 
+def _dotenv() -> dict[str, str]:
+    return {name: text for name, text in dotenv_values(".env").items() if text is not None}
+
+
+def _read(kind: type[_Kind], texts: Mapping[str, str], given: dict[str, Any]) -> _Kind:
+    token = _environment.set(texts)
+    try:
+        return kind(**given)
+    finally:
+        _environment.reset(token)
+
+
+def _further_problems(
+    kind: type[_Kind], texts: Mapping[str, str], given: dict[str, Any], error: ValidationError
+) -> list[str]:
+    """Return what is wrong between the settings that are right by themselves, which pydantic looks at only then."""
+    wrong = {str(fault["loc"][0]) for fault in error.errors(include_input=False) if fault["loc"]}
+    if not wrong:
+        return []
+    names = {_name(field) for field in wrong}
+    sound = {name: text for name, text in texts.items() if name not in names}
+    required = {_name(field): "any" for field in wrong if kind.model_fields[field].is_required()}
+    try:
+        _read(kind, sound | required, {field: value for field, value in given.items() if field not in wrong})
+    except ValidationError as further:
+        return [problem for problem in _explain(further) if not any(name in problem for name in names)]
+    return []
+
+
+def _name(field: str) -> str:
+    return PREFIX + field.upper()
+
+
 def _unknown_names(environment: Mapping[str, str]) -> list[str]:
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    known = {field.upper() for field in Settings.model_fields}
     problems = []
     for name in environment:
-        if not name.startswith(PREFIX) or name in known or _KUBERNETES.search(name):
+        bare = name.removeprefix(PREFIX)
+        if bare == name or bare in known or _KUBERNETES.search(name):
             continue
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-        hint = f": did you mean {near[0]}?" if near else "; `sidecar config` lists what there is"
+        near = difflib.get_close_matches(bare, sorted(known), n=1, cutoff=0.7)
+        hint = f": did you mean {PREFIX}{near[0]}?" if near else "; README.md lists what there is"
         problems.append(f"{name} is no setting{hint}")
     return problems
 
@@ -233,6 +302,6 @@ def _explain(error: ValidationError) -> list[str]:
         if not fault["loc"]:
             problems += text.split("\n")
             continue
-        name = PREFIX + str(fault["loc"][0]).upper()
+        name = _name(str(fault["loc"][0]))
         problems.append(f"{name} is required" if fault["type"] == "missing" else f"{name}: {text}")
     return problems

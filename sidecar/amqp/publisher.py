@@ -86,6 +86,8 @@ class Publisher:
         """
         if self._lost is not None:
             raise BrokerError(self._lost)
+        if not copies:
+            return []
         pending = Pending(copies)
         try:
             async with asyncio.timeout(self._confirm_timeout_seconds):

@@ -93,7 +93,7 @@ def connection(settings: Settings) -> Connection:
     """Return how to reach Elasticsearch."""
     password = settings.elasticsearch_password
     return Connection(
-        urls=settings.elasticsearch_url,
+        urls=tuple(url.get_secret_value() for url in settings.elasticsearch_url),
         username=settings.elasticsearch_username,
         password=password.get_secret_value() if password is not None else None,
         timeout_seconds=settings.bulk_timeout,

@@ -50,7 +50,7 @@ def test_the_defaults_are_those_of_the_contract(loaded: Load) -> None:
     """Two settings are enough."""
     settings = loaded()
     assert settings.amqp_queue == ("work",)
-    assert settings.elasticsearch_url == ("http://localhost:9200",)
+    assert [url.get_secret_value() for url in settings.elasticsearch_url] == ["http://localhost:9200"]
     assert [url.get_secret_value() for url in settings.amqp_url] == ["amqp://guest:guest@localhost:5672/"]
     assert (settings.batch_max_items, settings.batch_max_bytes, settings.batch_max_age) == (1000, 5 << 20, 1.0)
     assert (settings.bulk_concurrency, settings.bulk_timeout, settings.bulk_compress) == (4, 60.0, False)
@@ -161,7 +161,7 @@ def test_the_required_settings_are_named(loaded: Load) -> None:
         ("SIDECAR_BATCH_MAX_ITEM", "did you mean SIDECAR_BATCH_MAX_ITEMS?"),
         ("SIDECAR_AMPQ_QUEUE", "did you mean SIDECAR_AMQP_QUEUE?"),
         ("SIDECAR_ELASTIC_URL", "did you mean SIDECAR_ELASTICSEARCH_URL?"),
-        ("SIDECAR_ZZZ", "`sidecar config` lists what there is"),
+        ("SIDECAR_ZZZ", "README.md lists what there is"),
     ],
 )
 def test_unknown_names_are_errors_with_a_hint(loaded: Load, name: str, hint: str) -> None:
