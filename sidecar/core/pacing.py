@@ -15,6 +15,11 @@ LAST_PROBE_SECONDS = 30.0
 30 s, and no more than 12 s until its end is noticed."""
 
 
+INCREASE = 0.25
+"""How much of a request more may be in flight after as many good answers as may be in flight now. A whole one would try
+the limit so often that a third of all requests were refused for ever."""
+
+
 class Permit(enum.Enum):
     """What may be sent now."""
 
@@ -92,7 +97,7 @@ class Pacing:
     def stored(self) -> None:
         """Note a request of which nothing was refused for lack of room: a bit more may be in flight."""
         self._refused_in_a_row = 0
-        self.limit = min(float(self._most_requests), self.limit + 1.0 / self.limit)
+        self.limit = min(float(self._most_requests), self.limit + INCREASE / self.limit)
 
     def throttled(
         self, now: float, sent_at: float, roll: float, share: float, retry_after_seconds: float = 0.0

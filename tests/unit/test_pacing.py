@@ -85,13 +85,13 @@ def test_retry_after_is_obeyed() -> None:
 
 
 def test_success_raises_the_limit_slowly() -> None:
-    """By about one for as many requests as are in flight, up to the configured most."""
+    """By about one for four times as many requests as are in flight, up to the configured most."""
     pace = pacing(8)
     pace.throttled(1.0, sent_at=0.5, roll=0.0, share=1.0)
-    for _ in range(4):
+    for _ in range(16):
         pace.stored()
     assert 4.7 < pace.limit < 5.0
-    for _ in range(100):
+    for _ in range(400):
         pace.stored()
     assert pace.limit == 8.0
 
@@ -151,7 +151,8 @@ def test_an_answer_ends_the_hold_and_recovery_is_gradual() -> None:
     assert pace.answered()
     assert pace.held is None
     assert (pace.permit(1.0, 0), pace.permit(1.0, 1)) == (Permit.REQUEST, Permit.NOTHING)
-    pace.stored()
+    for _ in range(6):
+        pace.stored()
     assert pace.permit(1.0, 1) is Permit.REQUEST
     assert not pace.answered()
 
