@@ -159,6 +159,7 @@ class Pipeline:
             self.account.settle(ledger.queue, "stale", ledger.close())
         dropped = self._batcher.drop_closed() + self._outbox.drop_closed()
         self._letters = [letter for letter in self._letters if not letter.message.ledger.closed]
+        self.burying_held = None  # what was refused is with the broker again; the next try tells anew
         self._release(dropped)
 
     async def drain(self, sending_until: float, deadline: float) -> None:
