@@ -122,5 +122,5 @@ class LedgerAgainstBroker(RuleBasedStateMachine):
         assert self.ledger.collect(singly=True) == []
 
 
-LedgerAgainstBroker.TestCase.settings = settings(max_examples=examples(60), stateful_step_count=30)
+LedgerAgainstBroker.TestCase.settings = settings(max_examples=examples(150), stateful_step_count=30)
 TestLedger = LedgerAgainstBroker.TestCase

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING
 
 from hypothesis import given, settings
@@ -43,7 +44,11 @@ class OutboxOfBatches(RuleBasedStateMachine):
         """A group is complete."""
         made = self.fresh(sizes, mendable=mendable)
         self.outbox.put([made])
-        self.waiting |= dict.fromkeys(tags(made.messages), made)
+        self.note(made)
+
+    def note(self, made: Batch) -> None:
+        """Remember a batch as it was put in: joining changes it."""
+        self.waiting |= dict.fromkeys(tags(made.messages), copy(made))
 
     @precondition(lambda self: self.in_flight)
     @rule(data=st.data(), pause=st.sampled_from([0.0, 1.0, 5.0]))
@@ -60,7 +65,7 @@ class OutboxOfBatches(RuleBasedStateMachine):
         assert retry.body_bytes == sum(one.bulk_bytes for one in chosen)
         if chosen:
             self.outbox.put_again(retry)
-            self.waiting |= dict.fromkeys(tags(chosen), retry)
+            self.note(retry)
 
     @rule(seconds=st.sampled_from([0.5, 2.0]))
     def wait(self, seconds: float) -> None:

@@ -75,6 +75,16 @@ def test_a_chain_that_died_altogether_is_forgotten() -> None:
     assert order.enter([message(1, key=b"a")])
 
 
+def test_a_reject_that_never_entered_leaves_the_others_on_its_document_alone() -> None:
+    """It has a key, for its id was read before its body was refused; it frees nobody, and nobody is forgotten."""
+    order = Order()
+    flying, refused, later = message(1, key=b"a"), message(2, key=b"a"), message(3, key=b"a")
+    order.enter([flying])
+    assert order.leave([refused, message(9, key=b"other")]) == []
+    assert order.enter([later]) == []
+    assert order.leave([flying]) == [later]
+
+
 def test_thousands_of_dead_followers_are_walked_without_recursion() -> None:
     """One hot document fills a whole prefetch with followers."""
     order = Order()

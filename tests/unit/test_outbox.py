@@ -72,6 +72,14 @@ def test_joining_keeps_to_the_bytes() -> None:
     assert (taken(outbox), taken(outbox)) == ([1, 2], [3])
 
 
+def test_a_complete_set_is_not_taken_into_another_request() -> None:
+    """Not even where the one that is sent may be joined."""
+    outbox = Outbox(1000, 1 << 20)
+    held = messages(3)
+    outbox.put([batch(held[:1], mendable=True), batch(held[1:2]), batch(held[2:], mendable=True)])
+    assert [taken(outbox) for _ in range(3)] == [[1, 3], [2], None]
+
+
 def test_suspects_are_joined_with_nobody() -> None:
     """One bad item must not decide other batches: neither does a suspect take others in, nor do they take it."""
     outbox = Outbox(1000, 1 << 20)
@@ -111,7 +119,7 @@ def test_a_learned_size_splits_what_was_made_before() -> None:
     """After a 413 the limit is lower: a batch that is too large now goes in parts, its rest first in line."""
     outbox = Outbox(1000, 1 << 20)
     outbox.put([batch(messages(5))])
-    outbox.max_bytes = 25
+    outbox.max_bytes = 20
     assert [taken(outbox) for _ in range(4)] == [[1, 2], [3, 4], [5], None]
 
 
