@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from sidecar.core.message import Message
 
 Trigger = Literal["count", "bytes", "age", "message", "complete", "pressure", "drain"]
@@ -104,38 +102,42 @@ class Batcher:
         """How many messages are in open groups."""
         return sum(len(group.messages) for group in self._groups.values())
 
-    def add(self, messages: Iterable[Message], now: float, correlation: bytes = b"") -> list[Batch]:
+    def add(self, messages: list[Message], now: float, correlation: bytes = b"") -> list[Batch]:
         """Add messages of one correlation to its group; return the batches that this completes, oldest first."""
-        groups, max_items, max_bytes = self._groups, self._max_items, self._max_bytes
         complete: list[Batch] = []
-        group = groups.get(correlation)
-        if group is None:
-            held: list[Message] = []
-            size = 0
-        else:
-            held, size = group.messages, group.body_bytes
-        for message in messages:
-            source = message.source
-            item_bytes = len(message.line) + (len(source) + 1 if source is not None else 0)
-            if size + item_bytes > max_bytes and held:
-                complete.append(self._close(correlation, held, size, now, "bytes"))
-                held, size = [], 0
-            held.append(message)
-            size += item_bytes
-            if len(held) >= max_items:
-                complete.append(self._close(correlation, held, size, now, "count"))
-                held, size = [], 0
-        if held:
-            group = groups.get(correlation)
+        at = 0
+        while at < len(messages):
+            group = self._groups.get(correlation)
             if group is None:
-                groups[correlation] = Batch(held, size, now)
-            else:
-                group.body_bytes = size
+                group = self._groups[correlation] = Batch([], 0, now)
+            # What fits by count is looked at as a whole, and one by one only where it doesn't fit by bytes.
+            piece = messages[at : at + self._max_items - len(group.messages)]
+            piece_bytes = _total_bytes(piece)
+            full = group.body_bytes + piece_bytes > self._max_bytes
+            if full:
+                piece = self._fitting(group, piece)
+                piece_bytes = _total_bytes(piece)
+                full = len(group.messages) + len(piece) < self._max_items
+            group.messages += piece
+            group.body_bytes += piece_bytes
+            at += len(piece)
+            if len(group.messages) >= self._max_items:
+                complete.append(self._close(correlation, "count"))
+            elif full and at < len(messages):
+                complete.append(self._close(correlation, "bytes"))
         return complete
 
-    def _close(self, correlation: bytes, held: list[Message], size: int, now: float, trigger: Trigger) -> Batch:
-        batch = self._groups.pop(correlation, None) or Batch(held, size, now)
-        batch.body_bytes = size
+    def _fitting(self, group: Batch, piece: list[Message]) -> list[Message]:
+        """Return the beginning of `piece` that `group` has room for; the first item of a group always fits."""
+        size = group.body_bytes
+        for count, message in enumerate(piece):
+            size += message.bulk_bytes
+            if size > self._max_bytes and (count or group.messages):
+                return piece[:count]
+        return piece
+
+    def _close(self, correlation: bytes, trigger: Trigger) -> Batch:
+        batch = self._groups.pop(correlation)
         batch.trigger = trigger
         return batch
 
@@ -179,6 +181,10 @@ class Batcher:
             if not group.messages:
                 del self._groups[correlation]
         return dropped
+
+
+def _total_bytes(messages: list[Message]) -> int:
+    return sum([len(one.line) + (len(one.source) + 1 if one.source is not None else 0) for one in messages])
 
 
 def keep_live(batch: Batch) -> list[Message]:
