@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from devstack import provision
+from devstack import compose, provision
 from devstack.elasticsearch import Elasticsearch
 from devstack.errors import StackError
 from devstack.rabbitmq import RabbitMQ
@@ -42,6 +42,9 @@ class Servers:
         Raises:
             StackError: one of them can't be had; the text says why and what to do.
         """
+        if compose.available():
+            self._start_composed()
+            return
         provision.provision(self._say)
         self._say("starting RabbitMQ and Elasticsearch, natively")
         rabbitmq, elasticsearch = RabbitMQ(), Elasticsearch()
@@ -49,6 +52,14 @@ class Servers:
         self._together(rabbitmq.start, elasticsearch.start)
         self.amqp_url, self.elasticsearch_url = rabbitmq.amqp_url, elasticsearch.url
         self.how = f"natively, Elasticsearch {elasticsearch.version}"
+
+    def _start_composed(self) -> None:
+        self._say("starting RabbitMQ and Elasticsearch by Docker Compose; the first time takes a download")
+        stack = compose.ComposedServers()
+        self._nodes = [stack]
+        stack.start()
+        self.amqp_url, self.elasticsearch_url = stack.amqp_url, stack.elasticsearch_url
+        self.how = "by Docker Compose"
 
     def _together(self, *starts: Callable[[], object]) -> None:
         """Start all at once, each in a thread: it is mostly waiting."""
