@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 LOOPBACK = "127.0.0.1"
+REAPER_SECONDS = 10.0
 POLL_SECONDS = 0.05
 LOG_TAIL_LINES = 80
 
@@ -267,6 +268,16 @@ def close_all() -> None:
             node.close()
 
 
+def _leave_nothing() -> None:
+    """Close every server, then the reaper, which has nothing left to do."""
+    close_all()
+    with _lock:
+        reapers = [_reaper.pop() for _ in range(len(_reaper))] if os.getpid() in _owners else []
+    for reaper in reapers:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            reaper.communicate(timeout=REAPER_SECONDS)  # closes its input
+
+
 def remove_home(home: Path) -> None:
     """Remove the folder of a server, which may still be writing its last line."""
     shutil.rmtree(home, ignore_errors=True)
@@ -300,7 +311,7 @@ def watch_exit() -> None:
                 cwd="/",
             )
         )
-    atexit.register(close_all)
+    atexit.register(_leave_nothing)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGHUP):
             # Someone else's handler knows better what to do, and our exit handler follows it.
