@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING
 
 from sidecar.core import bulk, frames
 from sidecar.core.batcher import Batcher
-from sidecar.core.compose import Composer
+from sidecar.core.compose import Composer, Recipe
 from sidecar.core.frames import Inbound
 from sidecar.core.ledger import Ledger
 from sidecar.core.order import Order
 from sidecar.core.outbox import Outbox
+from sidecar.core.template import Template
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -114,7 +115,7 @@ class Path:
         self.inbound = Inbound()
         self.inbound.frame_max = 131_072
         self.inbound.take_deliveries(self.ledger)
-        self.composer = Composer("index", with_message_id=True)
+        self.composer = Composer(Recipe(index=Template("docs")), lambda: "")
         self.order = Order()
         self.batcher = Batcher(BATCH_ITEMS, BATCH_BYTES, 1.0)
         self.outbox = Outbox(BATCH_ITEMS, BATCH_BYTES)
@@ -129,7 +130,7 @@ class Path:
             start = clock()
             chunk = self.inbound.feed(read).messages
             fed = clock()
-            composed, rejects = self.composer.compose(chunk)
+            composed, rejects = self.composer.compose(chunk, 0.0)
             made = clock()
             free = self.order.enter(composed)
             entered = clock()

@@ -7,8 +7,10 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from sidecar.core.batcher import Batch
+from sidecar.core.compose import Composer, Recipe
 from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
+from sidecar.core.template import Template
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -142,3 +144,9 @@ def delivery(channel: int, tag: int, body: bytes = b"{}", raw: bytes = b"\0\0", 
     """Return all frames of a delivery, the body in pieces of at most `step` bytes."""
     pieces = [frame(3, channel, body[at : at + step]) for at in range(0, len(body), step)]
     return deliver(channel, tag) + content_header(channel, len(body), raw) + b"".join(pieces)
+
+
+def composer(action: str = "index", *, with_message_id: bool = True) -> Composer:
+    """Return a composer for one index, in which nothing but the id comes from the message."""
+    recipe = Recipe(index=Template("docs"), action=Template(action), id_mode="auto" if with_message_id else "none")
+    return Composer(recipe, lambda: "made")

@@ -1,34 +1,40 @@
 """From a message to the bytes that it takes in a bulk request, or to the reason why it never gets into one.
 
 Encoding on admission: sizes are exact, what can't be sent never gets in, and a retry is a selection and a join.
-The body goes in as the bytes that it is. What could break the request's lines, or smuggle in an action of its own, is
-looked for here, and no more: what only concerns the document itself is Elasticsearch's to say, of that item alone.
+The body goes in as the bytes that it is; ids, names and versions from the message are data, whatever bytes they hold.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import orjson
-
-from sidecar.core.properties import PropertiesError, short_reader
+from sidecar.core.document import LINE_BREAK, MAX_DOCUMENT_BYTES, RefusedError, document, fragment, json_string
+from sidecar.core.properties import PropertiesError, header, short, short_reader
+from sidecar.core.template import RETRY_COUNT, MissingFieldError, Scene, Template
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from sidecar.core.message import Message
 
+ACTIONS = ("index", "create", "update", "upsert", "delete")
+ACTIONS_WITH_VERSION = ("index", "delete")
+ACTIONS_ON_WHAT_IS_THERE = ("update", "upsert", "delete")
 MAX_ID_BYTES = 512
-MAX_DOCUMENT_BYTES = 100 * 1024 * 1024
-"""What Elasticsearch takes: an id, and (by default, ``http.max_content_length``) the body of a whole request."""
+MAX_VERSION = 2**63 - 1
+RETRIES_ON_CONFLICT = 3
+DOCUMENT_ID = b"sidecar-id"
 
-_PLAIN_ID = re.compile(rb"[ !#-\[\]-~]+").fullmatch  # printable ASCII that JSON doesn't escape
-_SPACE = b" \t\r\n"
+_PLAIN = re.compile(rb"[ !#-\[\]-~]+").fullmatch  # printable ASCII that JSON doesn't escape
+_ORDINARY_NAME = re.compile(r"[A-Za-z0-9]")
 _BRACE, _END_BRACE = b"{}"
-_LINE_BREAK = 10  # as a number: `in` looks for bytes four times slower
 _CLOSING = b'"}}\n'
+_STRING_OVERHEAD = 5
+
+IdMode = Literal["auto", "generated", "none", "template"]
 
 
 class Reject(NamedTuple):
@@ -44,29 +50,72 @@ class Reject(NamedTuple):
     detail: str
 
 
-class _RefusedError(Exception):
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What becomes of messages; the meaning of each is that of the setting of its name."""
+
+    index: Template
+    action: Template = field(default_factory=lambda: Template("index"))
+    id_mode: IdMode = "auto"
+    id: Template | None = None
+    routing: Template | None = None
+    pipeline: Template | None = None
+    version: Template | None = None
+    version_type: str = "external"
+    index_allow: tuple[str, ...] = ()
+
+    @property
+    def path_index(self) -> str | None:
+        """The index where it is the same for all messages, so that requests can name it once."""
+        return self.index.constant.decode() if self.index.constant is not None else None
+
+    @property
+    def constant_action(self) -> str | None:
+        """The action where it is the same for all messages."""
+        return self.action.constant.decode() if self.action.constant is not None else None
+
+    def allows(self, index: str) -> bool:
+        """Whether documents may go to `index`."""
+        if not self.index_allow:
+            return _ORDINARY_NAME.match(index) is not None
+        return any(fnmatchcase(index, pattern) for pattern in self.index_allow)
 
 
 class Composer:
-    """Makes action line, source and key of messages for one index.
+    """Makes action line, source and key of messages.
 
     Args:
-        action: ``index`` or ``create``.
-        with_message_id: take the document's id from the property ``message_id`` where there is one.
+        recipe: what becomes of them.
+        make_id: gives ids that nobody else has (for ``SIDECAR_ID=generated``).
+
+    Attributes:
+        compose: called with a chunk and the time (seconds since 1970), fills in `line`, `source` and `key`; returns the
+            messages that can be sent, and the others with reasons.
     """
 
-    def __init__(self, action: str, *, with_message_id: bool) -> None:
-        self._action = action
-        self._read_id = short_reader("message_id") if with_message_id else None
-        self._anonymous = b'{"%s":{}}\n' % action.encode()
-        self._opening = b'{"%s":{"_id":"' % action.encode()
+    compose: Callable[[Iterable[Message], float], tuple[list[Message], list[Reject]]]
 
-    def compose(self, messages: Iterable[Message]) -> tuple[list[Message], list[Reject]]:
-        """Fill in `line`, `source` and `key`; return the messages that can be sent, and the others with reasons."""
+    def __init__(self, recipe: Recipe, make_id: Callable[[], str]) -> None:
+        self._recipe = recipe
+        self._make_id = make_id
+        self._action = recipe.constant_action
+        plain = self._action in {"index", "create"} and recipe.path_index is not None
+        extras = recipe.routing or recipe.pipeline or recipe.version
+        if plain and not extras and recipe.id_mode in {"auto", "none"}:
+            action = (self._action or "").encode()
+            self._opening = b'{"%s":{"_id":"' % action
+            self._anonymous = b'{"%s":{}}\n' % action
+            self._read_id = short_reader("message_id") if recipe.id_mode == "auto" else None
+            self.compose = self._compose_plain
+        else:
+            self.compose = self._compose_by_recipe
+
+    def _compose_plain(
+        self,
+        messages: Iterable[Message],
+        now: float,  # noqa: ARG002 - no template asks for it
+    ) -> tuple[list[Message], list[Reject]]:
+        """Compose where nothing but the id comes from the message: the hot path of most users."""
         composed: list[Message] = []
         rejects: list[Reject] = []
         add, opening, anonymous, read_id = composed.append, self._opening, self._anonymous, self._read_id
@@ -76,23 +125,23 @@ class Composer:
                 ident = read_id(message.properties) if read_id is not None else None
                 if not ident:
                     message.line = anonymous
-                elif _PLAIN_ID(ident):
+                elif _PLAIN(ident):
                     message.key = ident
                     message.line = opening + ident + _CLOSING
                 else:
                     message.key = ident
-                    message.line = opening[:-1] + json_string(ident) + _CLOSING[1:]
+                    message.line = opening[:-1] + json_string(ident, "message_id") + _CLOSING[1:]
                 # The cheap look, all of it in C: a plain document passes without a single call of ours.
                 if (
                     not body
                     or body[0] != _BRACE
                     or body[-1] != _END_BRACE
-                    or _LINE_BREAK in body
+                    or LINE_BREAK in body
                     or not body.isascii()
                     or len(body) > MAX_DOCUMENT_BYTES
                 ):
                     message.source = document(body)
-            except _RefusedError as refused:
+            except RefusedError as refused:
                 rejects.append(Reject(message, refused.reason, refused.detail))
                 continue
             except PropertiesError as error:
@@ -101,63 +150,106 @@ class Composer:
             add(message)
         return composed, rejects
 
+    def _compose_by_recipe(self, messages: Iterable[Message], now: float) -> tuple[list[Message], list[Reject]]:
+        composed: list[Message] = []
+        rejects: list[Reject] = []
+        for message in messages:
+            try:
+                self._compose_one(message, Scene(message, now))
+            except RefusedError as refused:
+                rejects.append(Reject(message, refused.reason, refused.detail))
+            except MissingFieldError as missing:
+                rejects.append(Reject(message, "missing-field", f"the message has no {missing.field}"))
+            except PropertiesError as error:
+                rejects.append(Reject(message, "malformed", str(error)))
+            else:
+                composed.append(message)
+        return composed, rejects
 
-def document(body: bytes) -> bytes:
-    """Return `body` as one line that holds one JSON object, or refuse it.
+    def _compose_one(self, message: Message, scene: Scene) -> None:
+        recipe = self._recipe
+        message.received_at = scene.received_at
+        action = message.action = self._action or self._render_action(scene)
+        index = recipe.index.render(scene)
+        ident = self._ident(message, scene)
+        parameters = []
+        if recipe.path_index is None:
+            self._check_index(index)
+            parameters.append(b'"_index":' + json_string(index, "the index's name"))
+        if ident is not None:
+            if len(ident) > MAX_ID_BYTES:
+                detail = f"the id has {len(ident)} bytes; Elasticsearch takes {MAX_ID_BYTES}"
+                raise RefusedError("malformed", detail)
+            parameters.append(b'"_id":' + json_string(ident, "the id"))
+        elif action in ACTIONS_ON_WHAT_IS_THERE:
+            raise RefusedError("missing-field", f"the message has no id, which {action} needs")
+        parameters += self._options(action, ident, scene)
+        verb = "update" if action == "upsert" else action
+        message.line = b'{"%s":{%s}}\n' % (verb.encode(), b",".join(parameters))
+        message.key = index + b"\0" + ident if ident is not None else None
+        message.source = _source(action, message.body)
 
-    Raises:
-        _RefusedError: it is none, or Elasticsearch wouldn't take one of this size.
-    """
-    body = body.strip(_SPACE)
-    if len(body) > MAX_DOCUMENT_BYTES:
-        detail = f"the document has {len(body)} bytes; Elasticsearch takes {MAX_DOCUMENT_BYTES}"
-        raise _RefusedError("too-large", detail)
-    if not body:
-        raise _RefusedError("malformed", "the body is empty")
-    if body[:1] != b"{" or body[-1:] != b"}":
-        raise _RefusedError("malformed", "the body is not a JSON object: it doesn't begin with { and end with }")
-    try:
-        body.decode()
-    except UnicodeDecodeError as error:
-        raise _RefusedError("malformed", f"the body is not UTF-8: byte {error.start} of {len(body)}") from None
-    if _LINE_BREAK not in body:
-        return body
-    # A line break ends a bulk line. In valid JSON it can only stand between tokens, where a space means the same.
-    position = _json_error(body)
-    if position is not None:
-        raise _RefusedError("malformed", f"the body has line breaks and is not valid JSON: at byte {position}")
-    return body.replace(b"\n", b" ")
+    def _render_action(self, scene: Scene) -> str:
+        action = self._recipe.action.render(scene).decode()
+        if action not in ACTIONS:
+            raise RefusedError("malformed", f"the action is none of {', '.join(ACTIONS)}")
+        return action
+
+    def _check_index(self, index: bytes) -> None:
+        name = index.decode()
+        if not self._recipe.allows(name):
+            raise RefusedError("index-not-allowed", f"the index {name!r} is outside of SIDECAR_INDEX_ALLOW")
+
+    def _ident(self, message: Message, scene: Scene) -> bytes | None:
+        recipe = self._recipe
+        if recipe.id_mode == "auto":
+            return short(message.properties, "message_id") or None
+        if recipe.id_mode == "generated":
+            return self._generated(message)
+        if recipe.id is None:
+            return None
+        ident = recipe.id.render(scene)
+        if not ident:
+            raise RefusedError("missing-field", "the id is empty")
+        return ident
+
+    def _generated(self, message: Message) -> bytes:
+        """Return an id made here; a copy that comes back from the delay queue keeps the one that it was given."""
+        if RETRY_COUNT in message.properties:
+            kept = header(message.properties, DOCUMENT_ID)
+            if kept is not None and len(kept) > _STRING_OVERHEAD:
+                return kept[_STRING_OVERHEAD:]
+        return self._make_id().encode()
+
+    def _options(self, action: str, ident: bytes | None, scene: Scene) -> list[bytes]:
+        recipe = self._recipe
+        options = []
+        for name, template in ((b"routing", recipe.routing), (b"pipeline", recipe.pipeline)):
+            if template is not None and (value := template.render(scene)):
+                options.append(b'"%s":%s' % (name, json_string(value, name.decode())))
+        if recipe.version is not None:
+            version = _version(recipe.version.render(scene), action, ident)
+            options.append(b'"version":%s,"version_type":"%s"' % (version, recipe.version_type.encode()))
+        if action in {"update", "upsert"}:
+            options.append(b'"retry_on_conflict":%d' % RETRIES_ON_CONFLICT)
+        return options
 
 
-def _json_error(body: bytes) -> int | None:
-    """Return where `body` stops being one JSON value, or None when it is one."""
-    try:
-        orjson.loads(body)
-    except orjson.JSONDecodeError:
-        # orjson refuses some JSON that Elasticsearch takes (lone surrogates, huge numbers): the slower one decides.
-        try:
-            json.loads(body, parse_constant=_no_constant)
-        except json.JSONDecodeError as error:
-            return len(error.doc[: error.pos].encode(errors="replace"))
-        except (ValueError, RecursionError):
-            return 0
-    return None
+def _version(text: bytes, action: str, ident: bytes | None) -> bytes:
+    if action not in ACTIONS_WITH_VERSION:
+        raise RefusedError("malformed", f"{action} takes no version")
+    if ident is None:
+        raise RefusedError("missing-field", "the message has no id, which a version needs")
+    if not text.isdigit() or int(text) > MAX_VERSION:
+        raise RefusedError("malformed", "the version is not a whole number from 0 to 2^63-1")
+    return b"%d" % int(text)
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(name)
-
-
-def json_string(data: bytes) -> bytes:
-    """Return text from a message as a JSON string: data, whatever bytes it holds.
-
-    Raises:
-        _RefusedError: it is not UTF-8, or longer than an id may be.
-    """
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        raise _RefusedError("malformed", "message_id is not UTF-8") from None
-    if len(data) > MAX_ID_BYTES:
-        raise _RefusedError("malformed", f"the id has {len(data)} bytes; Elasticsearch takes {MAX_ID_BYTES}")
-    return orjson.dumps(text)
+def _source(action: str, body: bytes) -> bytes | None:
+    if action == "delete":
+        return None
+    if action == "update":
+        return b'{"doc":%s}' % fragment(body)
+    if action == "upsert":
+        return b'{"doc":%s,"doc_as_upsert":true}' % fragment(body)
+    return document(body)

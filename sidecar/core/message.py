@@ -26,11 +26,14 @@ class Message:
         source: (compose) the document line without line break; ``None`` for an action that has none.
         key: (compose) names the document that the operation is about, or ``None`` when it has no id yet.
         follower: (order) the next operation on the same document, which waits for this one.
+        action: (compose) what is to be done with the document, where that differs from message to message; else empty.
+        received_at: (compose) its first delivery here, in seconds since 1970, where templates need it; else 0.
         attempts: (policy) the attempts that count towards the limit.
         unanswered: (policy) whether an earlier attempt may have been applied without our knowing.
     """
 
     __slots__ = (
+        "action",
         "attempts",
         "body",
         "follower",
@@ -38,6 +41,7 @@ class Message:
         "ledger",
         "line",
         "properties",
+        "received_at",
         "redelivered",
         "route",
         "source",
@@ -58,6 +62,8 @@ class Message:
         self.source: bytes | None = body
         self.key: bytes | None = None
         self.follower: Message | None = None
+        self.action = ""
+        self.received_at = 0.0
         self.attempts = 0
         self.unanswered = False
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from sidecar.core import bulk
 from sidecar.core.bulk import Result
-from sidecar.core.compose import Composer
-from tests.builders import examples, long_string, message, properties
+from tests.builders import composer, examples, long_string, message, properties
 
 VICTIM = b'{"delete":{"_id":"victim"}}'
 SMUGGLERS = [
@@ -67,7 +66,7 @@ def test_a_request_is_exactly_its_messages(
         )
         for tag, (body, ident) in enumerate(sent, 1)
     ]
-    composed, rejects = Composer(action, with_message_id=with_message_id).compose(held)
+    composed, rejects = composer(action, with_message_id=with_message_id).compose(held, 0.0)
     assert sorted([one.tag for one in composed] + [reject.message.tag for reject in rejects]) == [
         one.tag for one in held
     ]
@@ -96,7 +95,7 @@ def test_every_document_that_is_one_is_accepted_and_means_the_same(
 ) -> None:
     """However it is laid out; its numbers and texts keep their spelling."""
     body = written(value, indent, ascii_only, around)
-    composed, rejects = Composer("index", with_message_id=True).compose([message(body=body)])
+    composed, rejects = composer("index", with_message_id=True).compose([message(body=body)], 0.0)
     assert rejects == []
     source = composed[0].source
     assert source is not None

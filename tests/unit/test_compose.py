@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from sidecar.core import compose as core
-from sidecar.core.compose import Composer
-from tests.builders import message, properties, tags
+from tests.builders import composer, message, properties, tags
 
 if TYPE_CHECKING:
     from sidecar.core.message import Message
@@ -17,14 +15,14 @@ if TYPE_CHECKING:
 
 def composed(body: bytes, raw: bytes = b"\0\0", *, action: str = "index", with_message_id: bool = True) -> Message:
     """Return the message that `body` becomes."""
-    accepted, rejects = Composer(action, with_message_id=with_message_id).compose([message(body=body, raw=raw)])
+    accepted, rejects = composer(action, with_message_id=with_message_id).compose([message(body=body, raw=raw)], 0.0)
     assert rejects == []
     return accepted[0]
 
 
 def refusal(body: bytes, raw: bytes = b"\0\0") -> tuple[str, str]:
     """Return reason and detail of the reject that `body` becomes."""
-    accepted, rejects = Composer("index", with_message_id=True).compose([message(body=body, raw=raw)])
+    accepted, rejects = composer("index", with_message_id=True).compose([message(body=body, raw=raw)], 0.0)
     assert accepted == []
     return rejects[0].reason, rejects[0].detail
 
@@ -70,17 +68,10 @@ def test_an_id_that_is_not_utf8_is_malformed() -> None:
     assert refusal(b"{}", properties(message_id=b"\xff"))[0] == "malformed"
 
 
-def test_ids_are_limited_where_elasticsearch_limits_them() -> None:
-    """Longer than 512 bytes fails whole requests."""
-    assert core.json_string(b'"' * 512)
-    with pytest.raises(Exception, match="513 bytes; Elasticsearch takes 512"):
-        core.json_string(b'"' * 513)
-
-
 def test_properties_cut_short_are_malformed_and_cost_nobody_else_anything() -> None:
     """The message is rejected, its neighbours are composed."""
     held = [message(1), message(2, raw=properties(message_id=b"12345")[:-2]), message(3)]
-    accepted, rejects = Composer("index", with_message_id=True).compose(held)
+    accepted, rejects = composer("index", with_message_id=True).compose(held, 0.0)
     assert tags(accepted) == [1, 3]
     assert [(reject.message, reject.reason) for reject in rejects] == [(held[1], "malformed")]
 
@@ -145,7 +136,8 @@ def test_line_breaks_outside_strings_become_spaces(body: bytes, source: bytes) -
 
 def test_a_document_no_request_could_carry_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when it is plain ASCII on one line, and measured without the space around it."""
-    monkeypatch.setattr(core, "MAX_DOCUMENT_BYTES", 10)
+    monkeypatch.setattr("sidecar.core.document.MAX_DOCUMENT_BYTES", 10)
+    monkeypatch.setattr("sidecar.core.compose.MAX_DOCUMENT_BYTES", 10)
     assert refusal(b'{"a":"xxx"}')[0] == "too-large"
     assert refusal('{"a":"é"}\n '.encode()[:-2] + b"x}")[0] == "too-large"
     assert composed(b'{"a":"xx"}').source == b'{"a":"xx"}'
@@ -155,8 +147,8 @@ def test_a_document_no_request_could_carry_is_too_large(monkeypatch: pytest.Monk
 def test_accepted_and_rejected_keep_their_order() -> None:
     """Order for one document is that of the queue."""
     bodies = [b"{}", b"", b"{}", b"[]", b"{}"]
-    accepted, rejects = Composer("index", with_message_id=True).compose(
-        message(tag, body) for tag, body in enumerate(bodies, 1)
+    accepted, rejects = composer("index", with_message_id=True).compose(
+        [message(tag, body) for tag, body in enumerate(bodies, 1)], 0.0
     )
     assert tags(accepted) == [1, 3, 5]
     assert [reject.message.tag for reject in rejects] == [2, 4]

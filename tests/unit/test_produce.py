@@ -9,10 +9,9 @@ from itertools import islice
 import pytest
 
 from sidecar.cli.produce import Tally, account
-from sidecar.core.compose import Composer
 from sidecar.core.properties import decode, header, number, short
 from sidecar.samples import BAD, KIND_HEADER, ORDER, STRANGE, STRANGE_ID, Kind, Sample, Samples
-from tests.builders import message
+from tests.builders import composer, message
 
 KINDS = (ORDER, *STRANGE, *BAD)
 
@@ -84,8 +83,8 @@ def test_the_share_of_bad_ones_is_kept_and_every_kind_has_its_turn() -> None:
 def test_a_kind_meets_the_verdict_that_it_is_meant_for(kind: Kind) -> None:
     """What the sidecar refuses by itself is ``malformed``; the rest is Elasticsearch's to refuse."""
     sample = one_of(kind)
-    composed, rejects = Composer("index", with_message_id=True).compose(
-        [message(body=sample.body, raw=sample.properties)]
+    composed, rejects = composer("index", with_message_id=True).compose(
+        [message(body=sample.body, raw=sample.properties)], 0.0
     )
     assert [reject.reason for reject in rejects] == (["malformed"] if kind.reason == "malformed" else [])
     if composed:
@@ -98,7 +97,9 @@ def test_a_strange_id_reaches_the_action_line_letter_by_letter() -> None:
     sample = one_of(STRANGE_ID)
     assert sample.ident is not None
     assert all(text in sample.ident for text in ('"', "\n", "\r", "\\", '{"delete":'))
-    (composed,), _ = Composer("index", with_message_id=True).compose([message(body=sample.body, raw=sample.properties)])
+    (composed,), _ = composer("index", with_message_id=True).compose(
+        [message(body=sample.body, raw=sample.properties)], 0.0
+    )
     assert json.loads(composed.line) == {"index": {"_id": sample.ident}}
 
 

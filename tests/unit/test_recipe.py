@@ -1,0 +1,182 @@
+"""`sidecar.core.compose` where more than the id comes from the message."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+
+from sidecar.core.compose import ACTIONS, Composer, Recipe
+from sidecar.core.template import Template
+from tests.builders import long_string, message, properties
+
+if TYPE_CHECKING:
+    from sidecar.core.message import Message
+
+NOW = 1_700_000_000.0
+
+
+def make(index: str = "docs", action: str = "index", **options: Any) -> Composer:
+    """Return a composer; templates are given as texts."""
+    templates = {
+        name: Template(text) for name, text in options.items() if name in {"id", "routing", "pipeline", "version"}
+    }
+    others = {name: value for name, value in options.items() if name not in templates}
+    mode = {"id_mode": "template"} if "id" in templates else {}
+    recipe = Recipe(index=Template(index), action=Template(action), **{**mode, **templates, **others})
+    return Composer(recipe, lambda: "made-here")
+
+
+def composed(composer: Composer, one: Message) -> tuple[str, dict[str, Any]]:
+    """Return action and parameters of the line that a message becomes."""
+    accepted, rejects = composer.compose([one], NOW)
+    assert rejects == []
+    assert accepted == [one]
+    assert one.line.endswith(b"\n")
+    assert one.line.count(b"\n") == 1
+    ((action, parameters),) = orjson.loads(one.line).items()
+    return action, parameters
+
+
+def refused(composer: Composer, one: Message) -> tuple[str, str]:
+    """Return reason and detail of the reject that a message becomes."""
+    accepted, (reject,) = composer.compose([one], NOW)
+    assert accepted == []
+    return reject.reason, reject.detail
+
+
+def test_the_index_comes_from_a_template() -> None:
+    """It is named in the line then, and is part of the document's key."""
+    one = message(body=b"{}", raw=properties(type=b"invoice", message_id=b"7"))
+    assert composed(make("{type}-{now:%Y.%m}"), one) == ("index", {"_index": "invoice-2023.11", "_id": "7"})
+    assert one.key == b"invoice-2023.11\x007"
+
+
+@pytest.mark.parametrize(
+    ("name", "allow", "fits"),
+    [
+        ("logs-1", (), True),
+        (".security", (), False),
+        ("_all", (), False),
+        ("<logs-{now/d}>", (), False),
+        ("logs-1", ("logs-*", "audit"), True),
+        ("audits", ("logs-*", "audit"), False),
+        (".mine", (".mine",), True),
+    ],
+)
+def test_an_index_outside_of_what_is_allowed_is_refused(name: str, allow: tuple[str, ...], fits: bool) -> None:
+    """No routing key or header may send documents where they don't belong."""
+    one = message(body=b"{}", raw=properties(type=name.encode()))
+    composer = make("{type}", index_allow=allow)
+    if fits:
+        assert composed(composer, one)[1]["_index"] == name
+    else:
+        assert refused(composer, one)[0] == "index-not-allowed"
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_each_action_has_its_line_and_its_source(action: str) -> None:
+    """The body goes in as it is; `update` and `upsert` wrap it, `delete` has none."""
+    one = message(body=b'{"a":1e2}', raw=properties(message_id=b"7"))
+    verb, parameters = composed(make(action=action), one)
+    assert verb == {"upsert": "update"}.get(action, action)
+    assert parameters["_id"] == "7"
+    assert one.source == {
+        "update": b'{"doc":{"a":1e2}}',
+        "upsert": b'{"doc":{"a":1e2},"doc_as_upsert":true}',
+        "delete": None,
+    }.get(action, b'{"a":1e2}')
+    assert ("retry_on_conflict" in parameters) == (verb == "update")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"a":1},"upsert":{"x":1}', b'{"a":1}}\n{"x":1}', b'{"a":}', b"[1]", b"", b'{"a":1},"doc_as_upsert":true,"b":{}'],
+)
+@pytest.mark.parametrize("action", ["update", "upsert"])
+def test_a_fragment_cant_smuggle_in_neighbours_of_doc(action: str, body: bytes) -> None:
+    """Elasticsearch would take them as its own fields."""
+    assert refused(make(action=action), message(body=body, raw=properties(message_id=b"7")))[0] == "malformed"
+
+
+def test_the_action_may_come_from_the_message() -> None:
+    """It is remembered for the verdict; what is none of the five is refused."""
+    composer = make(action="{header.op|index}")
+    one = message(body=b"", raw=properties([(b"op", long_string(b"delete"))], message_id=b"7"))
+    assert composed(composer, one)[0] == one.action == "delete"
+    odd = message(body=b"{}", raw=properties([(b"op", long_string(b'index":{}},"x'))], message_id=b"7"))
+    assert refused(composer, odd)[0] == "malformed"
+
+
+@pytest.mark.parametrize("action", ["update", "upsert", "delete"])
+def test_what_changes_a_document_needs_an_id(action: str) -> None:
+    """Elasticsearch would refuse the whole request."""
+    assert refused(make(action=action), message(body=b"{}"))[0] == "missing-field"
+
+
+def test_ids_are_made_here_and_kept_by_copies_that_come_back() -> None:
+    """`generated`: an id on admission, the same one through the delay queue."""
+    composer = make(id_mode="generated")
+    assert composed(composer, message(body=b"{}", raw=properties(message_id=b"7")))[1] == {"_id": "made-here"}
+    headers = [(b"sidecar-retry-count", b"l" + bytes(8)), (b"sidecar-id", long_string(b"first"))]
+    assert composed(composer, message(body=b"{}", raw=properties(headers)))[1] == {"_id": "first"}
+
+
+def test_ids_from_templates_are_data_and_limited() -> None:
+    """Whatever bytes they hold, up to 512; an empty one is a missing field."""
+    odd = 'a"}}\n{"delete":{"_id":"victim"}}\n'
+    composer = make(id="{header.key}")
+    assert composed(composer, message(body=b"{}", raw=properties([(b"key", long_string(odd.encode()))])))[1] == {
+        "_id": odd
+    }
+    assert composed(composer, message(body=b"{}", raw=properties([(b"key", long_string(b"x" * 512))])))[1]
+    too_long = message(body=b"{}", raw=properties([(b"key", long_string(b"x" * 513))]))
+    assert refused(composer, too_long) == ("malformed", "the id has 513 bytes; Elasticsearch takes 512")
+    assert refused(composer, message(body=b"{}", raw=properties([(b"key", long_string(b""))])))[0] == "missing-field"
+    assert refused(composer, message(body=b"{}")) == ("missing-field", "the message has no header.key")
+
+
+def test_routing_pipeline_and_version_are_options_of_the_line() -> None:
+    """Empty routing and pipeline are left out."""
+    composer = make(routing="{header.tenant|}", pipeline="{type|}", version="{body.v}", version_type="external_gte")
+    raw = properties([(b"tenant", long_string(b'a"b'))], message_id=b"7", type=b"clean")
+    assert composed(composer, message(body=b'{"v":12}', raw=raw))[1] == {
+        "_id": "7",
+        "routing": 'a"b',
+        "pipeline": "clean",
+        "version": 12,
+        "version_type": "external_gte",
+    }
+    assert set(composed(composer, message(body=b'{"v":1}', raw=properties(message_id=b"7")))[1]) == {
+        "_id",
+        "version",
+        "version_type",
+    }
+
+
+@pytest.mark.parametrize("version", ["-1", "1.5", "x", '1,"pipeline":"evil"', str(2**63), "", "\u0661"])
+def test_a_version_is_a_whole_number(version: str) -> None:
+    """Anything else would fail, or get into, the whole request."""
+    raw = properties([(b"v", long_string(version.encode()))], message_id=b"7")
+    assert refused(make(version="{header.v}"), message(body=b"{}", raw=raw))[0] == "malformed"
+
+
+@pytest.mark.parametrize("action", ["create", "update", "upsert"])
+def test_a_version_on_an_action_that_takes_none_is_refused(action: str) -> None:
+    """Elasticsearch would refuse the whole request."""
+    one = message(body=b"{}", raw=properties(message_id=b"7"))
+    assert refused(make(action=action, version="1"), one) == ("malformed", f"{action} takes no version")
+
+
+def test_a_copy_that_came_back_resolves_as_at_its_first_delivery() -> None:
+    """Exchange, routing key and time are those of the first delivery, not of the delay queue."""
+    headers = [
+        (b"sidecar-retry-count", b"l" + bytes(8)),
+        (b"sidecar-exchange", long_string(b"events")),
+        (b"sidecar-routing-key", long_string(b"order.new")),
+        (b"sidecar-received-at", long_string(b"2020-02-03T04:05:06.000Z")),
+    ]
+    one = message(body=b"{}", raw=properties(headers))
+    composer = make("{exchange}-{routing_key}-{now:%Y.%m.%d}")
+    assert composed(composer, one)[1] == {"_index": "events-order.new-2020.02.03"}
