@@ -1,15 +1,20 @@
 """``SIDECAR_*`` → frozen, typed settings; every problem at once, and no secret in any of them.
 
 pydantic-settings reads and checks them: it is what Python services use for this, and knows ``.env`` files and errors by
-the field. What it can't know (units, hints for misspelt names, settings against each other) is here.
+the field. What it can't know (units, templates, values in files, hints for misspelt names, settings against each other)
+is here.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import difflib
 import re
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import orjson
 from dotenv import dotenv_values
@@ -23,18 +28,34 @@ from pydantic_settings import (
 )
 from yarl import URL
 
+from sidecar.core.compose import (
+    ACTIONS,
+    ACTIONS_ON_WHAT_IS_THERE,
+    ACTIONS_WITH_VERSION,
+    MAX_VERSION,
+    Recipe,
+)
+from sidecar.core.document import MAX_DOCUMENT_BYTES
+from sidecar.core.template import Template, TemplateError
 from sidecar.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "SIDECAR_"
+_FILE = "_FILE"
 _KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_.+)?$|_PORT$|_PORT_.+$")
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 _SIZE_UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 MAX_PREFETCH = 65_535
 """The prefetch of ``basic.qos`` is 16 bits wide."""
+MAX_DELAYED_RETRY_SECONDS = 300.0
+_ID_MODES = ("auto", "generated", "none")
+_ANY_NAME = re.compile(r"SIDECAR_[A-Z_]*[A-Z]")
+_QUOTED = re.compile(r"""(['"]).*\1""")
+_FINGERPRINT = re.compile(r"[0-9A-Fa-f]{2}(?::?[0-9A-Fa-f]{2}){31}")
+_VISIBLE = re.compile(r"[!-~]+")
 
 
 def _duration(value: object) -> object:
@@ -62,9 +83,112 @@ def _split(value: object) -> object:
     return value
 
 
-Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
-Bytes = Annotated[int, BeforeValidator(_size), Field(gt=0)]
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+def _template(text: str) -> str:
+    _compiled(text)
+    return text
+
+
+def _compiled(text: str) -> Template:
+    try:
+        return Template(text)
+    except TemplateError as error:
+        # Its text quotes the template, and a secret may have got there; the character is enough to find it.
+        where = f", at character {error.position + 1}"
+        why, told, _ = str(error).rpartition(f"{where}: {text!r}")
+        raise ValueError((_QUOTED.sub("this", why) if told else "is no template") + where) from None
+
+
+def _action(text: str) -> str:
+    constant = _compiled(text).constant
+    if constant is not None and constant.decode() not in ACTIONS:
+        raise ValueError(f"must be one of {', '.join(ACTIONS)}, or a template that gives one of them")
+    return text
+
+
+def _id(text: str) -> str:
+    if text not in _ID_MODES and _compiled(text).constant is not None:
+        raise ValueError(
+            f"must be one of {', '.join(_ID_MODES)}, or a template with a {{field}}: with the same id for all messages "
+            "each would overwrite the one before"
+        )
+    return text
+
+
+def _version(text: str) -> str:
+    constant = _compiled(text).constant
+    if constant is not None and not (constant.isdigit() and int(constant) <= MAX_VERSION):
+        raise ValueError("must be a whole number, or a template that gives one")
+    return text
+
+
+def _readable(path: str) -> str:
+    try:
+        with Path(path).open("rb"):
+            return path
+    except (OSError, ValueError) as error:
+        # Not by its name: whoever puts the certificate itself here would find it in the log.
+        raise ValueError(f"must be the path of a file that can be read ({_why(error)})") from None
+
+
+def _why(error: OSError | ValueError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    return error.strerror or type(error).__name__ if isinstance(error, OSError) else "no path"
+
+
+def _token(secret: SecretStr) -> SecretStr:
+    if not _VISIBLE.fullmatch(secret.get_secret_value()):
+        raise ValueError("has characters that can't stand in an HTTP header")
+    return secret
+
+
+def _fingerprint(text: str) -> str:
+    if not _FINGERPRINT.fullmatch(text):
+        raise ValueError(
+            "must be the SHA-256 fingerprint of a certificate: 64 hexadecimal digits, with colons or without"
+        )
+    return text
+
+
+def _cloud_id(text: str) -> str:
+    try:
+        host, dollar, _ = base64.b64decode(text.rpartition(":")[2], validate=True).partition(b"$")
+    except (binascii.Error, ValueError):
+        host, dollar = b"", b""
+    if not (host and dollar):
+        raise ValueError("is not a cloud id; copy it from the deployment's page")
+    return text
+
+
+def _user_name(text: str) -> str:
+    if ":" in text:
+        raise ValueError("holds a colon, which basic authentication can't carry")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What people call values of a type, where the type alone doesn't say it."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Otherwise:
+    """The default, where it is worked out from elsewhere; in Markdown."""
+
+    text: str
+
+
+Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0), Kind("duration")]
+Bytes = Annotated[int, BeforeValidator(_size), Field(gt=0), Kind("size")]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), Kind("list")]
+TemplateText = Annotated[str, AfterValidator(_template), Kind("template")]
+ActionText = Annotated[str, AfterValidator(_action), Kind("choice or template")]
+IdText = Annotated[str, AfterValidator(_id), Kind("choice or template")]
+VersionText = Annotated[str, AfterValidator(_version), Kind("template")]
+File = Annotated[str, AfterValidator(_readable), Kind("file")]
+Token = Annotated[SecretStr, AfterValidator(_token), Kind("secret")]
 
 
 def _json_object(value: object) -> object:
@@ -87,9 +211,9 @@ def _urls(schemes: tuple[str, ...]) -> AfterValidator:
     return AfterValidator(check)
 
 
-JsonObject = Annotated[dict[str, Any], NoDecode, BeforeValidator(_json_object)]
-AmqpUrls = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), _urls(("amqp", "amqps"))]
-HttpUrls = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), _urls(("http", "https"))]
+JsonObject = Annotated[dict[str, Any], NoDecode, BeforeValidator(_json_object), Kind("JSON object")]
+AmqpUrls = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), _urls(("amqp", "amqps")), Kind("URLs")]
+HttpUrls = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), _urls(("http", "https")), Kind("URLs")]
 
 _environment: ContextVar[Mapping[str, str]] = ContextVar("environment")
 
@@ -124,19 +248,30 @@ class AmqpSettings(BaseSettings):
         "`never`: everything must exist",
     )
     amqp_queue_type: Literal["classic", "quorum"] = Field(
-        "quorum", description="type of a queue that the sidecar creates; dead-letter queues are quorum always"
+        "quorum", description="type of a queue that the sidecar creates; delay and dead-letter queues are quorum always"
     )
     amqp_queue_arguments: JsonObject = Field({}, description="JSON object, for the work queue only")
     amqp_consumer_arguments: JsonObject = Field({}, description="JSON object (priority, …)")
     amqp_exchange: str | None = Field(None, description="exchange to create and bind to")
     amqp_exchange_type: str = Field("direct", description="`direct`, `fanout`, `topic`, `headers`, or a plug-in's")
-    amqp_routing_keys: Words = Field((), description="comma-separated binding keys; the queue's name by default")
-    amqp_binding_arguments: JsonObject = Field({}, description="JSON object (headers exchange)")
-    amqp_prefetch: int | None = Field(
-        None, gt=0, description="deliveries unsettled at once; derived from batch size and concurrency"
+    amqp_routing_keys: Annotated[Words, Otherwise("queue's name")] = Field(
+        (), description="comma-separated binding keys"
     )
-    dead_letter_exchange: str = Field("", description="where rejects go; the default exchange if empty")
-    dead_letter_routing_key: str | None = Field(None, description="`<queue>.dead` by default")
+    amqp_binding_arguments: JsonObject = Field({}, description="JSON object (headers exchange)")
+    amqp_prefetch: Annotated[int | None, Otherwise("derived")] = Field(
+        None,
+        gt=0,
+        description="deliveries unsettled at once; derived from batch size and concurrency",
+    )
+    amqp_ca_file: File | None = Field(None, description="TLS: certificates of the authorities that are trusted, PEM")
+    amqp_cert_file: File | None = Field(None, description="mutual TLS: the client's certificate (SASL EXTERNAL), PEM")
+    amqp_key_file: File | None = Field(
+        None, description="mutual TLS: the client's key, PEM; not needed where the certificate's file holds it"
+    )
+    dead_letter_exchange: Annotated[str, Otherwise("default exchange")] = Field("", description="where rejects go")
+    dead_letter_routing_key: Annotated[str | None, Otherwise("`<queue>.dead`")] = Field(
+        None, description="routing key of rejects"
+    )
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -147,7 +282,10 @@ class AmqpSettings(BaseSettings):
 
     def _problems(self) -> list[str]:
         """Return what is wrong between settings: all of it, so that it is mended in one go."""
-        return [] if self.amqp_queue else ["SIDECAR_AMQP_QUEUE names no queue"]
+        problems = [] if self.amqp_queue else ["SIDECAR_AMQP_QUEUE names no queue"]
+        if self.amqp_key_file is not None and self.amqp_cert_file is None:
+            problems.append("SIDECAR_AMQP_KEY_FILE is the key of a certificate: SIDECAR_AMQP_CERT_FILE is missing")
+        return problems
 
 
 class Settings(AmqpSettings):
@@ -156,13 +294,46 @@ class Settings(AmqpSettings):
     elasticsearch_url: HttpUrls = Field(
         (SecretStr("http://localhost:9200"),), description="one or more, comma-separated; Elasticsearch 8 and 9"
     )
-    elasticsearch_username: str | None = Field(None, description="basic authentication")
+    elasticsearch_username: Annotated[str, AfterValidator(_user_name)] | None = Field(
+        None, description="basic authentication; at most one way to log in"
+    )
     elasticsearch_password: SecretStr | None = Field(None, description="basic authentication")
-    index: str = Field(description="where documents go: index, alias or data stream")
-    action: Literal["index", "create"] = Field("index", description="`index` or `create`")
-    id: Literal["auto", "none"] = Field(
+    elasticsearch_api_key: Token | None = Field(None, description="log in by an API key: its encoded form, or `id:key`")
+    elasticsearch_bearer_token: Token | None = Field(None, description="log in by a token (service account, OAuth)")
+    elasticsearch_cloud_id: Annotated[str, AfterValidator(_cloud_id)] | None = Field(
+        None, description="deployment in Elastic Cloud, in place of `SIDECAR_ELASTICSEARCH_URL`"
+    )
+    elasticsearch_ca_file: File | None = Field(
+        None, description="TLS: certificates of the authorities that are trusted, PEM"
+    )
+    elasticsearch_fingerprint: Annotated[str, AfterValidator(_fingerprint)] | None = Field(
+        None, description="TLS: SHA-256 fingerprint of the server's certificate or its authority's"
+    )
+    elasticsearch_cert_file: File | None = Field(None, description="mutual TLS: the client's certificate, PEM")
+    elasticsearch_key_file: File | None = Field(
+        None, description="mutual TLS: the client's key, PEM; not needed where the certificate's file holds it"
+    )
+    index: TemplateText = Field(description="where documents go: index, alias or data stream")
+    index_allow: Annotated[Words, Otherwise("any name that begins with a letter or digit")] = Field(
+        (),
+        description="comma-separated patterns (`logs-*`); an index name outside them is a reject",
+    )
+    action: ActionText = Field(
+        "index",
+        description="`index`, `create`, `update`, `upsert`, `delete`, or a template that gives one of them",
+    )
+    id: IdText = Field(
         "auto",
-        description="`auto`: the `message_id` property where there is one, otherwise Elasticsearch's own; `none`",
+        description="`auto`: the `message_id` property where there is one, otherwise Elasticsearch's own; "
+        "`generated`: made here and kept through retries; `none`; or a template",
+    )
+    routing: TemplateText | None = Field(None, description="which shard; documents of one routing lie together")
+    pipeline: TemplateText | None = Field(None, description="ingest pipeline")
+    version: VersionText | None = Field(
+        None, description="external version, for `index` and `delete`: an older one never overwrites a newer one"
+    )
+    version_type: Literal["external", "external_gte"] = Field(
+        "external", description="whether a version must be higher (`external`) or may be equal (`external_gte`)"
     )
     batch_max_items: int = Field(1000, gt=0, description="completion by count, in messages")
     batch_max_bytes: Bytes = Field(5 * 1024 * 1024, description="completion by size of the request body")
@@ -175,6 +346,37 @@ class Settings(AmqpSettings):
     retry_max_attempts: int = Field(5, gt=0, description="counted attempts in place")
     retry_delay_min: Seconds = Field(0.5, description="backoff: the bound of the first pause; doubled, full jitter")
     retry_delay_max: Seconds = Field(30.0, description="backoff: what the bound doesn't exceed")
+    delayed_retry_max_rounds: int = Field(
+        3,
+        ge=0,
+        description="then how often a message without document id, or with a version, goes round by the delay queue, "
+        "after which it is dead-lettered",
+    )
+    delayed_retry_delay: Annotated[Seconds, Field(ge=0.001, le=MAX_DELAYED_RETRY_SECONDS)] = Field(
+        10.0, description="delay of the first round, doubled each round, at most 5 minutes"
+    )
+    on_reject: Literal["dead-letter", "broker", "discard"] = Field(
+        "dead-letter",
+        description="`dead-letter`; `broker`: `basic.reject`, so that the queue's own dead-letter exchange takes it; "
+        "`discard`: counted, logged",
+    )
+    on_conflict: Literal["ack", "dead-letter"] = Field(
+        "ack", description="what a true 409 means for `create` and external versions: `ack` or `dead-letter`"
+    )
+    on_index_missing: Literal["dead-letter", "delay", "hold"] = Field(
+        "dead-letter", description="the index doesn't exist and may not be created: `dead-letter`, `delay` or `hold`"
+    )
+    on_index_blocked: Literal["delay", "dead-letter", "hold"] = Field(
+        "delay",
+        description="closed, write-blocked or forbidden target: `delay` (round by the delay queue, uncounted, until it "
+        "is taken), `dead-letter` or `hold`",
+    )
+    reject_guard: int = Field(
+        1000,
+        ge=0,
+        description="so many rejects of one error type in a row with nothing stored between them: hold instead of "
+        "emptying the queue into the dead letters; 0: off",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least level shown")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal")
     shutdown_timeout: Seconds = Field(25.0, description="the drain")
@@ -188,6 +390,60 @@ class Settings(AmqpSettings):
         problems = super()._problems() + self._prefetch_problems()
         if self.retry_delay_min > self.retry_delay_max:
             problems.append("SIDECAR_RETRY_DELAY_MIN is above SIDECAR_RETRY_DELAY_MAX")
+        return [*problems, *self._request_problems(), *self._login_problems(), *self._operation_problems()]
+
+    def _request_problems(self) -> list[str]:
+        if self.batch_max_bytes <= MAX_DOCUMENT_BYTES:
+            return []
+        above = self.batch_max_bytes - MAX_DOCUMENT_BYTES
+        problem = f"SIDECAR_BATCH_MAX_BYTES is {self.batch_max_bytes:,} bytes"
+        most = f"the {MAX_DOCUMENT_BYTES:,} (100 MB) that Elasticsearch takes as one request (http.max_content_length)"
+        return [f"{problem}, {above:,} above {most}"]
+
+    def _login_problems(self) -> list[str]:
+        problems = []
+        named, secret = self.elasticsearch_username is not None, self.elasticsearch_password is not None
+        if named and not secret:
+            problems.append("SIDECAR_ELASTICSEARCH_USERNAME is given without SIDECAR_ELASTICSEARCH_PASSWORD")
+        if secret and not named:
+            problems.append("SIDECAR_ELASTICSEARCH_PASSWORD is given without SIDECAR_ELASTICSEARCH_USERNAME")
+        ways = self._ways_to_log_in()
+        if len(ways) > 1:
+            problems.append(f"{len(ways)} ways to log in to Elasticsearch, at most one goes: {', '.join(ways)}")
+        if self.elasticsearch_cloud_id is not None and "elasticsearch_url" in self.model_fields_set:
+            problems.append("SIDECAR_ELASTICSEARCH_CLOUD_ID and SIDECAR_ELASTICSEARCH_URL both say where; give one")
+        if self.elasticsearch_key_file is not None and self.elasticsearch_cert_file is None:
+            problems.append(
+                "SIDECAR_ELASTICSEARCH_KEY_FILE is the key of a certificate: SIDECAR_ELASTICSEARCH_CERT_FILE is missing"
+            )
+        return problems
+
+    def _ways_to_log_in(self) -> list[str]:
+        basic = self.elasticsearch_username is not None or self.elasticsearch_password is not None
+        in_url = any(URL(url.get_secret_value()).user is not None for url in self.elasticsearch_url)
+        ways = {
+            "user and password (SIDECAR_ELASTICSEARCH_USERNAME)": basic,
+            "SIDECAR_ELASTICSEARCH_API_KEY": self.elasticsearch_api_key is not None,
+            "SIDECAR_ELASTICSEARCH_BEARER_TOKEN": self.elasticsearch_bearer_token is not None,
+            "the user in SIDECAR_ELASTICSEARCH_URL": in_url,
+        }
+        return [way for way, given in ways.items() if given]
+
+    def _operation_problems(self) -> list[str]:
+        problems = []
+        recipe = Recipe(index=Template(self.index), action=Template(self.action), index_allow=self.index_allow)
+        action, index = recipe.constant_action, recipe.path_index
+        if self.version is not None and action is not None and action not in ACTIONS_WITH_VERSION:
+            takes = " and ".join(ACTIONS_WITH_VERSION)
+            problems.append(f"SIDECAR_VERSION goes with {takes}; SIDECAR_ACTION={action} takes no version")
+        if self.version is not None and self.id == "none":
+            problems.append("SIDECAR_VERSION needs a document id, and SIDECAR_ID=none gives none")
+        if action in ACTIONS_ON_WHAT_IS_THERE and self.id in {"none", "generated"}:
+            problems.append(
+                f"SIDECAR_ACTION={action} needs the id of a document that is there, and SIDECAR_ID={self.id} gives none"
+            )
+        if index is not None and not recipe.allows(index):
+            problems.append("SIDECAR_INDEX is always the same name, and one that SIDECAR_INDEX_ALLOW doesn't allow")
         return problems
 
     def _prefetch_problems(self) -> list[str]:
@@ -237,70 +493,130 @@ def load_amqp(environment: Mapping[str, str], **given: object) -> AmqpSettings:
     return _load(AmqpSettings, environment, {name: value for name, value in given.items() if value is not None})
 
 
-def _load(kind: type[_Kind], environment: Mapping[str, str], given: dict[str, Any]) -> _Kind:
-    texts = {**_dotenv(), **environment}
-    problems = _unknown_names(texts)
+class Given(NamedTuple):
+    """What is said about the settings, before it is checked.
+
+    Attributes:
+        texts: the value of each setting that is given, by the field's name.
+        files: the paths of those whose value stands in a file (``NAME_FILE``), by the field's name.
+        problems: with those files, by the field's name.
+    """
+
+    texts: dict[str, str]
+    files: dict[str, str]
+    problems: dict[str, str]
+
+
+def given(environment: Mapping[str, str], kind: type[AmqpSettings] = Settings) -> Given:
+    """Return what `environment`, ``.env`` and the files that they name say; empty values count as none.
+
+    Raises:
+        ConfigError: ``.env`` can't be read.
+    """
+    names = _texts(environment)
+    found = Given({}, {}, {})
+    for field in kind.model_fields:
+        text, path = names.get(_name(field)), names.get(_name(field) + _FILE)
+        if text:
+            found.texts[field] = text
+        if path and field + _FILE.lower() not in Settings.model_fields:
+            found.files[field] = path
+            try:
+                found.texts[field] = _one_of(field, text, path)
+            except ValueError as error:
+                found.problems[field] = str(error)
+    return found
+
+
+def _one_of(field: str, text: str | None, path: str) -> str:
+    """Return what stands in the file, where that is the only thing said."""
+    name = _name(field)
+    if text:
+        raise ValueError(f"{name} and {name}{_FILE} are both given; one goes")
     try:
-        settings = _read(kind, texts, given)
-    except ValidationError as error:
-        raise ConfigError(problems + _explain(error) + _further_problems(kind, texts, given, error)) from None
-    if problems:
+        content = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}{_FILE}: {path} can't be read ({_why(error)})") from None
+    if not content:
+        raise ValueError(f"{name}{_FILE}: {path} is empty")
+    return content
+
+
+def _texts(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in {**_dotenv(), **environment}.items() if name.startswith(PREFIX)}
+
+
+def _dotenv() -> dict[str, str]:
+    try:
+        return {name: text for name, text in dotenv_values(".env").items() if text is not None}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f".env can't be read ({_why(error)})"]) from None
+
+
+def _load(kind: type[_Kind], environment: Mapping[str, str], options: dict[str, Any]) -> _Kind:
+    found = given(environment, kind)
+    problems = _unknown_names(_texts(environment)) + list(found.problems.values())
+    wrong = set(found.problems)
+    settings = None
+    # pydantic looks at settings against each other only once each is right by itself: hence again without the wrong.
+    for _ in range(2):
+        try:
+            settings = _read(kind, _sound(kind, found.texts, wrong), options, wrong)
+        except ValidationError as error:
+            problems += _explain(error, wrong)
+            more = {str(fault["loc"][0]) for fault in error.errors(include_input=False) if fault["loc"]}
+            if not more:
+                break
+            wrong |= more
+        else:
+            break
+    if problems or settings is None:
         raise ConfigError(problems)
     return settings
 
 
-def _dotenv() -> dict[str, str]:
-    return {name: text for name, text in dotenv_values(".env").items() if text is not None}
+def _sound(kind: type[AmqpSettings], texts: Mapping[str, str], wrong: set[str]) -> dict[str, str]:
+    """Return the texts that are right by themselves, and something for what can't be left out."""
+    needed = {field: "any" for field in wrong if kind.model_fields[field].is_required()}
+    return {field: text for field, text in texts.items() if field not in wrong} | needed
 
 
-def _read(kind: type[_Kind], texts: Mapping[str, str], given: dict[str, Any]) -> _Kind:
-    token = _environment.set(texts)
+def _read(kind: type[_Kind], texts: Mapping[str, str], options: dict[str, Any], wrong: set[str]) -> _Kind:
+    token = _environment.set({_name(field): text for field, text in texts.items()})
     try:
-        return kind(**given)
+        return kind(**{field: value for field, value in options.items() if field not in wrong})
     finally:
         _environment.reset(token)
-
-
-def _further_problems(
-    kind: type[_Kind], texts: Mapping[str, str], given: dict[str, Any], error: ValidationError
-) -> list[str]:
-    """Return what is wrong between the settings that are right by themselves, which pydantic looks at only then."""
-    wrong = {str(fault["loc"][0]) for fault in error.errors(include_input=False) if fault["loc"]}
-    if not wrong:
-        return []
-    names = {_name(field) for field in wrong}
-    sound = {name: text for name, text in texts.items() if name not in names}
-    required = {_name(field): "any" for field in wrong if kind.model_fields[field].is_required()}
-    try:
-        _read(kind, sound | required, {field: value for field, value in given.items() if field not in wrong})
-    except ValidationError as further:
-        return [problem for problem in _explain(further) if not any(name in problem for name in names)]
-    return []
 
 
 def _name(field: str) -> str:
     return PREFIX + field.upper()
 
 
-def _unknown_names(environment: Mapping[str, str]) -> list[str]:
+def _unknown_names(names: Mapping[str, str]) -> list[str]:
     known = {field.upper() for field in Settings.model_fields}
+    in_files = {name + _FILE for name in known}
     problems = []
-    for name in environment:
+    for name in names:
         bare = name.removeprefix(PREFIX)
-        if bare == name or bare in known or _KUBERNETES.search(name):
+        if bare in known or bare in in_files or _KUBERNETES.search(name):
             continue
-        near = difflib.get_close_matches(bare, sorted(known), n=1, cutoff=0.7)
-        hint = f": did you mean {PREFIX}{near[0]}?" if near else "; README.md lists what there is"
+        candidates = known | in_files if bare.endswith(_FILE) else known
+        near = [bare + _FILE] if bare + _FILE in known else []
+        near = near or difflib.get_close_matches(bare, sorted(candidates), n=1, cutoff=0.7)
+        hint = f": did you mean {PREFIX}{near[0]}?" if near else "; `sidecar config` lists what there is"
         problems.append(f"{name} is no setting{hint}")
     return problems
 
 
-def _explain(error: ValidationError) -> list[str]:
+def _explain(error: ValidationError, wrong: set[str]) -> list[str]:
+    """Return the problems, but for those that come from a setting that was found wrong before and left out."""
+    told = {_name(field) for field in wrong}
     problems: list[str] = []
     for fault in error.errors(include_url=False, include_input=False, include_context=False):
         text = fault["msg"].removeprefix("Value error, ")
         if not fault["loc"]:
-            problems += text.split("\n")
+            problems += [problem for problem in text.split("\n") if told.isdisjoint(_ANY_NAME.findall(problem))]
             continue
         name = _name(str(fault["loc"][0]))
         problems.append(f"{name} is required" if fault["type"] == "missing" else f"{name}: {text}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import NoReturn
 
 import click
 
@@ -15,6 +16,7 @@ from sidecar.errors import ConfigError
 
 COMMANDS = {
     "run": "the sidecar, until SIGTERM or SIGINT (a second one ends at once)",
+    "config": "every setting: name, type, default, present value, meaning",
     "produce": "load and demo generator",
 }
 EXIT_FAILED, EXIT_CONFIGURATION = 1, 2
@@ -52,11 +54,16 @@ def cli(context: click.Context) -> None:
         context.invoke(command)
 
 
+def fail(error: ConfigError) -> NoReturn:
+    """Tell every problem with the settings on standard error, and exit."""
+    for problem in error.problems:
+        click.echo(f"sidecar: {problem}", err=True)
+    sys.exit(EXIT_CONFIGURATION)
+
+
 def main() -> None:
     """Run the command line and exit."""
     try:
         cli(standalone_mode=True)
     except ConfigError as error:
-        for problem in error.problems:
-            click.echo(f"sidecar: {problem}", err=True)
-        sys.exit(EXIT_CONFIGURATION)
+        fail(error)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 
 from sidecar.cli import COMMANDS
+from sidecar.cli.config import readme_table
 from sidecar.core.policy import ITEM_RULES
 from sidecar.settings import PREFIX, Settings
-from tests.docs.settings_table import README, in_readme, table
+from tests.docs.settings_table import README, in_readme
 
 TEXT = README.read_text(encoding="utf-8")
 
 
 def test_the_table_of_settings_is_that_of_the_code() -> None:
     """Every setting with its default and its meaning, and none that isn't there."""
-    assert in_readme(TEXT) == table(), "run: python -m tests.docs.settings_table"
+    assert in_readme(TEXT) == readme_table(), "run: python -m tests.docs.settings_table"
 
 
 def test_every_setting_that_is_named_exists() -> None:

@@ -96,7 +96,7 @@ def test_durations_take_a_unit_or_are_seconds(loaded: Load, text: str, seconds: 
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("5MiB", 5 << 20), ("10MB", 10_000_000), ("123", 123), ("1 KiB", 1024), ("1.5kb", 1500), ("1GiB", 1 << 30)],
+    [("5MiB", 5 << 20), ("10MB", 10_000_000), ("123", 123), ("1 KiB", 1024), ("1.5kb", 1500), ("0.0625GiB", 1 << 26)],
 )  # fmt: skip
 def test_sizes_take_a_unit_or_are_bytes(loaded: Load, text: str, size: int) -> None:
     """Binary and decimal units are not the same."""
@@ -161,7 +161,10 @@ def test_the_required_settings_are_named(loaded: Load) -> None:
         ("SIDECAR_BATCH_MAX_ITEM", "did you mean SIDECAR_BATCH_MAX_ITEMS?"),
         ("SIDECAR_AMPQ_QUEUE", "did you mean SIDECAR_AMQP_QUEUE?"),
         ("SIDECAR_ELASTIC_URL", "did you mean SIDECAR_ELASTICSEARCH_URL?"),
-        ("SIDECAR_ZZZ", "README.md lists what there is"),
+        ("SIDECAR_INDX_FILE", "did you mean SIDECAR_INDEX_FILE?"),
+        ("SIDECAR_AMQP_CA_FIL", "did you mean SIDECAR_AMQP_CA_FILE?"),
+        ("SIDECAR_AMQP_CA", "did you mean SIDECAR_AMQP_CA_FILE?"),
+        ("SIDECAR_ZZZ", "`sidecar config` lists what there is"),
     ],
 )
 def test_unknown_names_are_errors_with_a_hint(loaded: Load, name: str, hint: str) -> None:
@@ -278,6 +281,20 @@ def test_settings_are_frozen(loaded: Load) -> None:
         {"SIDECAR_ACTION": "hunter2"},
         {"SIDECAR_BATCH_MAX_AGE": "hunter2"},
         {"SIDECAR_BATCH_MAX_ITEMS": "hunter2"},
+        {"SIDECAR_INDEX": "{hunter2}"},
+        {"SIDECAR_INDEX": "{hunter2"},
+        {"SIDECAR_INDEX": "-hunter2"},
+        {"SIDECAR_ROUTING": "{hunter2:%Y}"},
+        {"SIDECAR_PIPELINE": """{hunter2'"}"""},
+        {"SIDECAR_ID": "hunter2"},
+        {"SIDECAR_VERSION": "hunter2"},
+        {"SIDECAR_VERSION_TYPE": "hunter2"},
+        {"SIDECAR_AMQP_CA_FILE": "hunter2"},
+        {"SIDECAR_ELASTICSEARCH_FINGERPRINT": "hunter2"},
+        {"SIDECAR_ELASTICSEARCH_CLOUD_ID": "hunter2"},
+        {"SIDECAR_ELASTICSEARCH_API_KEY": "hunter2\n"},
+        {"SIDECAR_ELASTICSEARCH_USERNAME": "hunter2:"},
+        {"SIDECAR_ELASTICSEARCH_API_KEY": "hunter2", "SIDECAR_ELASTICSEARCH_BEARER_TOKEN": "hunter2"},
     ],
     ids="+".join,
 )
@@ -292,7 +309,11 @@ def test_no_problem_quotes_a_value(loaded: Load, given: dict[str, str]) -> None:
 
 def test_secrets_are_masked_where_settings_are_shown(loaded: Load) -> None:
     """In reprs and traces."""
-    settings = loaded(SIDECAR_AMQP_URL="amqp://u:hunter2@host/", SIDECAR_ELASTICSEARCH_PASSWORD="hunter2")
+    settings = loaded(
+        SIDECAR_AMQP_URL="amqp://u:hunter2@host/",
+        SIDECAR_ELASTICSEARCH_USERNAME="elastic",
+        SIDECAR_ELASTICSEARCH_PASSWORD="hunter2",
+    )
     assert "hunter2" not in repr(settings)
     assert "hunter2" not in str(settings)
 
@@ -300,3 +321,275 @@ def test_secrets_are_masked_where_settings_are_shown(loaded: Load) -> None:
 def test_a_password_in_the_url_of_elasticsearch_is_masked_too(loaded: Load) -> None:
     """Many write it there."""
     assert "hunter2" not in repr(loaded(SIDECAR_ELASTICSEARCH_URL="https://elastic:hunter2@host:9200"))
+
+
+def test_the_defaults_of_what_becomes_of_messages_are_those_of_the_contract(loaded: Load) -> None:
+    """Source: contract §3."""
+    settings = loaded()
+    assert (settings.delayed_retry_max_rounds, settings.delayed_retry_delay) == (3, 10.0)
+    assert (settings.on_reject, settings.on_conflict) == ("dead-letter", "ack")
+    assert (settings.on_index_missing, settings.on_index_blocked) == ("dead-letter", "delay")
+    assert (settings.reject_guard, settings.version_type, settings.index_allow) == (1000, "external", ())
+    assert (settings.routing, settings.pipeline, settings.version) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("ACTION", "create"),
+        ("ACTION", "{header.action|index}"),
+        ("ID", "generated"),
+        ("ID", "{body.id}-{header.part|0}"),
+        ("ROUTING", "{routing_key}"),
+        ("PIPELINE", "geo"),
+        ("VERSION", "{body.version}"),
+        ("VERSION_TYPE", "external_gte"),
+        ("ON_REJECT", "broker"),
+        ("ON_REJECT", "discard"),
+        ("ON_CONFLICT", "dead-letter"),
+        ("ON_INDEX_MISSING", "hold"),
+        ("ON_INDEX_BLOCKED", "dead-letter"),
+        ("INDEX", "logs-{timestamp:%Y.%m.%d|none}"),
+    ],
+)
+def test_templates_and_words_are_taken_as_they_are(loaded: Load, name: str, text: str) -> None:
+    """They are compiled to check them; the text stays."""
+    assert getattr(loaded(**{f"SIDECAR_{name}": text}), name.lower()) == text
+
+
+def test_zero_turns_guard_and_rounds_off(loaded: Load) -> None:
+    """Both count something that may be none."""
+    settings = loaded(SIDECAR_REJECT_GUARD="0", SIDECAR_DELAYED_RETRY_MAX_ROUNDS="0")
+    assert (settings.reject_guard, settings.delayed_retry_max_rounds) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("INDEX", "logs-{nowhere}", "at character 7"),
+        ("INDEX", "logs-{now", "at character 6"),
+        ("ROUTING", "a}b", "at character 2"),
+        ("PIPELINE", "{priority:%Y}", "no time"),
+        ("ID", "{body.}", "at character 2"),
+        ("VERSION", "{}", "at character 2"),
+        ("ACTION", "{action}", "at character 2"),
+    ],
+)
+def test_a_mistake_in_a_template_is_told_with_its_place(loaded: Load, name: str, text: str, says: str) -> None:
+    """And under the setting's name."""
+    (problem,) = problems(loaded, **{f"SIDECAR_{name}": text})
+    assert problem.startswith(f"SIDECAR_{name}: ")
+    assert says in problem
+
+
+@pytest.mark.parametrize("text", ["replace", "Index", "{{index}}", "index,create"])
+def test_an_action_without_a_field_is_one_of_the_five(loaded: Load, text: str) -> None:
+    """Otherwise every message would be rejected."""
+    (problem,) = problems(loaded, SIDECAR_ACTION=text)
+    assert "index, create, update, upsert, delete" in problem
+
+
+@pytest.mark.parametrize("text", ["message_id", "Auto", "{{id}}"])
+def test_an_id_that_is_the_same_for_all_is_refused(loaded: Load, text: str) -> None:
+    """Forgotten braces would leave one document of a whole queue."""
+    (problem,) = problems(loaded, SIDECAR_ID=text)
+    assert "auto, generated, none" in problem
+
+
+def test_a_version_that_can_never_be_one_is_refused(loaded: Load) -> None:
+    """Likewise."""
+    assert loaded(SIDECAR_VERSION="7").version == "7"
+    for text in ("body.version", "-1", str(2**63)):
+        (problem,) = problems(loaded, SIDECAR_VERSION=text)
+        assert "whole number" in problem
+
+
+@pytest.mark.parametrize(("name", "text"), [("DELAYED_RETRY_DELAY", "6m"), ("DELAYED_RETRY_DELAY", "0.1ms")])
+def test_the_delay_is_within_what_a_delay_queue_takes(loaded: Load, name: str, text: str) -> None:
+    """Whole milliseconds, at most five minutes."""
+    (problem,) = problems(loaded, **{f"SIDECAR_{name}": text})
+    assert problem.startswith(f"SIDECAR_{name}: ")
+
+
+def secret_file(folder: Path, content: str) -> str:
+    """Write a file; return its path."""
+    path = folder / "secret"
+    path.write_text(content, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_value_can_stand_in_a_file(loaded: Load, tmp_path: Path, end: str) -> None:
+    """As Kubernetes mounts secrets, and editors write them."""
+    settings = loaded(
+        SIDECAR_ELASTICSEARCH_USERNAME="elastic",
+        SIDECAR_ELASTICSEARCH_PASSWORD_FILE=secret_file(tmp_path, " hunter2 " + end),
+    )
+    assert settings.elasticsearch_password is not None
+    assert settings.elasticsearch_password.get_secret_value() == " hunter2 "
+
+
+def test_required_settings_and_those_with_units_can_stand_in_files_too(loaded: Load, tmp_path: Path) -> None:
+    """Every setting can."""
+    path = secret_file(tmp_path, "5m\n")
+    settings = loaded(SIDECAR_INDEX="", SIDECAR_INDEX_FILE=path, SIDECAR_BULK_TIMEOUT_FILE=path)
+    assert (settings.index, settings.bulk_timeout) == ("5m", 300.0)
+
+
+def test_a_setting_whose_own_name_ends_so_is_a_path(loaded: Load, tmp_path: Path) -> None:
+    """Its file is not read into it."""
+    path = secret_file(tmp_path, "hunter2")
+    settings = loaded(SIDECAR_AMQP_CA_FILE=path, SIDECAR_ELASTICSEARCH_CERT_FILE=path)
+    assert (settings.amqp_ca_file, settings.elasticsearch_cert_file) == (path, path)
+    holder = tmp_path / "holder"
+    holder.write_text(path + "\n")
+    assert loaded(SIDECAR_AMQP_CA_FILE="", SIDECAR_AMQP_CA_FILE_FILE=str(holder)).amqp_ca_file == path
+
+
+def test_a_value_given_twice_is_a_problem(loaded: Load, tmp_path: Path) -> None:
+    """Nobody should have to know which wins."""
+    path = secret_file(tmp_path, "hunter2")
+    assert problems(loaded, SIDECAR_INDEX_FILE=path) == [
+        "SIDECAR_INDEX and SIDECAR_INDEX_FILE are both given; one goes"
+    ]
+
+
+def test_a_file_that_cannot_be_read_is_named_and_hides_nothing_else(loaded: Load, tmp_path: Path) -> None:
+    """The setting itself isn't called missing, nor what goes with it; all other problems are told."""
+    missing = str(tmp_path / "missing")
+    found = problems(
+        loaded,
+        SIDECAR_INDEX="",
+        SIDECAR_INDEX_FILE=missing,
+        SIDECAR_ELASTICSEARCH_USERNAME="elastic",
+        SIDECAR_ELASTICSEARCH_PASSWORD_FILE=str(tmp_path),
+        SIDECAR_ACTION="replace",
+        SIDECAR_RETRY_DELAY_MIN="1m",
+    )
+    assert [problem.split(":")[0] for problem in found] == [
+        "SIDECAR_ELASTICSEARCH_PASSWORD_FILE",
+        "SIDECAR_INDEX_FILE",
+        "SIDECAR_ACTION",
+        "SIDECAR_RETRY_DELAY_MIN is above SIDECAR_RETRY_DELAY_MAX",
+    ]
+    assert f"{missing} can't be read (No such file or directory)" in found[1]
+
+
+@pytest.mark.parametrize(("content", "says"), [(b"", "is empty"), (b"\n", "is empty"), (b"\xffhunter2", "not UTF-8")])
+def test_a_file_without_text_is_a_problem(loaded: Load, tmp_path: Path, content: bytes, says: str) -> None:
+    """An empty password would be found out much later."""
+    path = tmp_path / "secret"
+    path.write_bytes(content)
+    (problem,) = problems(loaded, SIDECAR_ELASTICSEARCH_API_KEY_FILE=str(path))
+    assert says in problem
+    assert str(path) in problem
+    assert "hunter2" not in problem
+
+
+def test_certificates_that_cannot_be_read_are_told_at_the_start(loaded: Load, tmp_path: Path) -> None:
+    """Not by the first connection."""
+    found = problems(loaded, SIDECAR_AMQP_CA_FILE=str(tmp_path / "no"), SIDECAR_ELASTICSEARCH_CA_FILE=str(tmp_path))
+    assert [problem.split(":")[0] for problem in found] == ["SIDECAR_AMQP_CA_FILE", "SIDECAR_ELASTICSEARCH_CA_FILE"]
+
+
+def test_a_dotenv_file_that_is_no_text_is_a_problem(loaded: Load, tmp_path: Path) -> None:
+    """Not a traceback."""
+    (tmp_path / ".env").write_bytes(b"\xff\xfe=1")
+    assert problems(loaded) == [".env can't be read (it is not UTF-8)"]
+
+
+CLOUD_ID = "mine:ZWFzdC5leGFtcGxlLm5ldCRhYmMkZGVm"
+"""east.example.net$abc$def"""
+
+
+def test_there_are_four_ways_to_log_in(loaded: Load) -> None:
+    """Each by itself, with a cloud id or without."""
+    basic = {"SIDECAR_ELASTICSEARCH_USERNAME": "u", "SIDECAR_ELASTICSEARCH_PASSWORD": "p"}
+    ways: list[dict[str, str]] = [
+        basic, {"SIDECAR_ELASTICSEARCH_API_KEY": "id:key=="}, {"SIDECAR_ELASTICSEARCH_BEARER_TOKEN": "AAE.x-_/+"},
+    ]  # fmt: skip
+    for way in ways:
+        blank = dict.fromkeys((name for other in ways for name in other), "")
+        loaded(**blank | way)
+        assert loaded(**blank | way, SIDECAR_ELASTICSEARCH_CLOUD_ID=CLOUD_ID).elasticsearch_cloud_id == CLOUD_ID
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"USERNAME": "u"}, ["USERNAME is given without SIDECAR_ELASTICSEARCH_PASSWORD"]),
+        ({"PASSWORD": "p"}, ["PASSWORD is given without SIDECAR_ELASTICSEARCH_USERNAME"]),
+        ({"API_KEY": "k", "BEARER_TOKEN": "t"}, ["2 ways", "SIDECAR_ELASTICSEARCH_API_KEY", "BEARER_TOKEN"]),
+        ({"USERNAME": "u", "PASSWORD": "p", "API_KEY": "k", "BEARER_TOKEN": "t"}, ["3 ways"]),
+        ({"URL": "https://u:p@host", "API_KEY": "k"}, ["2 ways", "SIDECAR_ELASTICSEARCH_URL"]),
+        ({"URL": "https://host", "CLOUD_ID": CLOUD_ID}, ["CLOUD_ID", "SIDECAR_ELASTICSEARCH_URL"]),
+        ({"FINGERPRINT": "ab:cd"}, ["64 hexadecimal digits"]),
+        ({"CLOUD_ID": "mine"}, ["CLOUD_ID"]),
+        ({"KEY_FILE": "/dev/null"}, ["SIDECAR_ELASTICSEARCH_CERT_FILE is missing"]),
+    ],
+)
+def test_what_does_not_go_together_at_elasticsearch(loaded: Load, given: dict[str, str], says: list[str]) -> None:
+    """One problem each, that names the settings."""
+    (problem,) = problems(loaded, **{f"SIDECAR_ELASTICSEARCH_{name}": text for name, text in given.items()})
+    assert [part for part in says if part not in problem] == []
+
+
+@pytest.mark.parametrize("digits", ["ab" * 32, ":".join(["AB"] * 32)])
+def test_a_fingerprint_is_taken_with_colons_or_without(loaded: Load, digits: str) -> None:
+    """As openssl and the server print it."""
+    assert loaded(SIDECAR_ELASTICSEARCH_FINGERPRINT=digits).elasticsearch_fingerprint == digits
+
+
+def test_a_key_without_its_certificate_is_refused(loaded: Load) -> None:
+    """The other way round the key may stand in the same file."""
+    (problem,) = problems(loaded, SIDECAR_AMQP_KEY_FILE="/dev/null")
+    assert "SIDECAR_AMQP_CERT_FILE" in problem
+    assert loaded(SIDECAR_AMQP_CERT_FILE="/dev/null", SIDECAR_AMQP_KEY_FILE="").amqp_cert_file == "/dev/null"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"VERSION": "{body.v}", "ACTION": "create"}, ["SIDECAR_ACTION=create", "index and delete"]),
+        ({"VERSION": "{body.v}", "ACTION": "upsert"}, ["SIDECAR_ACTION=upsert"]),
+        ({"VERSION": "{body.v}", "ID": "none"}, ["SIDECAR_VERSION", "SIDECAR_ID=none"]),
+        ({"ACTION": "update", "ID": "none"}, ["SIDECAR_ACTION=update", "SIDECAR_ID=none"]),
+        ({"ACTION": "upsert", "ID": "generated"}, ["SIDECAR_ACTION=upsert", "SIDECAR_ID=generated"]),
+        ({"ACTION": "delete", "ID": "none"}, ["SIDECAR_ACTION=delete"]),
+        ({"INDEX": ".security"}, ["SIDECAR_INDEX ", "SIDECAR_INDEX_ALLOW"]),
+        ({"INDEX": "logs", "INDEX_ALLOW": "metrics-*, logs-*"}, ["SIDECAR_INDEX ", "SIDECAR_INDEX_ALLOW"]),
+        ({"BATCH_MAX_BYTES": "101MiB"}, ["105,906,176", "1,048,576", "104,857,600"]),
+    ],
+)
+def test_what_can_never_work_is_refused(loaded: Load, given: dict[str, str], says: list[str]) -> None:
+    """With the sum where there is one; only what is the same for every message can be known."""
+    (problem,) = problems(loaded, **{f"SIDECAR_{name}": text for name, text in given.items()})
+    assert [part for part in says if part not in problem] == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"VERSION": "{body.v}", "ACTION": "delete"},
+        {"VERSION": "{body.v}", "ACTION": "{header.action}"},
+        {"ACTION": "{header.action}", "ID": "none"},
+        {"ACTION": "update"},
+        {"INDEX": "{body.index}", "INDEX_ALLOW": "logs-*"},
+        {"INDEX": "logs-a", "INDEX_ALLOW": "metrics-*,logs-*"},
+        {"BATCH_MAX_BYTES": "100MiB"},
+        {"SHUTDOWN_TIMEOUT": "1s", "BULK_TIMEOUT": "10m"},
+    ],
+)
+def test_what_can_work_is_not_refused(loaded: Load, given: dict[str, str]) -> None:
+    """A message at a time may still be rejected."""
+    loaded(**{f"SIDECAR_{name}": text for name, text in given.items()})
+
+
+def test_problems_between_settings_are_told_beside_bad_ones(loaded: Load) -> None:
+    """But for those that only come from leaving the bad one out; names that merely begin alike aren't mixed up."""
+    found = problems(loaded, SIDECAR_INDEX="{", SIDECAR_VERSION="v", SIDECAR_ACTION="update", SIDECAR_ID="none")
+    assert sorted(problem.split(":")[0].split("=")[0] for problem in found) == [
+        "SIDECAR_ACTION",
+        "SIDECAR_INDEX",
+        "SIDECAR_VERSION",
+    ]
