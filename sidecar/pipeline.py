@@ -12,23 +12,23 @@ nothing can be half settled. The hot path works on chunks and batches: no task, 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import orjson
 
+from sidecar.copying import Copying, Route
 from sidecar.core import bulk
 from sidecar.core.account import Account
 from sidecar.core.batcher import Batch, Batcher
-from sidecar.core.compose import Composer
-from sidecar.core.copies import Letter, copy_properties, dead_letter_headers
-from sidecar.core.frames import properties_limit
+from sidecar.core.compose import Composer, Recipe
+from sidecar.core.copies import Letter, came_back, rounds
 from sidecar.core.order import Order
 from sidecar.core.outbox import Outbox
 from sidecar.core.pacing import Pacing, Permit, backoff_seconds
-from sidecar.core.policy import Course, Rule, Verdict, judge, judge_request
-from sidecar.errors import BrokerError, SinkError
-from sidecar.ports import Copy
+from sidecar.core.policy import Choices, Course, Fate, Rule, Verdict, decide, judge, judge_request
+from sidecar.errors import SinkError
 
 if TYPE_CHECKING:
     import random
@@ -36,14 +36,15 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from sidecar.core.account import Settled
     from sidecar.core.bulk import Fault, Result
     from sidecar.core.ledger import Ledger
     from sidecar.core.message import Message
     from sidecar.ports import Answer, BrokerSession, Sink
 
 OK = 200
+LONGEST_DELAY_SECONDS = 300.0
 STORED_STATUSES = frozenset({200, 201})
-_LETTERS_AT_ONCE = 500
 _THROTTLED_LOG_SECONDS = 10.0
 _WITHHELD_SHARE = 0.75  # of the prefetch: beyond it acks are written singly, or the broker would stop delivering
 
@@ -52,7 +53,8 @@ _OUTCOMES = {
     Verdict.ACK: "noop",
     Verdict.CONFLICT: "conflict",
     Verdict.THROTTLED: "too_many",
-    Verdict.WAIT: "failed_client",
+    Verdict.BLOCKED: "failed_client",
+    Verdict.MISSING: "failed_client",
     Verdict.COUNTED: "failed_server",
     Verdict.DEAD_LETTER: "failed_client",
 }
@@ -65,6 +67,7 @@ class _Fates(NamedTuple):
     stored: list[Message]
     throttled: list[Message]
     later: list[Message]
+    delayed: list[Letter]
     letters: list[Letter]
 
 
@@ -72,9 +75,7 @@ class _Fates(NamedTuple):
 class Plan:
     """What the pipeline is to do; the meaning of each is that of the setting of its name."""
 
-    index: str
-    action: str = "index"
-    with_message_id: bool = True
+    recipe: Recipe
     batch_max_items: int = 1000
     batch_max_bytes: int = 5 * 1024 * 1024
     batch_max_age_seconds: float = 1.0
@@ -82,6 +83,11 @@ class Plan:
     retry_max_attempts: int = 5
     retry_delay_min_seconds: float = 0.5
     retry_delay_max_seconds: float = 30.0
+    delayed_retry_max_rounds: int = 3
+    delayed_retry_delay_seconds: float = 10.0
+    choices: Choices = field(default_factory=Choices)
+    on_reject: Literal["dead-letter", "broker", "discard"] = "dead-letter"
+    reject_guard: int = 1000
     dead_letter_exchange: str = ""
     dead_letter_routing_key: str | None = None
 
@@ -108,30 +114,38 @@ class Pipeline:
     ) -> None:
         self.account = Account()
         self.pacing = Pacing(plan.bulk_concurrency, plan.retry_delay_min_seconds, plan.retry_delay_max_seconds)
-        self.burying_held: str | None = None
         self._plan = plan
         self._sink = sink
         self._dice = dice
         self._log = log
         self._wall_clock = wall_clock
-        self._composer = Composer(plan.action, with_message_id=plan.with_message_id)
+        self._composer = Composer(plan.recipe, self._make_id)
         self._order = Order()
         self._batcher = Batcher(plan.batch_max_items, plan.batch_max_bytes, plan.batch_max_age_seconds)
         self._outbox = Outbox(plan.batch_max_items, plan.batch_max_bytes)
-        self._path = bulk.path(plan.index)
+        self._path = bulk.path(plan.recipe.path_index)
         self._intake: asyncio.Queue[list[Message]] = asyncio.Queue()
-        self._letters: list[Letter] = []
-        self._burying = 0
-        self._copies = 0
+        route = Route(
+            plan.dead_letter_exchange,
+            plan.dead_letter_routing_key,
+            plan.retry_delay_min_seconds,
+            plan.retry_delay_max_seconds,
+        )
+        self._copying = Copying(route, self, log, wall_clock)
+        self._rejects_in_a_row: Counter[str] = Counter()  # by error type, since something was stored
         self._in_flight: dict[asyncio.Task[None], Batch] = {}
         self._succeeded_sent_at = -1.0  # when the last request left that was answered item by item
         self._session: BrokerSession | None = None
         self._wake = asyncio.Event()  # something changed that dispatch should look at
-        self._letters_wake = asyncio.Event()
         self._throttled_silent_until = 0.0
         self._draining = False
         self._sending = True
         self._drained = asyncio.Event()
+
+    @property
+    def copying_held(self) -> str | None:
+        """Why the route of dead letters takes nothing, or None."""
+        return self._copying.held
 
     # Life ------------------------------------------------------------------------------------------------------------
 
@@ -140,11 +154,12 @@ class Pipeline:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._aggregate())
             tasks.create_task(self._dispatch(tasks))
-            tasks.create_task(self._bury())
+            tasks.create_task(self._copying.run())
 
     def attach(self, session: BrokerSession) -> None:
         """Work for `session` from now on."""
         self._session = session
+        self._copying.attach(session)
         self._wake.set()
 
     def detach(self) -> None:
@@ -158,8 +173,7 @@ class Pipeline:
         for ledger in session.ledgers:
             self.account.settle(ledger.queue, "stale", ledger.close())
         dropped = self._batcher.drop_closed() + self._outbox.drop_closed()
-        self._letters = [letter for letter in self._letters if not letter.message.ledger.closed]
-        self.burying_held = None  # what was refused is with the broker again; the next try tells anew
+        self._copying.detach()
         self._release(dropped)
 
     async def drain(self, sending_until: float, deadline: float) -> None:
@@ -217,7 +231,7 @@ class Pipeline:
     def _admit(self, chunk: list[Message]) -> None:
         if chunk[0].ledger.closed:  # an epoch ends between two chunks, never inside one
             return
-        composed, rejects = self._composer.compose(chunk)
+        composed, rejects = self._composer.compose(chunk, self._wall_clock())
         if rejects:
             self._reject(Letter(reject.message, reject.reason, reject.detail) for reject in rejects)
         self._batch(self._order.enter(composed))
@@ -283,9 +297,9 @@ class Pipeline:
             return False
         if self.pacing.held is not None or self._session is None:
             return True
-        if self.burying_held is not None:
+        if self._copying.held is not None:
             return not (self._outbox or self._batcher.open_groups)
-        return not (self._outbox or self._order or self._letters or self._burying)
+        return not (self._outbox or self._order) and self._copying.idle
 
     async def _sleep(self, now: float) -> None:
         """Sleep until something happens, or until the clock makes a difference."""
@@ -330,10 +344,9 @@ class Pipeline:
             return
         results = bulk.results(answer.body, len(messages)) if answer.status == OK else None
         if results is not None:
-            self._heard()
             self._succeeded_sent_at = max(self._succeeded_sent_at, sent_at)
             self.account.requests["partial"] += 1
-            self._apply(batch, results, sent_at)
+            self._apply(batch, results, sent_at, probe=probe)
         else:
             self._refused(batch, answer, sent_at, probe=probe)
 
@@ -344,14 +357,15 @@ class Pipeline:
 
     def _store(self, messages: list[Message]) -> None:
         """Ack messages: nothing more will be written for them."""
+        self._rejects_in_a_row.clear()
         self._release(messages)
-        self._ack(messages, "ack")
+        self.acknowledge(messages, "ack")
 
     def _release(self, messages: Iterable[Message]) -> None:
         """Let the next operations on the same documents go."""
         self._batch(self._order.leave(messages))
 
-    def _ack(self, messages: list[Message], verdict: str) -> None:
+    def acknowledge(self, messages: list[Message], verdict: Settled) -> None:
         """Settle messages by acks: one frame up to the first that is open, in each channel."""
         session = self._session
         if session is None:
@@ -360,7 +374,7 @@ class Pipeline:
             mine = [message for message in messages if message.ledger is ledger]
             if mine:
                 count = ledger.store(mine)
-                self.account.settle(ledger.queue, "ack" if verdict == "ack" else "dead_letter", count)
+                self.account.settle(ledger.queue, verdict, count)
                 self._write_acks(session, ledger)
 
     def _write_all_acks(self) -> None:
@@ -376,15 +390,28 @@ class Pipeline:
 
     def _write_acks(self, session: BrokerSession, ledger: Ledger) -> None:
         settlements = ledger.collect()
-        held = self.pacing.held is not None or self.burying_held is not None
+        held = self.pacing.held is not None or self._copying.held is not None
         if held or ledger.withheld > _WITHHELD_SHARE * session.prefetch:
             settlements += ledger.collect(singly=True)
         if settlements:
             session.settle(ledger, settlements)
 
-    def _apply(self, batch: Batch, results: list[Result], sent_at: float) -> None:
+    def copying_changed(self) -> None:
+        """Take notice of copies that were confirmed, or of a route that takes none."""
+        if self._copying.held is not None:
+            self._write_all_acks()
+        self._wake.set()
+
+    def _apply(self, batch: Batch, results: list[Result], sent_at: float, *, probe: bool) -> None:
         """Map each result to its own message: the reason why this program exists."""
         fates = self._sort(batch.messages, results)
+        if fates.stored:
+            self._rejects_in_a_row.clear()
+        letters, guarded = self._guard(fates.letters)
+        if guarded:
+            self._hold_back(batch, guarded, probe=probe)
+        else:
+            self._heard()
         if fates.throttled:
             self._throttle(sent_at, len(fates.throttled) / len(results))
             again = batch.again(fates.throttled)
@@ -397,28 +424,88 @@ class Pipeline:
             self._go_again(batch.again(fates.later), "failed")
         if fates.stored:
             self._store(fates.stored)
-        if fates.letters:
-            self._reject(fates.letters)
+        if letters:
+            self._reject(letters)
+        if fates.delayed:
+            self._send_round(fates.delayed)
+
+    def _guard(self, letters: list[Letter]) -> tuple[list[Letter], list[Letter]]:
+        """Split rejects into those that may go and those that may not, since too many of their kind came in a row.
+
+        A broken mapping would empty the queue into the dead letters otherwise.
+        """
+        most = self._plan.reject_guard
+        passed: list[Letter] = []
+        guarded: list[Letter] = []
+        for letter in letters:
+            if most and self._rejects_in_a_row[letter.error_type] >= most:
+                guarded.append(letter)
+            else:
+                self._rejects_in_a_row[letter.error_type] += 1
+                passed.append(letter)
+        return passed, guarded
+
+    def _hold_back(self, batch: Batch, guarded: list[Letter], *, probe: bool) -> None:
+        example = guarded[0]
+        for letter in guarded:
+            letter.message.attempts -= 1  # it is the document's kind that is on trial, not this one
+        reason = f"{self._plan.reject_guard} documents in a row were refused: {example.error_type}: {example.detail}"
+        self._hold(reason if self.pacing.held is None else self.pacing.held, probe=probe)
+        again = batch.again([letter.message for letter in guarded])
+        again.ready_at = 0.0
+        self._put_again(again)
 
     def _sort(self, messages: list[Message], results: list[Result]) -> _Fates:
-        fates = _Fates([], [], [], [])
+        fates = _Fates([], [], [], [], [])
         outcomes = self.account.documents
+        action = self._plan.recipe.constant_action or ""
         for message, result in zip(messages, results, strict=True):
             if result.status in STORED_STATUSES:  # most of them, without looking it up in the table
                 fates.stored.append(message)
                 outcomes["failure_store" if result.failure_store else "success"] += 1
                 continue
-            rule = judge(result, self._plan.action)
+            rule = judge(result, message.action or action)
             outcomes[_OUTCOMES[rule.verdict]] += 1
-            if rule.verdict in {Verdict.ACK, Verdict.CONFLICT}:
+            fate = self._decide(message, rule)
+            if fate is Fate.STORED:
                 fates.stored.append(message)
-            elif rule.verdict is Verdict.THROTTLED:
+            elif fate is Fate.THROTTLED:
                 fates.throttled.append(message)
-            elif rule.verdict is Verdict.WAIT or (self._may_try_again(message) and rule.verdict is Verdict.COUNTED):
+            elif fate is Fate.AGAIN:
                 fates.later.append(message)
+            elif fate is Fate.DELAY:
+                fates.delayed.append(self._round(message, result, rule))
             else:
                 fates.letters.append(self._letter(message, result, rule))
         return fates
+
+    def _decide(self, message: Message, rule: Rule) -> Fate:
+        plan = self._plan
+        if rule.verdict is not Verdict.THROTTLED:
+            message.attempts += 1
+        return decide(
+            rule,
+            plan.choices,
+            own_doing=bool(message.unanswered or message.redelivered or came_back(message)),
+            may_try=message.attempts < plan.retry_max_attempts,
+            # Where a document has an id and no version, later operations would overtake this one on its way round.
+            may_go_round=(message.key is None or plan.recipe.version is not None)
+            and rounds(message) < plan.delayed_retry_max_rounds,
+        )
+
+    def _round(self, message: Message, result: Result, rule: Rule) -> Letter:
+        """Return the delayed copy of a message: a failure's rounds are counted, waiting for a target is not."""
+        behind = rounds(message)
+        counted = rule.verdict is Verdict.COUNTED
+        seconds = self._plan.delayed_retry_delay_seconds * (2.0**behind if counted else 1.0)
+        milliseconds = max(1, int(1000 * min(seconds, LONGEST_DELAY_SECONDS)))
+        letter = self._letter(message, result, rule)
+        return letter._replace(delay_milliseconds=milliseconds, rounds=behind + counted)
+
+    def _send_round(self, letters: list[Letter]) -> None:
+        self._release(letter.message for letter in letters)
+        self.account.retries["delayed"] += len(letters)
+        self._copying.add(letters)
 
     def _may_try_again(self, message: Message) -> bool:
         message.attempts += 1
@@ -552,15 +639,33 @@ class Pipeline:
         letters = list(letters)
         self._log_rejects(letters)
         self._release(letter.message for letter in letters)
-        self._letters += [letter for letter in letters if not letter.message.ledger.closed]
-        self._letters_wake.set()
+        on_reject = self._plan.on_reject
+        if on_reject == "dead-letter":
+            self._copying.add(letters)
+            return
+        ours = [letter.message for letter in letters if letter.message.ledger.holds(letter.message)]
+        if on_reject == "discard":
+            self.acknowledge(ours, "discard")
+        else:
+            self._leave_to_broker(ours)
+
+    def _leave_to_broker(self, messages: list[Message]) -> None:
+        """Have the queue's own dead-lettering take messages: ``basic.reject``."""
+        session = self._session
+        if session is None:
+            return
+        for message in messages:
+            message.ledger.give_up(message)
+            session.reject(message.ledger, message.tag)
+            self.account.settle(message.ledger.queue, "dead_letter")
+        self._write_all_acks()
 
     def _log_rejects(self, letters: list[Letter]) -> None:
         groups: dict[tuple[str, str], list[Letter]] = {}
         for letter in letters:
             groups.setdefault((letter.reason, letter.error_type), []).append(letter)
         for (reason, error_type), group in groups.items():
-            _, _, example = self._target(group[0].message)
+            _, _, example = self.target(group[0].message)
             self._log.warning(
                 "items.rejected",
                 reason=reason,
@@ -570,75 +675,17 @@ class Pipeline:
                 example=group[0].detail,
             )
 
-    async def _bury(self) -> None:
-        """Publish dead letters; an original is acked only when the broker has confirmed its copy."""
-        tries = 0
-        while True:
-            await self._letters_wake.wait()
-            self._letters_wake.clear()
-            session = self._session
-            count = 1 if tries else _LETTERS_AT_ONCE  # while the route refuses, one letter finds out
-            letters, self._letters = self._letters[:count], self._letters[count:]
-            if session is None or not letters:
-                continue  # a lost session took its letters with it: the broker has the originals again
-            self._burying = len(letters)
-            try:
-                refusals = await session.publish([self._copy(letter, session.frame_max) for letter in letters])
-            except BrokerError as error:
-                # The session is gone. Should the copies be why (RabbitMQ closes the channel over an exchange that isn't
-                # there), the next session must live long enough to settle what is good.
-                tries += 1
-                if tries > 1:
-                    self._note_burying(str(error))
-                await self._pause_burying(tries)
-                continue
-            finally:
-                self._burying = 0
-            buried = [letter.message for letter, refusal in zip(letters, refusals, strict=True) if refusal is None]
-            # The end may have come while the copies were on their way: then the broker has the originals again.
-            self._ack([message for message in buried if message.ledger.holds(message)], "dead_letter")
-            refused = [letter for letter, refusal in zip(letters, refusals, strict=True) if refusal is not None]
-            still_ours = [letter for letter in refused if letter.message.ledger.holds(letter.message)]
-            self._letters = still_ours + self._letters
-            tries = tries + 1 if refused else 0
-            self._note_burying(next((refusal for refusal in refusals if refusal is not None), None))
-            if tries:
-                await self._pause_burying(tries)
-            if self._letters:
-                self._letters_wake.set()
-            self._wake.set()
-
-    async def _pause_burying(self, tries: int) -> None:
-        plan = self._plan
-        await asyncio.sleep(backoff_seconds(tries, 1.0, plan.retry_delay_min_seconds, plan.retry_delay_max_seconds))
-
-    def _note_burying(self, refusal: str | None) -> None:
-        if refusal != self.burying_held:
-            self.burying_held = refusal
-            if refusal is None:
-                self._log.info("dead_letters.resumed")
-            else:
-                self._log.error("dead_letters.held", reason=refusal)
-                self._write_all_acks()
-
-    def _copy(self, letter: Letter, frame_max: int) -> Copy:
-        plan, message = self._plan, letter.message
-        action, index, document_id = self._target(message)
-        self._copies += 1
-        token = b"%d" % self._copies
-        added = dead_letter_headers(
-            letter, token=token, action=action, index=index, document_id=document_id, failed_at=self._wall_clock()
-        )
-        routing_key = plan.dead_letter_routing_key or f"{message.ledger.queue}.dead"
-        properties = copy_properties(message.properties, added, properties_limit(frame_max))
-        return Copy(plan.dead_letter_exchange.encode(), routing_key.encode(), properties, message.body, token)
-
-    def _target(self, message: Message) -> tuple[str, str, bytes]:
+    def target(self, message: Message) -> tuple[str, str, bytes]:
         """Return action, index and id, from the line that was made of the message, as far as one was."""
+        recipe = self._plan.recipe
         if not message.line:
-            return self._plan.action, self._plan.index, b""
-        ((action, parameters),) = orjson.loads(message.line).items()
-        return action, parameters.get("_index", self._plan.index), parameters.get("_id", "").encode()
+            return recipe.constant_action or "", recipe.path_index or "", b""
+        ((verb, parameters),) = orjson.loads(message.line).items()
+        index = parameters.get("_index", recipe.path_index or "")
+        return message.action or verb, index, parameters.get("_id", "").encode()
+
+    def _make_id(self) -> str:
+        return f"{self._dice.getrandbits(128):032x}"
 
     @staticmethod
     def _now() -> float:

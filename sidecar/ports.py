@@ -45,6 +45,7 @@ class Copy(NamedTuple):
     """A message to publish, its properties and body as raw bytes.
 
     Attributes:
+        delay: for the delay queue: the queue that it comes back to, and after how many milliseconds.
         token: also in the header `sidecar.core.copies.TOKEN_HEADER`; unlike that of any other copy on its way, so that
             a return can be told from that of a copy with the same ``message_id``.
     """
@@ -54,6 +55,7 @@ class Copy(NamedTuple):
     properties: bytes
     body: bytes
     token: bytes
+    delay: tuple[str, int] | None = None
 
 
 class BrokerSession(Protocol):
@@ -91,6 +93,10 @@ class BrokerSession(Protocol):
 
     def settle(self, ledger: Ledger, settlements: list[Settlement]) -> None:
         """Write acks at once, not to be cancelled half-way; void when the epoch is over."""
+        ...
+
+    def reject(self, ledger: Ledger, tag: int) -> None:
+        """Have the queue's own dead-lettering take one delivery; void when the epoch is over."""
         ...
 
     def give_back(self, ledger: Ledger) -> None:

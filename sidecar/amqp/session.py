@@ -17,7 +17,7 @@ from aiormq.tools import censor_url
 from yarl import URL
 
 from sidecar.amqp.publisher import Publisher, open_publisher
-from sidecar.amqp.topology import Topology, declare
+from sidecar.amqp.topology import Topology, declare, declare_delay_queue
 from sidecar.amqp.wire import Reach, connect
 from sidecar.core import frames
 from sidecar.core.ledger import Ledger
@@ -66,6 +66,7 @@ class Session:
         self._publisher: Publisher | None = None
         self._channels: dict[int, AbstractChannel] = {}
         self._consumer_tags: dict[int, str] = {}
+        self._delay_queues: dict[tuple[str, int], None] = {}  # those that are known to be there
         self._closing = False
 
     async def open(self, url: URL) -> None:
@@ -170,6 +171,11 @@ class Session:
         if wire is not None and settlements and not ledger.closed:
             wire.write(b"".join(frames.ack(ledger.channel, tag, multiple=multiple) for tag, multiple in settlements))
 
+    def reject(self, ledger: Ledger, tag: int) -> None:
+        """Have the queue's own dead-lettering take one delivery; void when the epoch is over."""
+        if self._consume_wire is not None and not ledger.closed:
+            self._consume_wire.write(frames.reject(ledger.channel, tag))
+
     def give_back(self, ledger: Ledger) -> None:
         """Have the broker take back all that is outstanding in the ledger's channel, in the order of delivery."""
         if self._consume_wire is not None and not ledger.closed:
@@ -177,9 +183,19 @@ class Session:
 
     async def publish(self, copies: list[Copy]) -> list[str | None]:
         """Publish mandatory copies and wait for the broker to confirm each; see `Publisher.publish`."""
-        if self._publisher is None:
+        if self._publisher is None or self._publishing is None:
             raise BrokerError("the session is closed")
+        for queue, milliseconds in dict.fromkeys(copy.delay for copy in copies if copy.delay is not None):
+            if (queue, milliseconds) not in self._delay_queues:
+                await self._declare_delay_queue(self._publishing, queue, milliseconds)
         return await self._publisher.publish(copies)
+
+    async def _declare_delay_queue(self, connection: AbstractConnection, queue: str, milliseconds: int) -> None:
+        try:
+            await declare_delay_queue(connection, self._connecting.topology, queue, milliseconds)
+        except _FAILURES as error:
+            raise _translate(error, None) from error
+        self._delay_queues[queue, milliseconds] = None
 
     async def close(self) -> None:
         """Close both connections; whatever is outstanding goes back to the queues."""

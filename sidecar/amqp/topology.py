@@ -57,6 +57,26 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
             await _bind(connection, topology, topology.exchange, queue)
 
 
+async def declare_delay_queue(
+    connection: AbstractConnection, topology: Topology, queue: str, milliseconds: int
+) -> None:
+    """See that there is a queue that gives messages back to `queue` after a time, losing none on the way.
+
+    Quorum queues dead-letter at least once only with this strategy, and only while they refuse what they can't take.
+
+    Raises:
+        BrokerError: it is missing and not to be declared, or the broker refused.
+    """
+    arguments = _quorum_arguments() | {
+        "x-message-ttl": milliseconds,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": queue,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+    await _ensure_queue(connection, topology, f"{queue}.delay.{milliseconds}", arguments)
+
+
 def _quorum_arguments() -> dict[str, object]:
     return {"x-queue-type": "quorum", "x-delivery-limit": _UNLIMITED_DELIVERIES}
 

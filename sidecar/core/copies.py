@@ -9,9 +9,21 @@ dropped as a cycle. They move to headers ``sidecar-original-*``.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from sidecar.core.properties import Field, PropertiesError, fields, join, number_value, split, table, text_value
+from sidecar.core.properties import (
+    Field,
+    PropertiesError,
+    decode,
+    fields,
+    header,
+    join,
+    number_value,
+    split,
+    table,
+    text_value,
+)
+from sidecar.core.template import FIRST_EXCHANGE, FIRST_ROUTING_KEY, RECEIVED_AT, RETRY_COUNT, Scene
 
 if TYPE_CHECKING:
     from sidecar.core.message import Message
@@ -32,13 +44,16 @@ _MAX_NAME_BYTES = 255
 
 
 class Letter(NamedTuple):
-    """What the dead letter of a message says.
+    """Why a copy of a message is published, and where to: to the dead letters, or for a while to a delay queue.
 
     Attributes:
+        message: the original.
         reason: one of the contract's reasons (``rejected``, ``malformed``, …).
         status: Elasticsearch's status of the item; 0 when it never got there.
         error_type: Elasticsearch's error type; empty likewise.
         detail: a sentence without document text, at most 1 KiB.
+        delay_milliseconds: how long a delayed copy waits; 0 for a dead letter.
+        rounds: counted rounds by the delay queue, this one included.
     """
 
     message: Message
@@ -46,6 +61,52 @@ class Letter(NamedTuple):
     detail: str
     status: int = 0
     error_type: str = ""
+    delay_milliseconds: int = 0
+    rounds: int = 0
+
+    @property
+    def verdict(self) -> Literal["dead_letter", "delay"]:
+        """How the original is counted once the copy is confirmed."""
+        return "delay" if self.delay_milliseconds else "dead_letter"
+
+
+def came_back(message: Message) -> bool:
+    """Whether a message is a copy that came back from the delay queue."""
+    return RETRY_COUNT in message.properties and header(message.properties, RETRY_COUNT) is not None
+
+
+def rounds(message: Message) -> int:
+    """Return how many counted rounds by the delay queue a message has behind it."""
+    if RETRY_COUNT not in message.properties:
+        return 0
+    value = header(message.properties, RETRY_COUNT)
+    number = decode(value) if value is not None else 0
+    return number if isinstance(number, int) else 0
+
+
+def delay_headers(letter: Letter, *, token: bytes, document_id: bytes, now: float) -> list[Field]:
+    """Return the headers by which a copy that comes back is treated as at its first delivery.
+
+    Args:
+        letter: the message, and how many rounds it has.
+        token: see `sidecar.ports.Copy`.
+        document_id: empty where there is none; one that was made here is kept by it.
+        now: seconds since 1970.
+    """
+    message = letter.message
+    first = Scene(message, message.received_at or now)
+    added = [
+        (TOKEN_HEADER, text_value(token)),
+        (RETRY_COUNT, number_value(letter.rounds)),
+        (RECEIVED_AT, text_value(_moment(first.received_at))),
+        (FIRST_EXCHANGE, text_value(first.exchange)),
+        (FIRST_ROUTING_KEY, text_value(first.routing_key)),
+    ]
+    return [*added, (b"sidecar-id", text_value(document_id))] if document_id else added
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def dead_letter_headers(
@@ -62,18 +123,18 @@ def dead_letter_headers(
         failed_at: seconds since 1970.
     """
     message = letter.message
-    moment = datetime.fromtimestamp(failed_at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    first = Scene(message, failed_at)
     return [
         (TOKEN_HEADER, text_value(token)),
         (b"sidecar-reason", text_value(letter.reason)),
         (b"sidecar-status", number_value(letter.status)),
         (b"sidecar-error-type", text_value(letter.error_type)),
         (b"sidecar-attempts", number_value(message.attempts)),
-        (b"sidecar-failed-at", text_value(moment)),
+        (b"sidecar-failed-at", text_value(_moment(failed_at))),
         (b"sidecar-queue", text_value(message.ledger.queue)),
         (b"sidecar-action", text_value(action)),
-        (b"sidecar-exchange", text_value(message.exchange)),
-        (b"sidecar-routing-key", text_value(message.routing_key)),
+        (b"sidecar-exchange", text_value(first.exchange)),
+        (b"sidecar-routing-key", text_value(first.routing_key)),
         (b"sidecar-index", text_value(index)),
         (b"sidecar-id", text_value(document_id)),
         (b"sidecar-error-reason", text_value(letter.detail)),
@@ -96,7 +157,10 @@ def copy_properties(properties: bytes, added: list[Field], limit_bytes: int) -> 
         # The broker vouches for what it delivers; should it ever not, the body still reaches the dead letters.
         values, own = {}, []
     replaced = {name for name, _ in added}
-    kept = [_moved(name, value) for name, value in own if name not in replaced]
+    # What moved on an earlier round is the original's; what stands in its old place now is the delay queue's trace.
+    there = {name for name, _ in own}
+    moved = [(_moved(name, value), name) for name, value in own if name not in replaced]
+    kept = [item for item, name in moved if item[0] == name or item[0] not in there]
     kept += [
         (_ORIGINAL + name.encode(), text_value(values.pop(name)[1:]))
         for name in ("expiration", "user_id")

@@ -6,7 +6,8 @@ Rules are looked at from the top; the first that fits decides. Nothing else in t
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from sidecar.core.bulk import Fault, Result
@@ -20,8 +21,10 @@ class Verdict(enum.Enum):
     """Never the message's fault: again in place, without limit, and slower."""
     COUNTED = enum.auto()
     """Again in place; each attempt counts."""
-    WAIT = enum.auto()
-    """Its target takes nothing now: again later, uncounted, without stopping others."""
+    BLOCKED = enum.auto()
+    """Its target takes nothing now, and may again: as configured."""
+    MISSING = enum.auto()
+    """Its target isn't there: as configured."""
     CONFLICT = enum.auto()
     """Another version is stored: an ack where that may be our own doing, otherwise as configured."""
     DEAD_LETTER = enum.auto()
@@ -69,13 +72,13 @@ ITEM_RULES = (
     # statuses, error types, actions, verdict, reason of a dead letter, why
     _rule("200 201", "", "", _ACK, why="stored (created, updated, deleted, noop)"),
     _rule("404", "document_missing_exception", "", _DEAD, "rejected", "there is nothing to update"),
-    _rule("404", "index_not_found_exception", "", _DEAD, "index-missing", "the target doesn't exist"),
+    _rule("404", "index_not_found_exception", "", Verdict.MISSING, "index-missing", "the target doesn't exist"),
     _rule("409", "", "update", Verdict.COUNTED, why="somebody else wrote the document at the same time"),
     _rule("409", "", "", Verdict.CONFLICT, "conflict", "the document, or a later version of it, is stored already"),
     _rule("429 503", "", "", Verdict.THROTTLED, why="Elasticsearch has no room now; never the message's fault"),
-    _rule("403", "cluster_block_exception security_exception", "", Verdict.WAIT, "index-blocked",
+    _rule("403", "cluster_block_exception security_exception", "", Verdict.BLOCKED, "index-blocked",
           "the target is write-blocked or forbidden"),
-    _rule("400", "index_closed_exception", "", Verdict.WAIT, "index-blocked", "the target is closed"),
+    _rule("400", "index_closed_exception", "", Verdict.BLOCKED, "index-blocked", "the target is closed"),
     _rule("400", "", "", _DEAD, "rejected", "the document or its action can't be stored, now or later"),
     _rule(" ".join(map(str, range(500, 600))), "", "", Verdict.COUNTED, why="a failure inside Elasticsearch"),
 )  # fmt: skip
@@ -96,6 +99,57 @@ def judge(result: Result, action: str) -> Rule:
         ):
             return rule
     return _OTHERWISE
+
+
+class Fate(enum.Enum):
+    """What is done with a message, once rule, configuration and its own history are put together."""
+
+    STORED = enum.auto()
+    THROTTLED = enum.auto()
+    AGAIN = enum.auto()
+    """In place, after a backoff."""
+    DELAY = enum.auto()
+    """Round by the delay queue."""
+    DEAD_LETTER = enum.auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What users decide; the meaning of each is that of the setting of its name."""
+
+    on_conflict: Literal["ack", "dead-letter"] = "ack"
+    on_index_missing: Literal["dead-letter", "delay", "hold"] = "dead-letter"
+    on_index_blocked: Literal["dead-letter", "delay", "hold"] = "delay"
+
+
+_CHOSEN = {"ack": Fate.STORED, "dead-letter": Fate.DEAD_LETTER, "delay": Fate.DELAY, "hold": Fate.AGAIN}
+_ALWAYS = {
+    Verdict.ACK: Fate.STORED,
+    Verdict.THROTTLED: Fate.THROTTLED,
+    Verdict.DEAD_LETTER: Fate.DEAD_LETTER,
+}
+
+
+def decide(rule: Rule, choices: Choices, *, own_doing: bool, may_try: bool, may_go_round: bool) -> Fate:
+    """Return what is done with a message.
+
+    Args:
+        rule: for its result.
+        choices: the configuration.
+        own_doing: a conflict may be with an earlier attempt of ours: one that went unanswered, or an earlier delivery.
+        may_try: attempts in place are left.
+        may_go_round: rounds by the delay queue are left, and order doesn't forbid them.
+    """
+    verdict = rule.verdict
+    if verdict is Verdict.CONFLICT:
+        return Fate.STORED if own_doing else _CHOSEN[choices.on_conflict]
+    if verdict is Verdict.MISSING:
+        return _CHOSEN[choices.on_index_missing]
+    if verdict is Verdict.BLOCKED:
+        return _CHOSEN[choices.on_index_blocked]
+    if verdict is Verdict.COUNTED:
+        return Fate.AGAIN if may_try else Fate.DELAY if may_go_round else Fate.DEAD_LETTER
+    return _ALWAYS[verdict]
 
 
 _REDIRECTS, _BAD_REQUEST, _TOO_LARGE, _TOO_MANY = 300, 400, 413, 429

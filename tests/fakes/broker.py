@@ -123,6 +123,8 @@ class Broker:
         chunk_items: tuple[int, int] = (1, 400),
     ) -> None:
         self.queues: dict[str, Queue] = {}
+        self.delayed: list[Copy] = []
+        self.rejected: list[Stored] = []
         self.exchanges: dict[bytes, dict[bytes, str]] = {}
         self.sessions: list[SimulatedSession] = []
         self.down = False
@@ -365,6 +367,14 @@ class SimulatedSession:
                 return
         self._broker.pump()
 
+    def reject(self, ledger: Ledger, tag: int) -> None:
+        """``basic.reject`` without requeue: the queue's own dead-lettering takes the message, or nobody does."""
+        if self._ended or ledger.closed:
+            return
+        channel = self._channel(ledger)
+        del channel.unacked[tag]
+        self._write(lambda: self._broker.rejected.append(channel.outstanding.pop(tag)))
+
     def give_back(self, ledger: Ledger) -> None:
         """``basic.nack(0, multiple, requeue)``: everything outstanding goes to the head of the queue, in order."""
         if self._ended or ledger.closed:
@@ -406,6 +416,10 @@ class SimulatedSession:
     def _take_copy(
         self, copy: Copy, at: int, refusals: list[str | None], answered: list[int], done: asyncio.Future[None]
     ) -> None:
+        if copy.delay is not None:
+            self._delay(copy)
+            self._write(lambda: self._confirm(at, refusals, answered, done))
+            return
         try:
             queue = self._broker.route(copy.exchange, copy.routing_key)
         except KeyError:
@@ -424,6 +438,19 @@ class SimulatedSession:
             if self._broker.on_publish is not None:
                 self._broker.on_publish(queue.name, stored)
         self._write(lambda: self._confirm(at, refusals, answered, done))
+
+    def _delay(self, copy: Copy) -> None:
+        """Keep a copy in its delay queue, from which it comes back through the default exchange."""
+        assert copy.delay is not None
+        name, milliseconds = copy.delay
+        assert copy.routing_key == f"{name}.delay.{milliseconds}".encode()
+        self._broker.delayed.append(copy)
+
+        def come_back() -> None:
+            self._broker.delayed.remove(copy)
+            self._broker.publish(name, copy.body, copy.properties)
+
+        asyncio.get_running_loop().call_later(milliseconds / 1000, come_back)
 
     @property
     def publishing(self) -> bool:

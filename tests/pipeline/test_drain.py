@@ -148,7 +148,7 @@ def test_a_confirm_that_comes_while_originals_are_given_back(seed: int) -> None:
         for number in range(30):
             world.publish(b'{"n":"no %d"}' % number, f"id-{number}", guilty=True)
         await world.start()
-        await world.until(lambda: world.pipeline.burying_held)
+        await world.until(lambda: world.pipeline.copying_held)
         world.broker.queues[DEAD].full = False
         await asyncio.sleep(world.dice.uniform(0, 1.2))
         await world.stop()
@@ -167,7 +167,7 @@ def test_a_confirm_in_the_very_turn_in_which_originals_are_given_back() -> None:
         dead.full = True
         body = world.publish(b'{"n":"no"}', "id-1", guilty=True)
         await world.start()
-        await world.until(lambda: world.pipeline.burying_held)
+        await world.until(lambda: world.pipeline.copying_held)
         dead.full = False
         dead.silent = True
         session = world.broker.sessions[0]

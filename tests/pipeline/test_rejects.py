@@ -83,12 +83,12 @@ def test_copies_that_the_broker_does_not_take_hold_their_originals(seed: int, tr
         await world.until(lambda: len(world.elastic.documents) == 48)
         await asyncio.sleep(300)
         assert_untouched(world)
-        assert world.pipeline.burying_held is not None
+        assert world.pipeline.copying_held is not None
         assert len(world.log.named("dead_letters.held")) == 1
         world.broker.declare(DEAD).full = False
         await world.until_settled()
         world.judge()
-        assert world.pipeline.burying_held is None
+        assert world.pipeline.copying_held is None
 
     play(lambda: World(seed), scenario)
 

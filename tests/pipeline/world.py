@@ -11,6 +11,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, cast
 
 from sidecar.app import App
+from sidecar.core.compose import Recipe
+from sidecar.core.template import Template
 from sidecar.pipeline import Pipeline, Plan
 from tests.fakes import clock
 from tests.fakes.broker import Broker, Stored, properties
@@ -58,13 +60,22 @@ class World:
         dead: how often the copy of each body reached the dead-letter queue.
     """
 
-    def __init__(self, seed: int = 0, *, prefetch: int = 100, shutdown_seconds: float = 25.0, **plan: object) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        action: str = "index",
+        prefetch: int = 100,
+        shutdown_seconds: float = 25.0,
+        **plan: object,
+    ) -> None:
         self.seed = seed
         self.dice = random.Random(seed)
         self.broker = Broker(self.dice)
         self.elastic = Elasticsearch(self.dice)
         self.log = Log()
-        self.plan = Plan(**{"index": INDEX, "batch_max_items": 10, **plan})  # type: ignore[arg-type]
+        recipe = Recipe(index=Template(INDEX), action=Template(action))
+        self.plan = Plan(**{"recipe": recipe, "batch_max_items": 10, **plan})  # type: ignore[arg-type]
         self.prefetch = prefetch
         self.shutdown_seconds = shutdown_seconds
         self.published: dict[bytes, Stored] = {}
@@ -166,9 +177,11 @@ class World:
     # Watching --------------------------------------------------------------------------------------------------------
 
     def _acked(self, message: Stored) -> None:
-        """Nothing is acked before it is stored, or its copy is."""
-        if message.body in self.published and not (self.elastic.applied[message.body] or self.dead[message.body]):
-            self.wrong_acks.append(message.body)
+        """Nothing is acked before it is stored, or its copy is, unless it is to be thrown away."""
+        body = message.body
+        safe = self.elastic.applied[body] or self.dead[body] or any(copy.body == body for copy in self.broker.delayed)
+        if body in self.published and not safe and self.plan.on_reject != "discard":
+            self.wrong_acks.append(body)
 
     def _copied(self, queue: str, message: Stored) -> None:
         if queue == DEAD:
@@ -227,7 +240,7 @@ class World:
         return (
             f"seed {self.seed}, {self.ready} ready, {len(self.left)} left, {len(self.elastic.documents)} documents, "
             f"{len(self.dead_letters)} dead letters, {len(self.elastic.requests)} requests, "
-            f"held {self.pipeline.pacing.held!r}, burying held {self.pipeline.burying_held!r}, "
+            f"held {self.pipeline.pacing.held!r}, burying held {self.pipeline.copying_held!r}, "
             f"account {self.pipeline.account.summary()}"
         )
 

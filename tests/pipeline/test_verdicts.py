@@ -1,0 +1,244 @@
+"""What users and their messages' history decide: conflicts, targets that take nothing, rounds, the guard."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sidecar.core.policy import Choices
+from sidecar.core.properties import decode, header
+from tests.fakes.elasticsearch import Failure, must_be_number
+from tests.pipeline.world import DEAD, INDEX, World, play
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BLOCKED = Failure(403, "cluster_block_exception", "index [docs] blocked by: [FORBIDDEN/8/index write (api)];")
+MISSING = Failure(404, "index_not_found_exception", "no such index [docs]")
+BROKEN = Failure(500, "null_pointer_exception", "oh dear")
+
+
+def fail(world: World, failure: Failure, *, only: Callable[[Any], bool] = lambda _: True) -> None:
+    """Have Elasticsearch refuse the items that `only` fits."""
+    world.elastic.reject = lambda document, _: failure if only(document) else None
+
+
+def reason_of(world: World, position: int = 0) -> object:
+    """Return the reason of a dead letter."""
+    value = header(world.broker.queues[DEAD].ready[position].properties, b"sidecar-reason")
+    assert value is not None
+    return decode(value)
+
+
+@pytest.mark.parametrize(("choice", "dead"), [("ack", 0), ("dead-letter", 1)])
+def test_a_true_conflict_is_settled_as_configured(choice: str, dead: int) -> None:
+    """Somebody else created the document: an ack, or a dead letter with the reason `conflict`."""
+
+    async def scenario(world: World) -> None:
+        world.broker.on_ack = lambda _: None  # what loses a conflict is acked, and stored nowhere
+        first = world.publish(b'{"n":1}', "same")
+        await world.start()
+        await world.until(lambda: world.elastic.applied[first])
+        world.publish(b'{"n":2}', "same")
+        await world.until_settled()
+        assert world.elastic.sources(INDEX) == [first]
+        assert len(world.dead_letters) == dead
+        if dead:
+            assert reason_of(world) == "conflict"
+        await world.end()
+
+    play(lambda: World(action="create", choices=Choices(on_conflict=choice)), scenario)  # type: ignore[arg-type]
+
+
+def test_a_blocked_target_goes_round_by_the_delay_queue_until_it_is_taken() -> None:
+    """Uncounted, for as long as it takes, and nobody else waits: all others are stored meanwhile."""
+
+    async def scenario(world: World) -> None:
+        fail(world, BLOCKED, only=lambda document: document["n"] >= 50)
+        world.publish_many(60)
+        await world.start()
+        await world.until(lambda: len(world.elastic.documents) == 50)
+        await world.until(lambda: len(world.broker.delayed) == 10)
+        await asyncio.sleep(95)
+        assert not world.dead_letters
+        fail(world, BLOCKED, only=lambda _: False)
+        await world.until(lambda: len(world.elastic.documents) == 60)
+        await world.until_settled()
+        assert world.pipeline.account.total("delay") >= 80
+        assert world.pipeline.copying_held is None
+        await world.end()
+
+    play(World, scenario)
+
+
+@pytest.mark.parametrize(
+    ("failure", "choices", "reason"),
+    [
+        (BLOCKED, Choices(on_index_blocked="dead-letter"), "index-blocked"),
+        (MISSING, Choices(), "index-missing"),
+    ],
+)
+def test_targets_may_be_given_up(failure: Failure, choices: Choices, reason: str) -> None:
+    """Dead letters with the target's reason."""
+
+    async def scenario(world: World) -> None:
+        fail(world, failure)
+        world.publish_many(5)
+        await world.start()
+        await world.until(lambda: len(world.dead_letters) == 5)
+        assert reason_of(world) == reason
+        await world.until_settled()
+        await world.end()
+
+    play(lambda: World(choices=choices, reject_guard=0), scenario)
+
+
+@pytest.mark.parametrize(
+    ("failure", "choices"),
+    [(BLOCKED, Choices(on_index_blocked="hold")), (MISSING, Choices(on_index_missing="hold"))],
+)
+def test_targets_may_be_waited_for_in_place(failure: Failure, choices: Choices) -> None:
+    """Neither copies nor attempts: the message stays here until its target takes it."""
+
+    async def scenario(world: World) -> None:
+        fail(world, failure)
+        world.publish_many(5)
+        await world.start()
+        await asyncio.sleep(300)
+        assert not world.dead_letters
+        assert not world.broker.delayed
+        fail(world, failure, only=lambda _: False)
+        await world.until_settled()
+        assert len(world.elastic.documents) == 5
+        await world.end()
+
+    play(lambda: World(choices=choices), scenario)
+
+
+def test_failures_without_an_id_go_round_and_are_buried_at_last() -> None:
+    """Attempts in place, then three rounds of 10, 20 and 40 s, each with as many attempts, then a dead letter."""
+
+    async def scenario(world: World) -> None:
+        fail(world, BROKEN)
+        body = world.publish(b'{"n":1}')
+        await world.start()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await world.until(lambda: world.dead_letters == [body], within=600)
+        assert reason_of(world) == "retries-exhausted"
+        assert loop.time() - began > 10 + 20 + 40
+        assert len(world.elastic.requests) == 4 * 5
+        assert world.pipeline.account.total("delay") == 3
+        await world.until_settled()
+        await world.end()
+
+    play(World, scenario)
+
+
+def test_failures_with_an_id_dont_go_round() -> None:
+    """Later operations on the document would overtake them."""
+
+    async def scenario(world: World) -> None:
+        fail(world, BROKEN)
+        body = world.publish(b'{"n":1}', "one")
+        await world.start()
+        await world.until(lambda: world.dead_letters == [body])
+        assert len(world.elastic.requests) == 5
+        assert world.pipeline.account.total("delay") == 0
+        await world.until_settled()
+        await world.end()
+
+    play(World, scenario)
+
+
+def test_the_guard_holds_instead_of_emptying_the_queue_into_the_dead_letters() -> None:
+    """So many rejects of a type with nothing stored between them; it resumes when one is stored."""
+
+    async def scenario(world: World) -> None:
+        world.elastic.reject = must_be_number("n")
+        for number in range(80):
+            world.publish(b'{"n":"no %d"}' % number, f"id-{number}", guilty=True)
+        await world.start()
+        await world.until(lambda: world.pipeline.pacing.held)
+        await asyncio.sleep(600)
+        assert len(world.dead_letters) == 30
+        assert len(world.log.named("elasticsearch.held")) == 1
+        assert "30 documents in a row were refused" in str(world.pipeline.pacing.held)
+        world.elastic.reject = lambda _document, _id: None
+        await world.until_settled(within=300)
+        assert len(world.dead_letters) == 30
+        assert len(world.elastic.documents) == 50
+        await world.end()
+
+    play(lambda: World(reject_guard=30), scenario)
+
+
+def test_without_a_guard_all_are_dead_lettered() -> None:
+    """`0` turns it off."""
+
+    async def scenario(world: World) -> None:
+        world.elastic.reject = must_be_number("n")
+        for number in range(80):
+            world.publish(b'{"n":"no %d"}' % number, f"id-{number}", guilty=True)
+        await world.start()
+        await world.until(lambda: len(world.dead_letters) == 80)
+        await world.until_settled()
+        await world.end()
+
+    play(lambda: World(reject_guard=0), scenario)
+
+
+def test_a_stored_document_between_rejects_resets_the_guard() -> None:
+    """Bad documents among good ones are no reason to stop, however many they are."""
+
+    async def scenario(world: World) -> None:
+        world.elastic.reject = must_be_number("n")
+        for number in range(200):
+            bad = number % 2 == 0
+            body = b'{"n":"no %d"}' % number if bad else b'{"n":%d}' % number
+            world.publish(body, f"id-{number}", guilty=bad)
+        await world.start()
+        await world.until_settled()
+        assert len(world.dead_letters) == 100
+        assert not world.log.named("elasticsearch.held")
+        await world.end()
+
+    play(lambda: World(reject_guard=30), scenario)
+
+
+def test_rejects_may_be_left_to_the_broker() -> None:
+    """`basic.reject`, so that the queue's own dead-lettering takes them; no copy of ours."""
+
+    async def scenario(world: World) -> None:
+        world.elastic.reject = must_be_number("n")
+        bad = [world.publish(b'{"n":"no %d"}' % number, guilty=True) for number in range(5)]
+        world.publish_many(20)
+        await world.start()
+        await world.until_settled()
+        assert sorted(message.body for message in world.broker.rejected) == bad
+        assert not world.dead_letters
+        assert world.pipeline.account.total("dead_letter") == 5
+        await world.end()
+
+    play(lambda: World(on_reject="broker"), scenario)
+
+
+def test_rejects_may_be_discarded() -> None:
+    """Acked, counted apart, and told in the log."""
+
+    async def scenario(world: World) -> None:
+        world.elastic.reject = must_be_number("n")
+        for number in range(5):
+            world.publish(b'{"n":"no %d"}' % number, guilty=True)
+        world.publish_many(20)
+        await world.start()
+        await world.until_settled()
+        assert not world.dead_letters
+        assert world.pipeline.account.total("discard") == 5
+        assert world.pipeline.account.total("ack") == 20
+        assert sum(event["count"] for event in world.log.named("items.rejected")) == 5
+        await world.end()
+
+    play(lambda: World(on_reject="discard"), scenario)
