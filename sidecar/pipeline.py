@@ -3,7 +3,7 @@
     receive ─▶ [intake] ─▶ aggregate: compose ─▶ order ─▶ batcher ─▶ [outbox] ─▶ dispatch ─▶ send ─▶ sink
                                                                                                │
     session ◀── acks ◀── ledger ◀──────────────────── verdicts ◀──────────────────── conclude ◀┘
-    session ◀── copies ◀── bury ◀────────────────── dead letters ◀─────────────────────┘
+    session ◀── copies ◀── copying ◀─────── dead letters, delays ◀──────────────────────┘
 
 Data goes right; only settlements and dead letters come back left. Everything between two awaits is synchronous, so that
 nothing can be half settled. The hot path works on chunks and batches: no task, await or log line for each message.
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from sidecar.ports import Answer, BrokerSession, Sink
 
 OK = 200
+BLOCKED_GUARD = 1000  # messages in a row that no target takes, before everything waits
 LONGEST_DELAY_SECONDS = 300.0
 STORED_STATUSES = frozenset({200, 201})
 _THROTTLED_LOG_SECONDS = 10.0
@@ -132,7 +133,7 @@ class Pipeline:
             plan.retry_delay_max_seconds,
         )
         self._copying = Copying(route, self, log, wall_clock)
-        self._rejects_in_a_row: Counter[str] = Counter()  # by error type, since something was stored
+        self._refused_in_a_row: Counter[str] = Counter()  # by error type, since something was stored
         self._in_flight: dict[asyncio.Task[None], Batch] = {}
         self._succeeded_sent_at = -1.0  # when the last request left that was answered item by item
         self._session: BrokerSession | None = None
@@ -357,7 +358,7 @@ class Pipeline:
 
     def _store(self, messages: list[Message]) -> None:
         """Ack messages: nothing more will be written for them."""
-        self._rejects_in_a_row.clear()
+        self._refused_in_a_row.clear()
         self._release(messages)
         self.acknowledge(messages, "ack")
 
@@ -405,9 +406,14 @@ class Pipeline:
     def _apply(self, batch: Batch, results: list[Result], sent_at: float, *, probe: bool) -> None:
         """Map each result to its own message: the reason why this program exists."""
         fates = self._sort(batch.messages, results)
+        letters, delayed = fates.letters, fates.delayed
+        guarded: list[Letter] = []
         if fates.stored:
-            self._rejects_in_a_row.clear()
-        letters, guarded = self._guard(fates.letters)
+            self._refused_in_a_row.clear()
+        else:
+            letters, guarded = self._guard(fates.letters, self._plan.reject_guard)
+            delayed, kept = self._guard(fates.delayed, BLOCKED_GUARD)
+            guarded += kept
         if guarded:
             self._hold_back(batch, guarded, probe=probe)
         else:
@@ -426,22 +432,22 @@ class Pipeline:
             self._store(fates.stored)
         if letters:
             self._reject(letters)
-        if fates.delayed:
-            self._send_round(fates.delayed)
+        if delayed:
+            self._send_round(delayed)
 
-    def _guard(self, letters: list[Letter]) -> tuple[list[Letter], list[Letter]]:
-        """Split rejects into those that may go and those that may not, since too many of their kind came in a row.
+    def _guard(self, letters: list[Letter], most: int) -> tuple[list[Letter], list[Letter]]:
+        """Split what was refused into what may leave and what may not, since too many of its kind came in a row.
 
-        A broken mapping would empty the queue into the dead letters otherwise.
+        A broken mapping would empty the queue into the dead letters otherwise; and where every target is blocked, the
+        whole queue would go round and round.
         """
-        most = self._plan.reject_guard
         passed: list[Letter] = []
         guarded: list[Letter] = []
         for letter in letters:
-            if most and self._rejects_in_a_row[letter.error_type] >= most:
+            if most and self._refused_in_a_row[letter.error_type] >= most:
                 guarded.append(letter)
             else:
-                self._rejects_in_a_row[letter.error_type] += 1
+                self._refused_in_a_row[letter.error_type] += 1
                 passed.append(letter)
         return passed, guarded
 
@@ -449,7 +455,8 @@ class Pipeline:
         example = guarded[0]
         for letter in guarded:
             letter.message.attempts -= 1  # it is the document's kind that is on trial, not this one
-        reason = f"{self._plan.reject_guard} documents in a row were refused: {example.error_type}: {example.detail}"
+        count = self._refused_in_a_row[example.error_type]
+        reason = f"{count} documents in a row were refused: {example.error_type}: {example.detail}"
         self._hold(reason if self.pacing.held is None else self.pacing.held, probe=probe)
         again = batch.again([letter.message for letter in guarded])
         again.ready_at = 0.0

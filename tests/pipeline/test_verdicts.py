@@ -208,6 +208,27 @@ def test_a_stored_document_between_rejects_resets_the_guard() -> None:
     play(lambda: World(reject_guard=30), scenario)
 
 
+def test_where_every_target_is_blocked_all_wait() -> None:
+    """A queue that nobody takes anything of must not go round and round."""
+
+    async def scenario(world: World) -> None:
+        fail(world, BLOCKED)
+        world.publish_many(1500)
+        await world.start()
+        await world.until(lambda: world.pipeline.pacing.held)
+        await asyncio.sleep(300)
+        assert world.pipeline.account.total("delay") == 1000
+        requests = len(world.elastic.requests)
+        await asyncio.sleep(300)
+        assert len(world.elastic.requests) - requests < 15
+        fail(world, BLOCKED, only=lambda _: False)
+        await world.until(lambda: len(world.elastic.documents) == 1500, within=300)
+        await world.until_settled()
+        await world.end()
+
+    play(World, scenario)
+
+
 def test_rejects_may_be_left_to_the_broker() -> None:
     """`basic.reject`, so that the queue's own dead-lettering takes them; no copy of ours."""
 
