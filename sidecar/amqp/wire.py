@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import aiormq
 from aiormq.connection import TransportFactory
-from aiormq.exceptions import AMQPConnectionError
+from aiormq.exceptions import AMQPConnectionError, AuthenticationError
 
+from sidecar import tls
 from sidecar.core.frames import HEARTBEAT, Inbound, close_reason
 from sidecar.errors import WireError
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable
 
     from aiormq.abc import AbstractConnection
@@ -32,6 +33,10 @@ logging.getLogger("aiormq").setLevel(logging.CRITICAL)
 
 _HEARTBEAT_SECONDS = 5.0
 _UNLIMITED = 1 << 40
+_HOW_TO_LOG_IN = (
+    "logging in by certificate takes its plug-in rabbitmq_auth_mechanism_ssl, EXTERNAL among its auth_mechanisms, and a"
+    " certificate of ours; or put user and password into the URL"
+)
 
 
 class Wire(asyncio.StreamReaderProtocol):
@@ -158,6 +163,8 @@ class WireFactory(TransportFactory):
                 )
         except TimeoutError as error:
             raise AMQPConnectionError(f"no connection within {self._connect_timeout_seconds:g} s") from error
+        except ssl.SSLError as error:
+            raise AMQPConnectionError(tls.explain(error)) from error
         except OSError as error:
             raise AMQPConnectionError(*error.args) from error
         self.wire = wire
@@ -171,10 +178,12 @@ class Reach:
     Attributes:
         timeout_seconds: for the TCP and TLS handshakes, and again for that of AMQP.
         tls: for ``amqps``; without it the system's authorities are trusted.
+        client_certificate: `tls` has a certificate of our own: where the URL has no login, that is the login.
     """
 
     timeout_seconds: float = 10.0
     tls: ssl.SSLContext | None = None
+    client_certificate: bool = False
 
 
 async def connect(
@@ -194,9 +203,14 @@ async def connect(
     """
     factory = WireFactory(on_taken, on_lost, connect_timeout_seconds=reach.timeout_seconds)
     named = url if "name" in url.query else url.update_query(name=f"sidecar {purpose}")
+    if reach.client_certificate and url.scheme == "amqps" and url.user is None and "auth" not in url.query:
+        named = named.update_query(auth="external")
     connection = aiormq.Connection(named, context=reach.tls, transport_factory=factory)
-    async with asyncio.timeout(reach.timeout_seconds):
-        await connection.connect()
+    try:
+        async with asyncio.timeout(reach.timeout_seconds):
+            await connection.connect()
+    except AuthenticationError as error:
+        raise AuthenticationError(f"RabbitMQ offers {error.args[0]}: {_HOW_TO_LOG_IN}") from error
     wire = factory.wire
     assert wire is not None
     wire.inbound.frame_max = connection.connection_tune.frame_max or 0

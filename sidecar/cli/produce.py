@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 import click
 
 from sidecar.amqp.producer import open_producer
-from sidecar.cli.wiring import topology
+from sidecar.cli.wiring import reach, topology
 from sidecar.errors import BrokerError, ConfigError
 from sidecar.ports import Copy
 from sidecar.samples import BAD, STRANGE, Samples
@@ -270,7 +270,7 @@ async def _produce(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
     urls = tuple(url.get_secret_value() for url in settings.amqp_url)
-    producer = await open_producer(urls, topology(settings))
+    producer = await open_producer(urls, topology(settings), reach(settings))
     try:
         await make_sender(producer).send(samples, stop)
     finally:

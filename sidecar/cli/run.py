@@ -17,8 +17,11 @@ import click
 from sidecar import __version__
 from sidecar.amqp.session import Connecting, open_session
 from sidecar.app import App
-from sidecar.cli.wiring import topology
-from sidecar.elastic.sink import Connection, ElasticSink
+from sidecar.cli.wiring import elasticsearch, reach, topology
+from sidecar.core.compose import IdMode, Recipe
+from sidecar.core.policy import Choices
+from sidecar.core.template import Template
+from sidecar.elastic.sink import ElasticSink
 from sidecar.ops.logs import configure
 from sidecar.pipeline import Pipeline, Plan
 from sidecar.settings import Settings, load
@@ -58,7 +61,7 @@ async def _run(settings: Settings, log: FilteringBoundLogger) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop_or_exit, stop)
     log.info("sidecar.started", version=__version__, queues=list(settings.amqp_queue), index=settings.index)
-    sink = ElasticSink(connection(settings))
+    sink = ElasticSink(elasticsearch(settings))
     dice = random.Random()
     pipeline = Pipeline(plan(settings), sink, dice=dice, log=log, wall_clock=time.time)
     urls = tuple(url.get_secret_value() for url in settings.amqp_url)
@@ -89,33 +92,40 @@ def _stop_or_exit(stop: asyncio.Event) -> None:
     stop.set()
 
 
-def connection(settings: Settings) -> Connection:
-    """Return how to reach Elasticsearch."""
-    password = settings.elasticsearch_password
-    return Connection(
-        urls=tuple(url.get_secret_value() for url in settings.elasticsearch_url),
-        username=settings.elasticsearch_username,
-        password=password.get_secret_value() if password is not None else None,
-        timeout_seconds=settings.bulk_timeout,
-        compress=settings.bulk_compress,
-    )
-
-
 def connecting(settings: Settings) -> Connecting:
     """Return how to reach RabbitMQ and what to consume."""
     return Connecting(
         topology=topology(settings),
         prefetch=settings.prefetch,
         consumer_arguments=settings.amqp_consumer_arguments,
+        reach=reach(settings),
+    )
+
+
+def recipe(settings: Settings) -> Recipe:
+    """Return what becomes of messages; the templates were checked with the settings."""
+
+    def template(text: str | None) -> Template | None:
+        return Template(text) if text is not None else None
+
+    modes: dict[str, IdMode] = {"auto": "auto", "generated": "generated", "none": "none"}
+    return Recipe(
+        index=Template(settings.index),
+        action=Template(settings.action),
+        id_mode=modes.get(settings.id, "template"),
+        id=None if settings.id in modes else Template(settings.id),
+        routing=template(settings.routing),
+        pipeline=template(settings.pipeline),
+        version=template(settings.version),
+        version_type=settings.version_type,
+        index_allow=settings.index_allow,
     )
 
 
 def plan(settings: Settings) -> Plan:
     """Return what the pipeline is to do."""
     return Plan(
-        index=settings.index,
-        action=settings.action,
-        with_message_id=settings.id == "auto",
+        recipe=recipe(settings),
         batch_max_items=settings.batch_max_items,
         batch_max_bytes=settings.batch_max_bytes,
         batch_max_age_seconds=settings.batch_max_age,
@@ -123,6 +133,15 @@ def plan(settings: Settings) -> Plan:
         retry_max_attempts=settings.retry_max_attempts,
         retry_delay_min_seconds=settings.retry_delay_min,
         retry_delay_max_seconds=settings.retry_delay_max,
+        delayed_retry_max_rounds=settings.delayed_retry_max_rounds,
+        delayed_retry_delay_seconds=settings.delayed_retry_delay,
+        choices=Choices(
+            on_conflict=settings.on_conflict,
+            on_index_missing=settings.on_index_missing,
+            on_index_blocked=settings.on_index_blocked,
+        ),
+        on_reject=settings.on_reject,
+        reject_guard=settings.reject_guard,
         dead_letter_exchange=settings.dead_letter_exchange,
         dead_letter_routing_key=settings.dead_letter_routing_key,
     )

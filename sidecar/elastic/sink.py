@@ -6,27 +6,38 @@ retries. Its transport passes ready bytes on as they are, and the answer is not 
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+import ssl
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from elastic_transport import Serializer, TransportError
-from elastic_transport.client_utils import basic_auth_to_header
+import aiohttp
+from elastic_transport import BaseAsyncNode, NodeConfig, NodePool, Serializer, TransportError
+from elastic_transport.client_utils import basic_auth_to_header, parse_cloud_id
 from elasticsearch import AsyncElasticsearch
+from yarl import URL
 
+from sidecar import tls
 from sidecar.core.bulk import ACCEPT, CONTENT_TYPE
-from sidecar.errors import SinkError
+from sidecar.errors import ConfigError, SinkError
 from sidecar.ports import Answer
 
 if TYPE_CHECKING:
-    from elastic_transport import HttpHeaders
+    from elastic_transport import BaseNode, HttpHeaders
 
 # The client logs every request at info, and the bodies at debug: documents must never reach a log.
 for _name in ("elastic_transport", "elastic_transport.node", "elasticsearch"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
-_REFUSED_LOGIN = frozenset({401, 403})
+_UNAUTHORIZED = 401
 _NOT_THERE_YET = frozenset({502, 503, 504})
+_LOOK_SECONDS = 10.0
+"""How long a look at a node may take: it asks for next to nothing."""
+_RETURN_MIN_SECONDS = 0.5
+_RETURN_MAX_SECONDS = 5.0
 _HEADERS = {"accept": ACCEPT, "content-type": CONTENT_TYPE}
 
 
@@ -54,13 +65,97 @@ _MIMETYPES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """How to reach Elasticsearch; the meaning of each is that of the setting of its name."""
+    """How to reach Elasticsearch; the meaning of each is that of the setting of its name.
 
-    urls: tuple[str, ...]
+    Attributes:
+        urls: of nodes of one cluster. A login in one of them counts for all, unless there is another.
+        api_key: as Elasticsearch encodes it, or ``id:key``.
+        cloud_id: takes the place of `urls`.
+        tls: for ``https``; without it the system's authorities are trusted.
+    """
+
+    urls: tuple[str, ...] = field(default=(), repr=False)
     username: str | None = None
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
+    api_key: str | None = field(default=None, repr=False)
+    bearer_token: str | None = field(default=None, repr=False)
+    cloud_id: str | None = None
+    tls: ssl.SSLContext | None = None
     timeout_seconds: float = 60.0
     compress: bool = False
+
+
+def authorization(connection: Connection) -> str | None:
+    """Return the header that logs in; None where there is no login.
+
+    Raises:
+        ConfigError: the URLs hold several logins.
+    """
+    if connection.api_key is not None:
+        key = connection.api_key.strip()
+        return f"ApiKey {base64.b64encode(key.encode()).decode('ascii') if ':' in key else key}"
+    if connection.bearer_token is not None:
+        return f"Bearer {connection.bearer_token.strip()}"
+    if connection.username is not None:
+        return basic_auth_to_header((connection.username, connection.password or ""))
+    urls = [] if connection.cloud_id is not None else [URL(text) for text in connection.urls]
+    logins = {(url.user or "", url.password or "") for url in urls if url.user or url.password}
+    if len(logins) > 1:
+        raise ConfigError(["the Elasticsearch URLs hold different logins; one counts for all nodes"])
+    return basic_auth_to_header(logins.pop()) if logins else None
+
+
+def nodes(connection: Connection) -> list[NodeConfig]:
+    """Return the nodes to talk to, each once, without logins.
+
+    Raises:
+        ConfigError: the cloud id is none.
+    """
+    if connection.cloud_id is None:
+        urls = [URL(text) for text in connection.urls]
+    else:
+        try:
+            address = parse_cloud_id(connection.cloud_id).es_address
+        except ValueError:
+            address = None
+        if address is None:
+            raise ConfigError(["the cloud id of Elasticsearch is not one: copy it from the deployment's page"])
+        urls = [URL.build(scheme="https", host=address[0], port=address[1])]
+    context = connection.tls
+    if context is None and any(url.scheme == "https" for url in urls):
+        context = ssl.create_default_context()
+    return list(dict.fromkeys(_node(url, context) for url in urls))
+
+
+def _node(url: URL, context: ssl.SSLContext | None) -> NodeConfig:
+    prefix = url.raw_path.rstrip("/")
+    encrypted = url.scheme == "https"
+    # yarl knows the ports of both schemes.
+    return NodeConfig(
+        url.scheme, url.raw_host or "", url.port or 0, path_prefix=prefix, ssl_context=context if encrypted else None
+    )
+
+
+class _Nodes(NodePool):
+    """Nodes in turn, but for those that failed: they are out until somebody has seen them answer.
+
+    The pool of elastic_transport tries a failed node again after seconds, with the next requests: where it is still
+    away they go without an answer, and the cluster looks as if it were. With none left, all are tried in turn.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - the superclass's business
+        super().__init__(*arguments, **options)
+        self.away: dict[NodeConfig, BaseNode] = {}
+
+    def get(self) -> BaseNode:
+        everyone = self.all()
+        return self.node_selector.select([node for node in everyone if node.config not in self.away] or everyone)
+
+    def mark_dead(self, node: BaseNode, _now: float | None = None) -> None:
+        self.away[node.config] = node
+
+    def mark_live(self, node: BaseNode) -> None:
+        self.away.pop(node.config, None)
 
 
 class ElasticSink:
@@ -68,22 +163,25 @@ class ElasticSink:
 
     Args:
         connection: how to reach the cluster.
+
+    Raises:
+        ConfigError: several logins, or a wrong cloud id.
     """
 
     def __init__(self, connection: Connection) -> None:
-        self._login: dict[str, str] = {}
-        if connection.username is not None:
-            self._login["authorization"] = basic_auth_to_header((connection.username, connection.password or ""))
+        login = authorization(connection)
+        self._login = {"authorization": login} if login is not None else {}
+        configs = nodes(connection)
         self._client = AsyncElasticsearch(
-            list(connection.urls),
-            request_timeout=connection.timeout_seconds,
+            configs,
             http_compress=connection.compress,
-            max_retries=0,
-            retry_on_timeout=False,
             serializers=dict.fromkeys(_MIMETYPES, _RAW),
-            # One pool of connections serves all requests; a node that failed is tried again after seconds, not minutes.
-            max_dead_node_backoff=5.0,
+            node_pool_class=_Nodes,
         )
+        self._pool = cast("_Nodes", self._client.transport.node_pool)
+        self._timeout_seconds = connection.timeout_seconds
+        self._look_seconds = min(_LOOK_SECONDS, connection.timeout_seconds)
+        self._returning: asyncio.Task[None] | None = None
 
     async def bulk(self, path: str, body: bytes) -> Answer:
         """Send one request and return the answer, whatever it says.
@@ -99,30 +197,99 @@ class ElasticSink:
         Asks for what costs nothing and needs no privilege, only a login.
         """
         try:
-            answer = await self._perform("GET", "/", None, {"accept": ACCEPT})
+            answer = await self._perform("GET", "/", None, {"accept": ACCEPT}, self._look_seconds)
         except SinkError as error:
             return str(error)
-        if answer.status in _REFUSED_LOGIN:
+        # 403 is an answer to a login that was accepted, of a user who may write but not look at the cluster.
+        if answer.status == _UNAUTHORIZED:
             return f"Elasticsearch answered {answer.status}: it doesn't accept the login"
         if answer.status in _NOT_THERE_YET:
             return f"Elasticsearch answered {answer.status}: it is not there yet"
         return None
 
-    async def _perform(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
-        try:
-            meta, answer = await self._client.transport.perform_request(
-                method, path, body=body, headers={**headers, **self._login}
+    async def _perform(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str], seconds: float | None = None
+    ) -> Answer:
+        """Send a request to a node; where it can't be reached at all, and so has seen nothing of it, to the next.
+
+        Raises:
+            SinkError: no answer came.
+        """
+        seconds = seconds or self._timeout_seconds
+        for others in reversed(range(len(self._pool.all()))):
+            try:
+                meta, answer = await self._client.transport.perform_request(
+                    method,
+                    path,
+                    body=body,
+                    headers={**headers, **self._login},
+                    # What the client is told of these counts for its API methods only, and not here below them.
+                    max_retries=0,
+                    request_timeout=seconds,
+                )
+            except TransportError as error:
+                self._look_after_nodes()
+                if others and _never_sent(error):
+                    continue
+                raise SinkError(f"no answer from Elasticsearch: {_sentence(error)}") from error
+            except ValueError as error:
+                raise SinkError(f"no answer from Elasticsearch: {error}") from error
+            if self._pool.away:
+                self._look_after_nodes()
+            return Answer(meta.status, answer if isinstance(answer, bytes) else b"", _retry_after(meta.headers))
+        raise SinkError("no answer from Elasticsearch: it has no nodes")
+
+    def _look_after_nodes(self) -> None:
+        """Have somebody look whether nodes are back. A node alone needs no looking after: it is asked anyway."""
+        busy = self._returning is not None and not self._returning.done()
+        if len(self._pool.all()) > 1 and not busy:
+            self._returning = asyncio.create_task(self._await_return())
+
+    async def _await_return(self) -> None:
+        pause = _RETURN_MIN_SECONDS
+        while self._pool.away:
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _RETURN_MAX_SECONDS)
+            await asyncio.gather(*(self._look(node) for node in list(self._pool.away.values())))
+
+    async def _look(self, node: BaseNode) -> None:
+        headers = cast("HttpHeaders", {"accept": ACCEPT, **self._login})
+        with suppress(TransportError, OSError, ValueError):
+            seconds = self._look_seconds
+            answer = await cast("BaseAsyncNode", node).perform_request(
+                "GET", "/", headers=headers, request_timeout=seconds
             )
-        except TransportError as error:
-            # The message names the node and what went wrong with it; the body is not in it.
-            raise SinkError(f"no answer from Elasticsearch: {error.message}") from error
-        except ValueError as error:
-            raise SinkError(f"no answer from Elasticsearch: {error}") from error
-        return Answer(meta.status, answer if isinstance(answer, bytes) else b"", _retry_after(meta.headers))
+            if answer.meta.status not in _NOT_THERE_YET:
+                self._pool.mark_live(node)
 
     async def close(self) -> None:
         """Close all connections."""
+        if self._returning is not None:
+            self._returning.cancel()
+            await asyncio.wait([self._returning])
         await self._client.close()
+
+
+def _never_sent(error: TransportError) -> bool:
+    """Tell whether no connection came about, so that no node has seen anything of the request."""
+    return isinstance(_cause(error), aiohttp.ClientConnectorError)
+
+
+def _sentence(error: TransportError) -> str:
+    """Return what went wrong: the node is in it, the request and its login are not."""
+    cause = _cause(error)
+    if isinstance(cause, aiohttp.ClientConnectorCertificateError):
+        return f"{cause.host}:{cause.port}: {tls.explain(cause.certificate_error)}"
+    if isinstance(cause, aiohttp.ClientConnectorSSLError):
+        return f"{cause.host}:{cause.port}: {tls.explain(cause.os_error)}"
+    if isinstance(cause, aiohttp.ClientOSError) and isinstance(cause.__cause__, ssl.SSLError):
+        return tls.explain(cause.__cause__)
+    return str(error.message)
+
+
+def _cause(error: TransportError) -> BaseException | None:
+    """Return what aiohttp said; the transport empties its own list of causes."""
+    return error.__cause__ or error.__context__
 
 
 def _retry_after(headers: HttpHeaders) -> float:

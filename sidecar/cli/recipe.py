@@ -1,0 +1,41 @@
+"""From settings to what becomes of messages: apart from `wiring`, so that it loads no client."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sidecar.core.compose import IdMode, Recipe
+from sidecar.core.policy import Choices
+from sidecar.core.template import Template
+
+if TYPE_CHECKING:
+    from sidecar.settings import Settings
+
+
+def recipe(settings: Settings) -> Recipe:
+    """Return what becomes of messages; the templates were checked with the settings."""
+
+    def template(text: str | None) -> Template | None:
+        return Template(text) if text is not None else None
+
+    modes: dict[str, IdMode] = {"auto": "auto", "generated": "generated", "none": "none"}
+    return Recipe(
+        index=Template(settings.index),
+        action=Template(settings.action),
+        id_mode=modes.get(settings.id, "template"),
+        id=None if settings.id in modes else Template(settings.id),
+        routing=template(settings.routing),
+        pipeline=template(settings.pipeline),
+        version=template(settings.version),
+        version_type=settings.version_type,
+        index_allow=settings.index_allow,
+    )
+
+
+def choices(settings: Settings) -> Choices:
+    """Return what users decide about verdicts."""
+    return Choices(
+        on_conflict=settings.on_conflict,
+        on_index_missing=settings.on_index_missing,
+        on_index_blocked=settings.on_index_blocked,
+    )
