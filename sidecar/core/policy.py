@@ -73,7 +73,7 @@ ITEM_RULES = (
     _rule("200 201", "", "", _ACK, why="stored (created, updated, deleted, noop)"),
     _rule("404", "document_missing_exception", "", _DEAD, "rejected", "there is nothing to update"),
     _rule("404", "index_not_found_exception", "", Verdict.MISSING, "index-missing", "the target doesn't exist"),
-    _rule("409", "", "update", Verdict.COUNTED, why="somebody else wrote the document at the same time"),
+    _rule("409", "", "update upsert", Verdict.COUNTED, why="somebody else wrote the document at the same time"),
     _rule("409", "", "", Verdict.CONFLICT, "conflict", "the document, or a later version of it, is stored already"),
     _rule("429 503", "", "", Verdict.THROTTLED, why="Elasticsearch has no room now; never the message's fault"),
     _rule("403", "cluster_block_exception security_exception", "", Verdict.BLOCKED, "index-blocked",

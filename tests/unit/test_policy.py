@@ -7,7 +7,7 @@ import pytest
 from sidecar.core.bulk import Fault, Result
 from sidecar.core.policy import ITEM_RULES, Course, Verdict, judge, judge_request
 
-ACTIONS = ("index", "create", "update", "delete")
+ACTIONS = ("index", "create", "update", "upsert", "delete")
 WRITES = ("index", "create", "delete")
 
 ITEMS = [
@@ -17,7 +17,7 @@ ITEMS = [
     (404, "", ("delete",), Verdict.ACK, ""),
     (404, "document_missing_exception", ("update",), Verdict.DEAD_LETTER, "rejected"),
     (409, "version_conflict_engine_exception", WRITES, Verdict.CONFLICT, "conflict"),
-    (409, "version_conflict_engine_exception", ("update",), Verdict.COUNTED, ""),
+    (409, "version_conflict_engine_exception", ("update", "upsert"), Verdict.COUNTED, ""),
     (429, "es_rejected_execution_exception", ACTIONS, Verdict.THROTTLED, ""),
     (429, "circuit_breaking_exception", ACTIONS, Verdict.THROTTLED, ""),
     (429, "cluster_block_exception", ACTIONS, Verdict.THROTTLED, ""),
