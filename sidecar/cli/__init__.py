@@ -16,6 +16,8 @@ from sidecar.errors import ConfigError
 
 COMMANDS = {
     "run": "the sidecar, until SIGTERM or SIGINT (a second one ends at once)",
+    "explain": "a message as the exact bulk lines that it would become, and the verdict that it would get",
+    "check": "looks at the settings and both servers, and lists every problem with its mend",
     "config": "every setting: name, type, default, present value, meaning",
     "produce": "load and demo generator",
 }

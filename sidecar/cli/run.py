@@ -17,10 +17,8 @@ import click
 from sidecar import __version__
 from sidecar.amqp.session import Connecting, open_session
 from sidecar.app import App
+from sidecar.cli.recipe import choices, recipe
 from sidecar.cli.wiring import elasticsearch, reach, topology
-from sidecar.core.compose import IdMode, Recipe
-from sidecar.core.policy import Choices
-from sidecar.core.template import Template
 from sidecar.elastic.sink import ElasticSink
 from sidecar.ops.logs import configure
 from sidecar.pipeline import Pipeline, Plan
@@ -102,26 +100,6 @@ def connecting(settings: Settings) -> Connecting:
     )
 
 
-def recipe(settings: Settings) -> Recipe:
-    """Return what becomes of messages; the templates were checked with the settings."""
-
-    def template(text: str | None) -> Template | None:
-        return Template(text) if text is not None else None
-
-    modes: dict[str, IdMode] = {"auto": "auto", "generated": "generated", "none": "none"}
-    return Recipe(
-        index=Template(settings.index),
-        action=Template(settings.action),
-        id_mode=modes.get(settings.id, "template"),
-        id=None if settings.id in modes else Template(settings.id),
-        routing=template(settings.routing),
-        pipeline=template(settings.pipeline),
-        version=template(settings.version),
-        version_type=settings.version_type,
-        index_allow=settings.index_allow,
-    )
-
-
 def plan(settings: Settings) -> Plan:
     """Return what the pipeline is to do."""
     return Plan(
@@ -135,11 +113,7 @@ def plan(settings: Settings) -> Plan:
         retry_delay_max_seconds=settings.retry_delay_max,
         delayed_retry_max_rounds=settings.delayed_retry_max_rounds,
         delayed_retry_delay_seconds=settings.delayed_retry_delay,
-        choices=Choices(
-            on_conflict=settings.on_conflict,
-            on_index_missing=settings.on_index_missing,
-            on_index_blocked=settings.on_index_blocked,
-        ),
+        choices=choices(settings),
         on_reject=settings.on_reject,
         reject_guard=settings.reject_guard,
         dead_letter_exchange=settings.dead_letter_exchange,

@@ -1,0 +1,311 @@
+"""``sidecar explain``: what `run` would send of a message, byte for byte, and what would be done about an answer.
+
+The same parts do it as in `run`: the composer, the syntax of ``_bulk``, the table of verdicts. Nothing is reached.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, NoReturn
+
+import click
+import orjson
+
+from sidecar.cli import EXIT_FAILED
+from sidecar.cli.recipe import choices, recipe
+from sidecar.core import bulk, policy, properties
+from sidecar.core.compose import Composer, Reject
+from sidecar.core.copies import came_back, rounds
+from sidecar.core.ledger import Ledger
+from sidecar.core.message import Message
+from sidecar.core.policy import Course, Fate, Verdict
+from sidecar.settings import MAX_DELAYED_RETRY_SECONDS, PREFIX, Settings, given, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from sidecar.core.compose import Recipe
+    from sidecar.core.policy import Rule
+
+QUEUE_SETTING = f"{PREFIX}AMQP_QUEUE"
+_NO_QUEUE = "<queue>"  # stands where no name matters
+_HEADERS = "headers"
+_MAX_SHORT_STRING = 255
+
+COURSES = {
+    Course.UNKNOWN: "whether it was applied is unknown: a hold, and the same items again after a pause; nothing counts",
+    Course.THROTTLED: "the same items again after a pause, and slower",
+    Course.SPLIT_SIZE: "split in two, and the size is learned; one item alone is rejected as too-large",
+    Course.SPLIT_FAULT: "halved until the item at fault is alone; it is rejected once another request has succeeded",
+    Course.HOLD: "nobody's message is at fault, but the configuration or a right: a hold, with probes",
+}
+
+
+class Outcome(NamedTuple):
+    """What would be done with a message.
+
+    Attributes:
+        name: for scripts.
+        told: for people.
+    """
+
+    name: str
+    told: str
+
+
+def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, str]]:
+    pairs = []
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{value!r} is not NAME=VALUE", context, parameter)
+        pairs.append((name, text))
+    return pairs
+
+
+def _property_options(function: Callable[..., None]) -> Callable[..., None]:
+    for name in ("timestamp", "content_type", "app_id", "type", "correlation_id", "message_id"):
+        text = f"The property {name}" + (" (seconds or milliseconds since 1970)." if name == "timestamp" else ".")
+        function = click.option(f"--{name.replace('_', '-')}", f"property_{name}", help=text)(function)
+    return function
+
+
+@click.command("explain")
+@click.argument("file", metavar="[FILE|-]", type=click.File("rb"), default="-")
+@click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", callback=_pairs, help="A header, as text.")
+@click.option("--routing-key", help="That it was published with.  [default: the queue's name, without an exchange]")
+@click.option("--exchange", default="", help="That it was published to.  [default: the default exchange]")
+@click.option("--queue", help=f"That it lies in.  [default: the first of {QUEUE_SETTING}]")
+@_property_options
+@click.option(
+    "--property", "more", multiple=True, metavar="NAME=VALUE", callback=_pairs, help="Any property: priority=5, …"
+)
+@click.option("--redelivered", is_flag=True, help="The broker delivered it before.")
+@click.option("--status", type=click.IntRange(100, 599), help="Elasticsearch's status of its item: what then?")
+@click.option("--error-type", default="", help="Elasticsearch's error type of its item.")
+@click.option("--error-reason", default="", help="Elasticsearch's reason.")
+@click.option("--request", "whole", is_flag=True, help="Status and error are the answer to the whole request.")
+@click.option("--format", "style", default="plain", show_default=True, type=click.Choice(["plain", "json"]))
+def command(
+    *,
+    file: BinaryIO,
+    headers: list[tuple[str, str]],
+    routing_key: str | None,
+    exchange: str,
+    queue: str | None,
+    more: list[tuple[str, str]],
+    redelivered: bool,
+    status: int | None,
+    error_type: str,
+    error_reason: str,
+    whole: bool,
+    style: str,
+    **shortcuts: str | None,
+) -> None:
+    """Show the bulk lines that `run` would send of a message, and what would be done about an answer.
+
+    The body is read from FILE or standard input, the settings from the environment. Exit status: 1 where the message
+    would be rejected before any request.
+    """
+    if status is None and (error_type or error_reason or whole):
+        raise click.UsageError("--error-type, --error-reason and --request say more about a --status, which is missing")
+    settings = _settings(queue)
+    made = recipe(settings)
+    of_queue = {"queue"} if routing_key is not None or exchange else {"queue", "routing_key"}
+    if queue is None and not _knows_queue() and (wanted := of_queue & _fields(made)):
+        raise click.UsageError(f"the settings ask for {', '.join(sorted(wanted))}: give --queue or {QUEUE_SETTING}")
+    message = _message(
+        queue or settings.amqp_queue[0],
+        (exchange, routing_key),
+        _properties(_merged(shortcuts, more), headers),
+        file.read(),
+        redelivered=redelivered,
+    )
+    composer = Composer(made, lambda: f"{random.getrandbits(128):032x}")
+    accepted, rejects = composer.compose([message], time.time())
+    if rejects:
+        _tell_reject(rejects[0], settings, style)
+    request = bulk.body(accepted)
+    path = bulk.path(made.path_index)
+    answer: dict[str, object] = {}
+    if status is not None and whole:
+        answer = {"request": _course(bulk.Fault(status, error_type, error_reason))}
+    elif status is not None:
+        answer = {"verdict": _verdict(message, bulk.Result(status, error_type, error_reason), made, settings)}
+    if style == "json":
+        _write_json({"accepted": True, "method": "POST", "path": path, "body": request.decode(), **answer})
+        return
+    click.echo(f"POST {path}\n")
+    click.echo(request, nl=False)
+    for told in answer.values():
+        assert isinstance(told, dict)
+        _tell(told)
+
+
+def _settings(queue: str | None) -> Settings:
+    """Return the settings; the queue need not be among them, for nothing is consumed here."""
+    environment = dict(os.environ)
+    if not _knows_queue():
+        environment[QUEUE_SETTING] = (queue or _NO_QUEUE).replace(",", " ")
+    return load(environment)
+
+
+def _knows_queue() -> bool:
+    found = given(os.environ)
+    return bool({"amqp_queue"} & (found.texts.keys() | found.files.keys()))
+
+
+def _fields(made: Recipe) -> set[str]:
+    templates = (made.index, made.action, made.id, made.routing, made.pipeline, made.version)
+    return {field for template in templates if template is not None for field in template.fields}
+
+
+# The message ---------------------------------------------------------------------------------------------------------
+
+
+def _merged(shortcuts: Mapping[str, str | None], more: list[tuple[str, str]]) -> dict[str, str]:
+    pairs = [(name.removeprefix("property_"), text) for name, text in shortcuts.items() if text is not None]
+    merged: dict[str, str] = {}
+    for name, text in (*pairs, *more):
+        if name not in properties.FIELDS or name == _HEADERS:
+            known = ", ".join(field for field in properties.FIELDS if field != _HEADERS)
+            raise click.UsageError(f"{name!r} is no property; there are {known}, and --header for headers")
+        if name in merged:
+            raise click.UsageError(f"the property {name} is given twice")
+        merged[name] = text
+    return merged
+
+
+def _properties(values: Mapping[str, str], headers: Iterable[tuple[str, str]]) -> bytes:
+    """Return a property set as it comes off the wire."""
+    raw = {name: _property(name, text) for name, text in values.items()}
+    fields = [(_short(name, "a header's name"), properties.text_value(os.fsencode(text))) for name, text in headers]
+    if fields:
+        table = properties.table(fields)
+        raw[_HEADERS] = len(table).to_bytes(4, "big") + table
+    return properties.join(raw)
+
+
+def _property(name: str, text: str) -> bytes:
+    _, width = properties.FIELDS[name]
+    if not width:
+        data = _short(text, name)
+        return bytes([len(data)]) + data
+    if not (text.isascii() and text.isdigit()) or int(text) >= 1 << 8 * width:
+        raise click.UsageError(f"{name} must be a whole number from 0 to {(1 << 8 * width) - 1}")
+    return int(text).to_bytes(width, "big")
+
+
+def _short(text: str, what: str) -> bytes:
+    data = os.fsencode(text)  # whatever bytes the shell gave
+    if len(data) > _MAX_SHORT_STRING:
+        raise click.UsageError(f"{what} has {len(data)} bytes; AMQP takes {_MAX_SHORT_STRING}")
+    return data
+
+
+def _message(
+    queue: str, route: tuple[str, str | None], raw_properties: bytes, body: bytes, *, redelivered: bool
+) -> Message:
+    exchange, routing_key = route
+    if routing_key is None:
+        routing_key = "" if exchange else queue
+    names = (_short(exchange, "the exchange"), _short(routing_key, "the routing key"))
+    raw_route = b"".join(bytes([len(name)]) + name for name in names)
+    return Message(Ledger(queue, 1), 1, int(redelivered), raw_route, raw_properties, body)
+
+
+# What would be done --------------------------------------------------------------------------------------------------
+
+
+def _verdict(message: Message, result: bulk.Result, made: Recipe, settings: Settings) -> dict[str, object]:
+    """Return the verdict of a first attempt, and where attempts count, what follows the last one."""
+    rule = policy.judge(result, message.action or made.constant_action or "")
+    chosen = choices(settings)
+    own_doing = bool(message.redelivered or came_back(message))
+    may_go_round = (message.key is None or made.version is not None) and (
+        rounds(message) < settings.delayed_retry_max_rounds
+    )
+
+    def fate(*, may_try: bool) -> Fate:
+        return policy.decide(rule, chosen, own_doing=own_doing, may_try=may_try, may_go_round=may_go_round)
+
+    outcomes = [_outcome(fate(may_try=settings.retry_max_attempts > 1), rule, message, settings)]
+    if rule.verdict is Verdict.COUNTED and settings.retry_max_attempts > 1:
+        outcomes.append(_outcome(fate(may_try=False), rule, message, settings))
+    told: dict[str, object] = {
+        "status": result.status,
+        "error_type": result.error_type,
+        "rule": rule.verdict.name.lower(),
+        "why": rule.why,
+        "fate": outcomes[0].name,
+        "done": outcomes[0].told,
+    }
+    if len(outcomes) > 1:
+        told |= {"then": outcomes[1].name, "afterwards": outcomes[1].told}
+    return told
+
+
+def _course(fault: bulk.Fault) -> dict[str, object]:
+    course = policy.judge_request(fault)
+    return {
+        "status": fault.status,
+        "error_type": fault.error_type,
+        "rule": course.name.lower(),
+        "why": "the answer to the whole request",
+        "done": COURSES[course],
+    }
+
+
+def _outcome(fate: Fate, rule: Rule, message: Message, settings: Settings) -> Outcome:
+    name = fate.name.lower()
+    if fate is Fate.STORED:
+        return Outcome(name, "acked")
+    if fate is Fate.THROTTLED:
+        return Outcome(name, "again in place without limit, and slower")
+    if fate is Fate.AGAIN:
+        counted = rule.verdict is Verdict.COUNTED
+        limit = f"at most {settings.retry_max_attempts} attempts" if counted else "without limit"
+        return Outcome(name, f"again in place after a pause, {limit}")
+    if fate is Fate.DELAY:
+        doubled = 2.0 ** rounds(message) if rule.verdict is Verdict.COUNTED else 1.0
+        seconds = min(settings.delayed_retry_delay * doubled, MAX_DELAYED_RETRY_SECONDS)
+        return Outcome(name, f"round by the delay queue, back after {seconds:g} s")
+    return Outcome(name, _burial(rule.reason or "retries-exhausted", message, settings))
+
+
+def _burial(reason: str, message: Message, settings: Settings) -> str:
+    if settings.on_reject == "discard":
+        return f"discarded: {reason}"
+    if settings.on_reject == "broker":
+        return f"rejected, for the queue's own dead-letter exchange to take: {reason}"
+    routing_key = settings.dead_letter_routing_key or f"{message.ledger.queue}.dead"
+    exchange = settings.dead_letter_exchange
+    where = f"the exchange {exchange!r} with the routing key {routing_key!r}" if exchange else repr(routing_key)
+    return f"dead-lettered to {where}: {reason}"
+
+
+# Output --------------------------------------------------------------------------------------------------------------
+
+
+def _tell_reject(reject: Reject, settings: Settings, style: str) -> NoReturn:
+    done = _burial(reject.reason, reject.message, settings)
+    if style == "json":
+        told = {"reason": reject.reason, "detail": reject.detail, "done": done}
+        _write_json({"accepted": False, "reject": told})
+    else:
+        click.echo(f"rejected before any request: {reject.reason}: {reject.detail}\n{done}")
+    sys.exit(EXIT_FAILED)
+
+
+def _tell(told: dict[str, object]) -> None:
+    answer = " ".join(str(told[name]) for name in ("status", "error_type") if told[name])
+    click.echo(f"\n{answer}: {told['why']} ({told['rule']})\n{told['done']}")
+    if "afterwards" in told:
+        click.echo(f"and after the last: {told['afterwards']}")
+
+
+def _write_json(content: dict[str, object]) -> None:
+    click.echo(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE), nl=False)

@@ -1,0 +1,282 @@
+"""`sidecar explain`: the very bytes that `run` sends, and the verdicts of the table."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path  # noqa: TC003 - pytest looks at the annotations of fixtures
+from typing import Any, Protocol
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sidecar.cli import cli
+from sidecar.cli.explain import COURSES
+from sidecar.cli.run import plan
+from sidecar.core import bulk
+from sidecar.core.compose import Composer
+from sidecar.core.policy import ITEM_RULES, Course, Fate, Rule, Verdict
+from sidecar.errors import ConfigError
+from sidecar.settings import PREFIX, load
+from tests.builders import long_string, message, properties
+
+
+class Explained(Protocol):
+    """Runs the command in an environment of nothing but what is given."""
+
+    def __call__(self, body: bytes, *arguments: str, **settings: str) -> Result:
+        """Run it."""
+        ...
+
+
+@pytest.fixture
+def explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Explained:
+    """Return a runner that nothing on this machine has an influence on."""
+    monkeypatch.chdir(tmp_path)
+    nothing: dict[str, str | None] = {name: None for name in os.environ if name.upper().startswith(PREFIX)}
+
+    def run(body: bytes, *arguments: str, **settings: str) -> Result:
+        environment = {PREFIX + name: value for name, value in {"INDEX": "logs", **settings}.items()}
+        return CliRunner().invoke(cli, ["explain", *arguments], env=nothing | environment, input=body)
+
+    return run
+
+
+def as_json(result: Result, *, exit_code: int = 0) -> dict[str, Any]:
+    """Return what the format ``json`` says."""
+    assert (result.exit_code, result.stderr) == (exit_code, ""), result.output
+    told: dict[str, Any] = json.loads(result.stdout)
+    return told
+
+
+def sent_by_run(settings: dict[str, str], made: Any) -> tuple[str, bytes]:
+    """Return path and body of the request that the parts of `run` make of a message."""
+    full = {PREFIX + name: value for name, value in {"INDEX": "logs", "AMQP_QUEUE": "work", **settings}.items()}
+    recipe = plan(load(full)).recipe
+    accepted, rejects = Composer(recipe, lambda: "made").compose([made], 1_700_000_000.0)
+    assert rejects == []
+    return bulk.path(recipe.path_index), bulk.body(accepted)
+
+
+SAMPLES = [
+    (b'{"a":1}', {}),
+    (b'{"a":1e2,"b":12345678901234567890123,"c":"\xc3\xa9\\u00e9"}', {}),
+    (b'  {\n "a": 1\r\n}\n', {"ACTION": "create"}),
+    (b'{"a":1}', {"ACTION": "update", "ID": "{header.tenant}-{message_id}"}),
+    (b'{"a":1}', {"ACTION": "upsert", "ROUTING": "{header.tenant}", "PIPELINE": "clean"}),
+    (b"anything at all", {"ACTION": "delete"}),
+    (b'{"v":7}', {"VERSION": "{body.v}", "VERSION_TYPE": "external_gte"}),
+    (b'{"a":1}', {"INDEX": "{routing_key}-{exchange}-{timestamp:%Y.%m}", "ACTION": "{header.action|create}"}),
+    (b'{"a":1}', {"INDEX": "{app_id}-{queue}-{type}", "ID": "none"}),
+]
+
+
+@pytest.mark.parametrize(("body", "settings"), SAMPLES)
+def test_the_bytes_are_those_that_run_sends(explained: Explained, body: bytes, settings: dict[str, str]) -> None:
+    """Path and body, whatever the settings take from the message."""
+    made = message(
+        1,
+        body,
+        raw=properties(
+            [(b"tenant", long_string(b'a"b'))],
+            message_id=b'i"d\xc3\xa9',
+            type=b"order",
+            app_id=b"shop",
+            timestamp=1_700_000_000_123,
+        ),
+        route=b"\x02ex\x03key",
+    )
+    path, request = sent_by_run(settings, made)
+    options = [
+        '--message-id=i"dé', "--type=order", "--app-id=shop", "--timestamp=1700000000123", '--header=tenant=a"b',
+        "--exchange=ex", "--routing-key=key",
+    ]  # fmt: skip
+    result = explained(body, *options, AMQP_QUEUE="work", **settings)
+    assert result.exit_code == 0, result.output
+    assert result.stdout_bytes == f"POST {path}\n\n".encode() + request
+    told = as_json(explained(body, *options, "--format=json", AMQP_QUEUE="work", **settings))
+    assert told == {"accepted": True, "method": "POST", "path": path, "body": request.decode()}
+
+
+def test_the_body_may_stand_in_a_file(explained: Explained, tmp_path: Path) -> None:
+    """Named, or ``-`` for standard input."""
+    (tmp_path / "body.json").write_bytes(b'{"from":"file"}')
+    assert as_json(explained(b"", "body.json", "--format=json"))["body"] == '{"index":{}}\n{"from":"file"}\n'
+    assert as_json(explained(b"{}", "-", "--format=json"))["body"] == '{"index":{}}\n{}\n'
+
+
+def test_only_the_index_need_be_set(explained: Explained) -> None:
+    """No queue is consumed here; where its name matters, it is asked for."""
+    assert explained(b"{}").exit_code == 0
+    for template in ("{queue}", "{routing_key}"):
+        refused = explained(b"{}", INDEX=template)
+        assert refused.exit_code == 2
+        assert "--queue" in refused.stderr
+    assert '"_index":"work"' in explained(b"{}", "--queue=work", INDEX="{queue}").stdout
+    assert '"_index":"work"' in explained(b"{}", "--queue=work", INDEX="{routing_key}").stdout
+    assert '"_index":"first"' in explained(b"{}", INDEX="{queue}", AMQP_QUEUE="first,second").stdout
+    assert '"_index":"key"' in explained(b"{}", "--routing-key=key", INDEX="{routing_key}").stdout
+
+
+def test_an_id_made_here_has_the_shape_of_those_of_run(explained: Explained) -> None:
+    """128 bits as hexadecimal digits, others each time."""
+    one, two = (as_json(explained(b"{}", "--format=json", ID="generated"))["body"] for _ in range(2))
+    assert one != two
+    assert len(json.loads(one.split("\n")[0])["index"]["_id"]) == 32
+
+
+@pytest.mark.parametrize(
+    ("body", "settings", "reason"),
+    [
+        (b"[1]", {}, "malformed"),
+        (b"", {}, "malformed"),
+        (b'{"a":"\xff"}', {}, "malformed"),
+        (b'{"a":1},"upsert":{"x":1}', {"ACTION": "update", "ID": "{sha256}"}, "malformed"),
+        (b"{}", {"INDEX": "{header.absent}"}, "missing-field"),
+        (b"{}", {"ACTION": "delete"}, "missing-field"),
+        (b"{}", {"INDEX": "{app_id|.secret}"}, "index-not-allowed"),
+    ],
+)
+def test_a_reject_says_why_and_exits_with_1(
+    explained: Explained, body: bytes, settings: dict[str, str], reason: str
+) -> None:
+    """Nothing is shown of a request that would never be made, not even with an answer to it."""
+    result = explained(body, "--status=200", AMQP_QUEUE="work", **settings)
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert result.stdout.startswith(f"rejected before any request: {reason}: ")
+    assert result.stdout.endswith(f"dead-lettered to 'work.dead': {reason}\n")
+    told = as_json(explained(body, "--format=json", AMQP_QUEUE="work", **settings), exit_code=1)
+    assert told["accepted"] is False
+    assert told["reject"]["reason"] == reason
+    assert told["reject"]["detail"]
+
+
+@pytest.mark.parametrize("rule", ITEM_RULES, ids=lambda rule: f"{min(rule.statuses)}-{rule.verdict.name.lower()}")
+def test_every_row_of_the_table_can_be_asked_for(explained: Explained, rule: Rule) -> None:
+    """Each status and error type of each row gives that row, and says what is done."""
+    action = min(rule.actions, default="index")
+    for status in sorted(rule.statuses)[:3]:
+        for error_type in rule.error_types or {"some_exception"}:
+            options = [f"--status={status}", f"--error-type={error_type}", "--message-id=1", "--format=json"]
+            told = as_json(explained(b"{}", *options, ACTION=action))["verdict"]
+            if status == 503:
+                assert told["rule"] == "throttled"  # a row above
+            else:
+                assert (told["rule"], told["why"]) == (rule.verdict.name.lower(), rule.why)
+            assert told["done"]
+
+
+@pytest.mark.parametrize(
+    ("status", "error_type", "options", "settings", "fate"),
+    [
+        (200, "", (), {}, Fate.STORED),
+        (404, "", (), {"ACTION": "delete"}, Fate.STORED),
+        (404, "index_not_found_exception", (), {}, Fate.DEAD_LETTER),
+        (404, "index_not_found_exception", (), {"ON_INDEX_MISSING": "delay"}, Fate.DELAY),
+        (404, "index_not_found_exception", (), {"ON_INDEX_MISSING": "hold"}, Fate.AGAIN),
+        (403, "security_exception", (), {}, Fate.DELAY),
+        (403, "security_exception", (), {"ON_INDEX_BLOCKED": "dead-letter"}, Fate.DEAD_LETTER),
+        (409, "x", (), {"ACTION": "create"}, Fate.STORED),
+        (409, "x", (), {"ACTION": "create", "ON_CONFLICT": "dead-letter"}, Fate.DEAD_LETTER),
+        (409, "x", ("--redelivered",), {"ACTION": "create", "ON_CONFLICT": "dead-letter"}, Fate.STORED),
+        (409, "x", (), {"ACTION": "update"}, Fate.AGAIN),
+        (409, "x", (), {"ACTION": "upsert"}, Fate.AGAIN),
+        (429, "x", (), {}, Fate.THROTTLED),
+        (500, "x", (), {}, Fate.AGAIN),
+        (500, "x", (), {"RETRY_MAX_ATTEMPTS": "1"}, Fate.DEAD_LETTER),
+        (500, "x", (), {"RETRY_MAX_ATTEMPTS": "1", "ID": "none"}, Fate.DELAY),
+        (418, "unheard_of", (), {}, Fate.DEAD_LETTER),
+    ],
+)
+def test_what_is_done_depends_on_the_settings(
+    explained: Explained, status: int, error_type: str, options: tuple[str, ...], settings: dict[str, str], fate: Fate
+) -> None:
+    """Rule, settings and the message's own history are put together as in `run`."""
+    arguments = (f"--status={status}", f"--error-type={error_type}", "--message-id=1", "--format=json", *options)
+    assert as_json(explained(b"{}", *arguments, **settings))["verdict"]["fate"] == fate.name.lower()
+
+
+def test_what_follows_the_last_attempt_is_told(explained: Explained) -> None:
+    """Only where attempts count."""
+    failed = as_json(explained(b"{}", "--status=500", "--format=json"))["verdict"]
+    assert (failed["fate"], failed["then"]) == ("again", "delay")
+    assert failed["rule"] == Verdict.COUNTED.name.lower()
+    assert "then" not in as_json(explained(b"{}", "--status=429", "--format=json"))["verdict"]
+    assert "and after the last: dead-lettered" in explained(b"{}", "--status=500", "--message-id=1").stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "done"),
+    [
+        ({}, "dead-lettered to 'work.dead': rejected"),
+        ({"ON_REJECT": "discard"}, "discarded: rejected"),
+        ({"ON_REJECT": "broker"}, "rejected, for the queue's own dead-letter exchange to take: rejected"),
+        (
+            {"DEAD_LETTER_EXCHANGE": "dlx", "DEAD_LETTER_ROUTING_KEY": "bad"},
+            "dead-lettered to the exchange 'dlx' with the routing key 'bad': rejected",
+        ),
+    ],
+)
+def test_where_a_reject_goes(explained: Explained, settings: dict[str, str], done: str) -> None:
+    """As it is configured."""
+    told = as_json(explained(b"{}", "--status=400", "--format=json", AMQP_QUEUE="work", **settings))
+    assert told["verdict"]["done"] == done
+
+
+@pytest.mark.parametrize(
+    ("status", "error_type", "reason", "course"),
+    [
+        (503, "", "", Course.UNKNOWN),
+        (200, "", "", Course.UNKNOWN),
+        (429, "x", "", Course.THROTTLED),
+        (413, "", "", Course.SPLIT_SIZE),
+        (400, "x_content_parse_exception", "", Course.SPLIT_FAULT),
+        (400, "illegal_argument_exception", "unrecognized parameter: [x]", Course.HOLD),
+        (401, "security_exception", "", Course.HOLD),
+    ],
+)
+def test_an_answer_to_the_whole_request(
+    explained: Explained, status: int, error_type: str, reason: str, course: Course
+) -> None:
+    """With ``--request``; each course is told in a sentence."""
+    arguments = [f"--status={status}", f"--error-type={error_type}", f"--error-reason={reason}", "--request"]
+    told = as_json(explained(b"{}", *arguments, "--format=json"))["request"]
+    assert (told["rule"], told["done"]) == (course.name.lower(), COURSES[course])
+    assert COURSES[course] in explained(b"{}", *arguments).stdout
+    assert COURSES.keys() == set(Course)
+
+
+def test_any_property_can_be_given(explained: Explained) -> None:
+    """Numbers as numbers, texts as texts; repeated headers as they come."""
+    options = ("--property=priority=5", "--property=user_id=me", "--header=k=first", "--header=k=second=2")
+    result = explained(b"{}", *options, INDEX="logs-{priority}-{user_id}-{header.k}")
+    assert '"_index":"logs-5-me-first"' in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--error-type=x"], "--status"),
+        (["--request"], "--status"),
+        (["--header=novalue"], "NAME=VALUE"),
+        (["--property=colour=red"], "no property"),
+        (["--property=headers=x"], "--header"),
+        (["--property=priority=256"], "0 to 255"),
+        (["--timestamp=yesterday"], "whole number"),
+        (["--type=a", "--property=type=b"], "twice"),
+        (["--message-id=" + "x" * 256], "256 bytes"),
+        (["--status=1000"], "--status"),
+    ],
+)
+def test_wrong_usage_is_told_in_a_sentence(explained: Explained, arguments: list[str], hint: str) -> None:
+    """Exit status 2, and nothing on standard output."""
+    result = explained(b"{}", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert hint in result.stderr
+
+
+def test_bad_settings_are_all_told(explained: Explained) -> None:
+    """As by `run`."""
+    result = explained(b"{}", INDEX="{nothing}", ACTION="eat")
+    assert isinstance(result.exception, ConfigError)
+    assert len(result.exception.problems) == 2
