@@ -1,0 +1,382 @@
+"""What is wrong with RabbitMQ, for ``sidecar check``. Nothing is created or changed there, and nothing consumed.
+
+A passive declare tells only whether something is there. Declaring what is there with other arguments is refused, and
+the refusal names the argument; with the same ones it does nothing. So that is asked, but only of what was found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from aiormq.exceptions import (
+    AMQPConnectionError,
+    AMQPError,
+    AuthenticationError,
+    ChannelAccessRefused,
+    ChannelLockedResource,
+    ChannelNotFoundEntity,
+    ConnectionCommandInvalid,
+    ConnectionNotAllowed,
+    InvalidFrameError,
+    ProbableAuthenticationError,
+)
+from yarl import URL
+
+from sidecar.amqp.topology import _quorum_arguments as dead_letter_arguments
+from sidecar.amqp.topology import _work_arguments as work_arguments
+from sidecar.amqp.wire import Reach, connect
+from sidecar.core.check import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from aiormq.abc import AbstractChannel, AbstractConnection
+
+    from sidecar.amqp.topology import Topology
+    from sidecar.core.check import Severity
+
+_FAILURES = (AMQPError, OSError, RuntimeError, TimeoutError, asyncio.CancelledError)
+_CLOSE_SECONDS = 5.0
+_LAST_WORDS_SECONDS = 2.0
+_NO_VHOST = re.compile(r"vhost '?([^']*)'? not found|no access to this vhost", re.IGNORECASE)
+_DIFFERENT = re.compile(r"inequivalent arg '([^']+)' for (?:queue|exchange) .*?: (received .*)", re.DOTALL)
+_CODE = re.compile(r"^[A-Z_]+ - ")
+
+
+async def check(urls: tuple[str, ...], reach: Reach, topology: Topology, on_reject: str) -> list[Finding]:
+    """Return all that is wrong with the broker.
+
+    Args:
+        urls: each is tried; queues and exchanges are looked at by the first that answers.
+        reach: how.
+        topology: what should be there.
+        on_reject: what becomes of rejected messages.
+    """
+    reached = await asyncio.gather(*(_try(URL(text), reach) for text in urls))
+    findings = [answer for answer in reached if isinstance(answer, Finding)]
+    if len(findings) < len(urls):  # others do the work of those that are away
+        findings = [_only_a_warning(finding) for finding in findings]
+    good = next((text for text, answer in zip(urls, reached, strict=True) if answer is None), None)
+    if good is None:
+        return findings
+    look = _Look(URL(good), reach)
+    try:
+        findings += await _look_at_all(look, topology, on_reject)
+    except _FAILURES as error:
+        _pass_on_if_ours(error)
+        mend = "look into the broker's log, then run the check again"
+        findings.append(Finding("problem", _where(look.url), f"the check broke off: {_text(error)}", mend))
+    finally:
+        await look.close()
+    return findings
+
+
+async def _look_at_all(look: _Look, topology: Topology, on_reject: str) -> list[Finding]:
+    findings = []
+    for queue in dict.fromkeys(topology.queues):
+        findings += await _queue(look, topology, _Wanted(queue, work_arguments(topology)))
+        findings += await _dead_letter_queue(look, topology, queue)
+    findings += await _dead_letter_exchange(look, topology)
+    findings += await _exchange(look, topology)
+    if on_reject == "broker":
+        findings += await _own_dead_lettering(look, topology)
+    return [*findings, _consumer_timeout(look)]
+
+
+# The way there -------------------------------------------------------------------------------------------------------
+
+
+async def _try(url: URL, reach: Reach) -> Finding | None:
+    """Return what keeps us from using a broker; None where nothing does."""
+    look = _Look(url, reach)
+    try:
+        await look.connection()
+    except _FAILURES as error:
+        _pass_on_if_ours(error)
+        text = await look.last_words() if isinstance(error, InvalidFrameError) else ""
+        return _unreached(url, error, text or _text(error), reach)
+    finally:
+        await look.close()
+    return None
+
+
+def _unreached(url: URL, error: BaseException, text: str, reach: Reach) -> Finding:
+    where, vhost = _where(url), url.path[1:] or "/"
+    if isinstance(error, ConnectionNotAllowed) or _NO_VHOST.search(text):
+        what = f"the virtual host {vhost!r} doesn't exist, or the user {url.user or 'guest'!r} may not use it: {text}"
+        mend = "create it (rabbitmqctl add_vhost), permit it (rabbitmqctl set_permissions), or mend SIDECAR_AMQP_URL"
+    elif isinstance(error, ProbableAuthenticationError):
+        what = f"RabbitMQ doesn't accept the login of the user {url.user or 'guest'!r}: {text}"
+        mend = "mend user and password in SIDECAR_AMQP_URL; the user guest may log in from the broker's own host only"
+    elif isinstance(error, AuthenticationError):
+        what, mend = text, "change the way to log in, or enable it on the broker"
+    elif "TLS" in text or "certificate" in text:
+        what = text
+        mend = "see that the port speaks TLS, and that SIDECAR_AMQP_CA_FILE holds the authority of its certificate"
+    elif isinstance(error, TimeoutError):
+        what = f"no answer within {reach.timeout_seconds:g} s"
+        mend = "see that host and port are right, and that no firewall is between; amqps:// and amqp:// differ in ports"
+    else:
+        what = f"RabbitMQ can't be reached: {text}"
+        mend = "see that the broker runs, and that host and port in SIDECAR_AMQP_URL are right"
+    return Finding("problem", where, what, mend)
+
+
+def _only_a_warning(finding: Finding) -> Finding:
+    return replace(finding, severity="warning")
+
+
+def _where(url: URL) -> str:
+    # Neither the password nor the query, which may hold another one.
+    return f"RabbitMQ {URL.build(scheme=url.scheme, host=url.host or '', port=url.port, path=url.path)}"
+
+
+def _text(error: BaseException) -> str:
+    number = error.args[0] if isinstance(error, AMQPConnectionError) and error.args else None
+    if isinstance(number, int) and number in errno.errorcode:
+        return os.strerror(number)
+    reason = next((argument for argument in reversed(error.args) if isinstance(argument, str)), "")
+    return _CODE.sub("", reason) or type(error).__name__
+
+
+def _pass_on_if_ours(error: BaseException) -> None:
+    """Raise a cancellation of our own: aiormq cancels what waits for a connection that ends, too."""
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        raise error
+
+
+class _Look:
+    """Asks a broker one thing after the other, each on a channel of its own: a no closes it.
+
+    Args:
+        url: of the broker.
+        reach: how.
+    """
+
+    def __init__(self, url: URL, reach: Reach) -> None:
+        self.url = url
+        self._reach = reach
+        self._connection: AbstractConnection | None = None
+        self._lost = asyncio.Event()
+        self._reason = ""
+
+    async def connection(self) -> AbstractConnection:
+        """Return a connection; a new one where a refusal has closed the last."""
+        if self._connection is None or self._connection.is_closed:
+            self._connection, _ = await connect(self.url, "check", _ignore, self._lose, self._reach)
+        return self._connection
+
+    def _lose(self, reason: str) -> None:
+        self._reason = reason
+        self._lost.set()
+
+    async def last_words(self) -> str:
+        """Return what the broker said when it closed the connection; aiormq doesn't tell while it is opening one."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                await self._lost.wait()
+        return self._reason
+
+    async def ask(self, act: Callable[[AbstractChannel], Awaitable[object]]) -> AMQPError | None:
+        """Return the broker's refusal, None where it agrees."""
+        channel = await (await self.connection()).channel(publisher_confirms=False)
+        try:
+            await act(channel)
+        except AMQPError as refusal:
+            return refusal
+        await channel.close()
+        return None
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            with suppress(*_FAILURES):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self._connection.close()
+
+
+def _ignore(_: object) -> None:
+    """Nothing is consumed here."""
+
+
+# Queues --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A queue that should be there, with what it would be declared with."""
+
+    name: str
+    arguments: dict[str, Any]
+    is_for_dead_letters: bool = False
+
+    @property
+    def where(self) -> str:
+        return f"{'dead-letter queue' if self.is_for_dead_letters else 'queue'} {self.name!r}"
+
+
+async def _queue(look: _Look, topology: Topology, wanted: _Wanted) -> list[Finding]:
+    refusal = await look.ask(lambda channel: channel.queue_declare(wanted.name, passive=True))
+    if refusal is None:
+        return await _arguments(look, topology, wanted)
+    if isinstance(refusal, ChannelNotFoundEntity):
+        return [_missing(topology, wanted)]
+    if isinstance(refusal, ChannelLockedResource):
+        what = f"another connection has it for itself: {_text(refusal)}"
+        return [Finding("problem", wanted.where, what, "declare the queue without exclusive, or name another one")]
+    return [_refused(wanted.where, refusal)]
+
+
+def _missing(topology: Topology, wanted: _Wanted) -> Finding:
+    if topology.declare:
+        mend = "nothing needs to be done, if the name is right"
+        return Finding("note", wanted.where, "it doesn't exist; sidecar run will create it", mend)
+    what = "it doesn't exist, and SIDECAR_AMQP_DECLARE=never forbids to create it"
+    return Finding("problem", wanted.where, what, "create it, mend the name, or set SIDECAR_AMQP_DECLARE=missing")
+
+
+def _refused(where: str, refusal: AMQPError) -> Finding:
+    mend = "grant the user configure, write and read there (rabbitmqctl set_permissions)"
+    if not isinstance(refusal, ChannelAccessRefused):
+        mend = "look into the broker's log"
+    return Finding("problem", where, f"RabbitMQ refuses to tell about it: {_text(refusal)}", mend)
+
+
+async def _arguments(look: _Look, topology: Topology, wanted: _Wanted) -> list[Finding]:
+    refusal = await look.ask(
+        lambda channel: channel.queue_declare(wanted.name, durable=True, arguments=wanted.arguments)
+    )
+    if refusal is None or isinstance(refusal, ChannelAccessRefused):  # who may not configure need not
+        return []
+    different = _DIFFERENT.search(_text(refusal))
+    if different is None:
+        return [Finding("warning", wanted.where, f"RabbitMQ said when asked for it: {_text(refusal)}", _HOW_TO_ALIGN)]
+    name, how = different[1], different[2].strip()
+    if "'stream'" in how:
+        what = "it is a stream, which can't be consumed as a queue is: nothing is ever given back to it"
+        return [
+            Finding("problem", wanted.where, what, "name a quorum or classic queue that is bound to the same source")
+        ]
+    what = f"it exists with another {name} than the sidecar would declare ({how}); it is left as it is"
+    severity: Severity = "warning" if topology.declare else "note"
+    return [Finding(severity, wanted.where, what, _mend_argument(name, wanted))]
+
+
+_HOW_TO_ALIGN = (
+    "set SIDECAR_AMQP_QUEUE_TYPE and SIDECAR_AMQP_QUEUE_ARGUMENTS to what the queue has, or delete it while it is "
+    "empty and have it created anew"
+)
+
+
+def _mend_argument(name: str, wanted: _Wanted) -> str:
+    if name == "x-delivery-limit":
+        return (
+            "give it a large x-delivery-limit (a new queue, or a policy): with RabbitMQ's own of 20 a message that is "
+            "given back for the 21st time is dropped, or dead-lettered without a reason"
+        )
+    if name == "durable":
+        return "declare it durable, or its messages are gone when the broker restarts"
+    if wanted.is_for_dead_letters:
+        return "nothing needs to be done where that is on purpose; otherwise delete it while it is empty"
+    return _HOW_TO_ALIGN
+
+
+# The dead-letter route -----------------------------------------------------------------------------------------------
+
+
+async def _dead_letter_queue(look: _Look, topology: Topology, queue: str) -> list[Finding]:
+    if topology.dead_letter_exchange:
+        return []
+    name = topology.dead_letter_routing_key or f"{queue}.dead"
+    wanted = _Wanted(name, dead_letter_arguments(), is_for_dead_letters=True)
+    if name in topology.queues:
+        what = "it is a work queue as well: every reject would come back at once, for ever"
+        return [Finding("problem", wanted.where, what, "name another queue in SIDECAR_DEAD_LETTER_ROUTING_KEY")]
+    return await _queue(look, topology, wanted)
+
+
+async def _dead_letter_exchange(look: _Look, topology: Topology) -> list[Finding]:
+    name = topology.dead_letter_exchange
+    if not name:
+        return []
+    where = f"dead-letter exchange {name!r}"
+    refusal = await look.ask(lambda channel: channel.exchange_declare(exchange=name, passive=True))
+    if isinstance(refusal, ChannelNotFoundEntity):
+        what = "it doesn't exist; the sidecar never creates it, and doesn't start without it"
+        return [Finding("problem", where, what, "declare it with a bound queue, or unset SIDECAR_DEAD_LETTER_EXCHANGE")]
+    if refusal is not None:
+        return [_refused(where, refusal)]
+    keys = [topology.dead_letter_routing_key] if topology.dead_letter_routing_key else []
+    keys = keys or [f"{queue}.dead" for queue in topology.queues]
+    what = f"whether a queue is bound to it for {', '.join(map(repr, keys))} can't be seen by AMQP"
+    mend = f"see: rabbitmqctl list_bindings | grep {name}; where none is, the first reject stops consumption"
+    return [Finding("note", where, what, mend)]
+
+
+async def _own_dead_lettering(look: _Look, topology: Topology) -> list[Finding]:
+    """Return where the broker would drop what is rejected (``SIDECAR_ON_REJECT=broker``)."""
+    where = "SIDECAR_ON_REJECT=broker"
+    name = topology.queue_arguments.get("x-dead-letter-exchange")
+    if not isinstance(name, str):
+        what = (
+            "SIDECAR_AMQP_QUEUE_ARGUMENTS names no x-dead-letter-exchange: unless the queue has one that exists, or a "
+            "policy sets it (neither can be read by AMQP), every reject is dropped"
+        )
+        mend = "see: rabbitmqctl list_queues name arguments policy; or set SIDECAR_ON_REJECT=dead-letter"
+        return [Finding("warning", where, what, mend)]
+    if not name or await look.ask(lambda channel: channel.exchange_declare(exchange=name, passive=True)) is None:
+        return []
+    what = f"the queue's own dead-letter exchange {name!r} doesn't exist: every reject is dropped"
+    return [Finding("problem", where, what, "declare it, and bind a queue to it")]
+
+
+# The exchange --------------------------------------------------------------------------------------------------------
+
+
+async def _exchange(look: _Look, topology: Topology) -> list[Finding]:
+    name = topology.exchange
+    if not name:
+        return []
+    where = f"exchange {name!r}"
+    refusal = await look.ask(lambda channel: channel.exchange_declare(exchange=name, passive=True))
+    if isinstance(refusal, ChannelNotFoundEntity):
+        return [_no_exchange(topology, where)]
+    if refusal is not None:
+        return [_refused(where, refusal)]
+    kind = topology.exchange_type
+    refusal = await look.ask(lambda channel: channel.exchange_declare(exchange=name, exchange_type=kind, durable=True))
+    if refusal is None or isinstance(refusal, ChannelAccessRefused):
+        return []
+    if isinstance(refusal, ConnectionCommandInvalid):
+        what = f"RabbitMQ doesn't know the type {kind!r}: {_text(refusal)}"
+        mend = "enable the plug-in that brings it, or mend SIDECAR_AMQP_EXCHANGE_TYPE"
+        return [Finding("warning", where, what, mend)]
+    different = _DIFFERENT.search(_text(refusal))
+    how = f"another {different[1]} ({different[2].strip()})" if different else f"other arguments ({_text(refusal)})"
+    what = f"it exists with {how}; it is left as it is, and bound to as ever"
+    mend = "set SIDECAR_AMQP_EXCHANGE_TYPE to what it is; what routing keys mean depends on the type"
+    return [Finding("warning", where, what, mend)]
+
+
+def _no_exchange(topology: Topology, where: str) -> Finding:
+    if topology.declare:
+        what = f"it doesn't exist; sidecar run will create it, of type {topology.exchange_type}"
+        return Finding("note", where, what, "nothing needs to be done, if the name is right")
+    what = "it doesn't exist, and SIDECAR_AMQP_DECLARE=never forbids to create it: nothing comes from there"
+    return Finding("warning", where, what, "create and bind it, unset SIDECAR_AMQP_EXCHANGE, or mend its name")
+
+
+def _consumer_timeout(look: _Look) -> Finding:
+    what = (
+        "the consumer timeout can't be read by AMQP (30 minutes by default): a message that is held longer is taken "
+        "away, and comes again"
+    )
+    mend = "keep it above what a batch may wait: rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'"
+    return Finding("note", _where(look.url), what, mend)

@@ -1,0 +1,127 @@
+"""``sidecar check``: everything that is wrong with the settings and both servers, each with its mend."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from sidecar.amqp import check as amqp
+from sidecar.cli import EXIT_FAILED
+from sidecar.cli.recipe import recipe
+from sidecar.cli.wiring import elasticsearch, reach, topology
+from sidecar.core.check import SEVERITIES, Finding, Traits, by_severity, traps
+from sidecar.elastic import check as elastic
+from sidecar.elastic.sink import authorization, nodes
+from sidecar.errors import ConfigError
+from sidecar.settings import Settings, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sidecar.amqp.wire import Reach
+    from sidecar.elastic.sink import Connection
+
+_ARROW = f"{'':<7}  -> "
+
+
+async def _check(settings: Settings, reaching: Reach, connection: Connection) -> list[Finding]:
+    urls = tuple(url.get_secret_value() for url in settings.amqp_url)
+    sides = await asyncio.gather(
+        amqp.check(urls, reaching, topology(settings), settings.on_reject),
+        elastic.check(connection, recipe(settings)),
+    )
+    return by_severity([finding for side in (*sides, traps(_traits(settings))) for finding in side])
+
+
+def _traits(settings: Settings) -> Traits:
+    return Traits(
+        recipe=recipe(settings),
+        prefetch=settings.prefetch,
+        batch_max_items=settings.batch_max_items,
+        bulk_concurrency=settings.bulk_concurrency,
+        bulk_timeout_seconds=settings.bulk_timeout,
+        shutdown_timeout_seconds=settings.shutdown_timeout,
+        on_reject=settings.on_reject,
+    )
+
+
+def _ways(settings: Settings) -> tuple[Reach, Connection]:
+    """Return how to reach both servers.
+
+    Raises:
+        ConfigError: files for TLS that can't be used, several logins; with the problems of both sides.
+    """
+    problems: list[str] = []
+    reaching = connection = None
+    try:
+        reaching = reach(settings)
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        connection = elasticsearch(settings)
+        authorization(connection)
+        nodes(connection)
+    except ConfigError as error:
+        problems += error.problems
+    if problems or reaching is None or connection is None:
+        raise ConfigError(problems)
+    return reaching, connection
+
+
+def _counts(findings: list[Finding]) -> dict[str, int]:
+    return {f"{severity}s": sum(finding.severity == severity for finding in findings) for severity in SEVERITIES}
+
+
+def as_text(findings: list[Finding]) -> str:
+    """Return the findings for people: what is wrong where, and below it what to do.
+
+    Args:
+        findings: in the order wanted.
+    """
+    lines = [
+        f"{finding.severity:<7}  {_one_line(f'{finding.where}: {finding.what}')}\n{_ARROW}{_one_line(finding.mend)}\n"
+        for finding in findings
+    ]
+    counted = [f"{count} {name if count != 1 else name[:-1]}" for name, count in _counts(findings).items() if count]
+    return "".join([*lines, f"{', '.join(counted) or 'nothing found'}\n"])
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def as_json(findings: list[Finding]) -> str:
+    """Return the findings for programs.
+
+    Args:
+        findings: in the order wanted.
+    """
+    counts = _counts(findings)
+    listed = [finding.as_dict() for finding in findings]
+    return json.dumps({"ok": not counts["problems"], **counts, "findings": listed}, indent=2, ensure_ascii=False) + "\n"
+
+
+FORMATS: Mapping[str, Callable[[list[Finding]], str]] = {"text": as_text, "json": as_json}
+
+
+@click.command("check")
+@click.option(
+    "--format", "style", default="text", show_default=True, type=click.Choice(list(FORMATS)), help="How it is written."
+)
+def command(*, style: str) -> None:
+    """Look at the settings and at both servers, and list every problem with its mend.
+
+    Nothing is created or changed on either server. Exit status: 0 no problem (warnings and notes are none), 1 problems,
+    2 the settings are wrong.
+    """
+    settings = load(os.environ)
+    reaching, connection = _ways(settings)
+    findings = asyncio.run(_check(settings, reaching, connection))
+    click.echo(FORMATS[style](findings), nl=False)
+    if _counts(findings)["problems"]:
+        sys.exit(EXIT_FAILED)

@@ -1,0 +1,184 @@
+"""What ``sidecar check`` finds: findings as values, and those that settings alone give away."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from sidecar.core.compose import Recipe
+
+Severity = Literal["problem", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("problem", "warning", "note")
+"""From what keeps the sidecar from working, over what may cost somebody dearly, to what is good to know."""
+
+_TEMPLATE_TOKEN = re.compile(r"\{\{|\}\}|\{[^}]*\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that isn't as it should be.
+
+    Attributes:
+        severity: only a problem makes the check fail.
+        where: the server, queue, index or setting.
+        what: is wrong, in a sentence without secrets.
+        mend: what to do about it.
+    """
+
+    severity: Severity
+    where: str
+    what: str
+    mend: str
+
+    def as_dict(self) -> dict[str, str]:
+        """Return it for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What the traps between settings depend on; the meaning of each is that of the setting of its name."""
+
+    recipe: Recipe
+    prefetch: int
+    batch_max_items: int
+    bulk_concurrency: int
+    bulk_timeout_seconds: float
+    shutdown_timeout_seconds: float
+    on_reject: str = "dead-letter"
+
+
+def by_severity(findings: list[Finding]) -> list[Finding]:
+    """Return the findings, the worst first, each once."""
+    return sorted(dict.fromkeys(findings), key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def traps(traits: Traits) -> list[Finding]:
+    """Return what settings do to each other that somebody would not expect."""
+    return [
+        *_prefetch(traits),
+        *_shutdown(traits),
+        *_identity(traits.recipe),
+        *_midnight(traits.recipe),
+        *_versions(traits.recipe),
+        *_discarded(traits),
+    ]
+
+
+def _prefetch(traits: Traits) -> list[Finding]:
+    wanted = traits.batch_max_items * (traits.bulk_concurrency + 1)
+    if traits.prefetch >= wanted:
+        return []
+    at_once = traits.prefetch // traits.batch_max_items
+    needed = f"{traits.batch_max_items} x (concurrency {traits.bulk_concurrency} + 1) = {wanted}"
+    what = (
+        f"the prefetch of {traits.prefetch} is room for {at_once} full batches of {traits.batch_max_items}; "
+        f"{traits.bulk_concurrency} requests in flight and the batch that fills meanwhile take {needed}"
+    )
+    mend = "raise SIDECAR_AMQP_PREFETCH (at most 65,535), or lower SIDECAR_BATCH_MAX_ITEMS or SIDECAR_BULK_CONCURRENCY"
+    return [Finding("warning", "SIDECAR_AMQP_PREFETCH", what, mend)]
+
+
+def _shutdown(traits: Traits) -> list[Finding]:
+    drain, request = traits.shutdown_timeout_seconds, traits.bulk_timeout_seconds
+    if drain >= request:
+        return []
+    what = (
+        f"the drain ends after {drain:g} s, but a request may take {request:g} s (SIDECAR_BULK_TIMEOUT): one that is "
+        "cut off may have been stored, and its messages come again"
+    )
+    mend = (
+        f"set SIDECAR_SHUTDOWN_TIMEOUT above {request:g}s (and the grace period of the pod above that), or "
+        f"SIDECAR_BULK_TIMEOUT below {drain:g}s; with ids from the message it costs nothing but a second store"
+    )
+    return [Finding("warning", "SIDECAR_SHUTDOWN_TIMEOUT", what, mend)]
+
+
+def _identity(recipe: Recipe) -> list[Finding]:
+    whose = {
+        "auto": "a message without the property message_id",
+        "none": "a message",
+        "generated": "a message that is delivered again (its id was made here, and is another then)",
+    }.get(recipe.id_mode)
+    if whose is None or recipe.constant_action in {"update", "upsert", "delete"}:
+        return []
+    what = f"{whose} is stored twice when it is redelivered after it was stored: nothing in it tells that it was"
+    mend = "publish with message_id, or set SIDECAR_ID to a template over what identifies a message"
+    if recipe.id_mode == "auto":
+        mend = f"have every publisher set message_id; otherwise {mend.partition(', or ')[2]}"
+    return [Finding("note", f"SIDECAR_ID={recipe.id_mode}", what, mend)]
+
+
+def _midnight(recipe: Recipe) -> list[Finding]:
+    if "now" not in recipe.index.fields or recipe.id_mode not in {"auto", "template"}:
+        return []
+    what = (
+        "the index's name depends on {now}: a message that is redelivered after the name has changed (at midnight, "
+        "say) is stored in another index again, in spite of its id"
+    )
+    mend = "use {timestamp} or a field of the body in place of {now}"
+    return [Finding("warning", "SIDECAR_INDEX", what, mend)]
+
+
+def _versions(recipe: Recipe) -> list[Finding]:
+    if recipe.version is None:
+        return []
+    found = []
+    if recipe.constant_action is None:
+        what = "a version goes with index and delete; messages whose action is create, update or upsert are rejected"
+        mend = "make sure that SIDECAR_ACTION never gives one of these, or unset SIDECAR_VERSION"
+        found.append(Finding("warning", "SIDECAR_VERSION", what, mend))
+    elif recipe.constant_action == "create":
+        what = "create takes no version: every message is rejected"
+        found.append(Finding("problem", "SIDECAR_VERSION", what, "set SIDECAR_ACTION=index, or unset SIDECAR_VERSION"))
+    if recipe.id_mode == "generated":
+        what = "a version orders the writes of one document, and SIDECAR_ID=generated gives each message its own"
+        mend = "set SIDECAR_ID to what identifies the document, or unset SIDECAR_VERSION"
+        found.append(Finding("warning", "SIDECAR_VERSION", what, mend))
+    return found
+
+
+def _discarded(traits: Traits) -> list[Finding]:
+    if traits.on_reject != "discard":
+        return []
+    what = "messages that Elasticsearch refuses are gone: they are counted and logged, and kept nowhere"
+    return [Finding("note", "SIDECAR_ON_REJECT", what, "set SIDECAR_ON_REJECT=dead-letter to keep them")]
+
+
+def names_pattern(template: str) -> str:
+    """Return what names a template gives, as a pattern with ``*`` in place of every field."""
+    plain = {"{{": "{", "}}": "}"}
+    pattern = _TEMPLATE_TOKEN.sub(lambda match: plain.get(match.group(), "*"), template)
+    return re.sub(r"\*+", "*", pattern)
+
+
+def on_data_stream(recipe: Recipe, where: str, *, is_certain: bool = True) -> list[Finding]:
+    """Return what goes wrong where documents go to a data stream.
+
+    Args:
+        recipe: what becomes of messages.
+        where: says which one it is.
+        is_certain: it is a data stream, or will be; otherwise only some of the names that are possible.
+    """
+    severity: Severity = "problem" if is_certain else "warning"
+    found = []
+    action = recipe.constant_action
+    if action is None:
+        what = "a data stream takes nothing but create; messages for which SIDECAR_ACTION gives another are rejected"
+        found.append(Finding("warning", where, what, "set SIDECAR_ACTION=create"))
+    elif action != "create":
+        what = f"a data stream takes nothing but create; with SIDECAR_ACTION={action} every document is refused (400)"
+        found.append(Finding(severity, where, what, "set SIDECAR_ACTION=create, or write to an index or alias"))
+    if recipe.routing is not None:
+        what = "a data stream refuses a routing, unless its template says allow_custom_routing"
+        found.append(Finding("warning", where, what, "unset SIDECAR_ROUTING, or allow it in the template"))
+    if recipe.id_mode in {"auto", "template"}:
+        what = (
+            "ids are unique within one backing index only: after a rollover a message that is delivered again is "
+            "stored a second time"
+        )
+        mend = "keep the time between delivery and rollover long, or write to an index or alias where once is a must"
+        found.append(Finding("warning", where, what, mend))
+    return found

@@ -1,0 +1,413 @@
+"""What is wrong with Elasticsearch, for ``sidecar check``. Nothing is written or changed there.
+
+It asks for one thing after the other and takes no answer for granted: what a user may not see, or a distribution
+doesn't have, is left out. `GET /` answers 405 on some, so it is asked only for whether anybody answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
+
+import orjson
+from elastic_transport import AsyncTransport, TransportError
+from yarl import URL
+
+from sidecar.core.bulk import ACCEPT
+from sidecar.core.check import Finding, names_pattern, on_data_stream
+from sidecar.elastic.sink import _RAW as RAW
+from sidecar.elastic.sink import _sentence as sentence
+from sidecar.elastic.sink import authorization, nodes
+
+if TYPE_CHECKING:
+    from elastic_transport import NodeConfig
+
+    from sidecar.core.compose import Recipe
+    from sidecar.elastic.sink import Connection
+
+_OK, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 200, 401, 403, 404
+_NOT_THERE_YET = frozenset({502, 503, 504})
+_LOOK_SECONDS = 10.0
+_PRODUCT = "x-elastic-product"
+_JSON_TYPE = "application/vnd.elasticsearch+json"
+_JSON = f"{_JSON_TYPE}; compatible-with=8"
+_SETTING = "SIDECAR_INDEX"
+
+
+class _Reply(NamedTuple):
+    """An answer, and its content where that is a JSON object (otherwise an empty one)."""
+
+    status: int
+    is_elasticsearch: bool
+    content: dict[str, Any]
+
+
+class _Node:
+    """Asks one node.
+
+    Args:
+        config: where it is.
+        login: the header that logs in.
+        seconds: how long an answer may take.
+    """
+
+    def __init__(self, config: NodeConfig, login: str | None, seconds: float) -> None:
+        self.where = f"Elasticsearch {URL.build(scheme=config.scheme, host=config.host, port=config.port)}"
+        self.seconds = seconds
+        self._login = {"authorization": login} if login is not None else {}
+        self._transport = AsyncTransport([config], serializers=dict.fromkeys(("application/json", _JSON_TYPE), RAW))
+
+    async def ask(self, method: str, path: str, content: dict[str, Any] | None = None) -> _Reply:
+        """Return the answer, whatever it says.
+
+        Raises:
+            TransportError, ValueError: there is none.
+        """
+        meta, answer = await self._transport.perform_request(
+            method,
+            path,
+            body=orjson.dumps(content) if content is not None else None,
+            headers={"accept": ACCEPT, "content-type": _JSON, **self._login},
+            max_retries=0,
+            request_timeout=self.seconds,
+        )
+        return _Reply(meta.status, meta.headers.get(_PRODUCT) == "Elasticsearch", _object(answer))
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._transport.close()
+
+
+def _object(answer: object) -> dict[str, Any]:
+    try:
+        parsed = orjson.loads(answer) if isinstance(answer, bytes) else answer
+    except orjson.JSONDecodeError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _at(content: object, *path: str) -> Any:  # noqa: ANN401 - JSON
+    """Return what stands at a path; None where there is nothing."""
+    for step in path:
+        content = content.get(step) if isinstance(content, Mapping) else None
+    return content
+
+
+async def check(connection: Connection, recipe: Recipe) -> list[Finding]:
+    """Return all that is wrong with the cluster.
+
+    Args:
+        connection: each node is tried; the rest is asked of the first that answers.
+        recipe: what becomes of messages.
+
+    Raises:
+        ConfigError: several logins, or a wrong cloud id.
+    """
+    login = authorization(connection)
+    seconds = min(_LOOK_SECONDS, connection.timeout_seconds)
+    all_nodes = [_Node(config, login, seconds) for config in nodes(connection)]
+    try:
+        tried = await asyncio.gather(*(_try(node) for node in all_nodes))
+        findings = [finding for finding in tried if finding is not None]
+        good = next((node for node, finding in zip(all_nodes, tried, strict=True) if finding is None), None)
+        if good is None:
+            return findings
+        # Others do the work of those that are away.
+        return [*(replace(finding, severity="warning") for finding in findings), *await _look(good, recipe)]
+    finally:
+        await asyncio.gather(*(node.close() for node in all_nodes))
+
+
+async def _look(node: _Node, recipe: Recipe) -> list[Finding]:
+    findings: list[Finding] = []
+    try:
+        target = await _target(node, recipe)
+        for look in (_privileges, _place, _pipeline):
+            findings += await look(node, recipe, target)
+    except (TransportError, ValueError) as error:
+        text = sentence(error) if isinstance(error, TransportError) else str(error)
+        mend = "look into the server's log, then run the check again"
+        findings.append(Finding("problem", node.where, f"the check broke off: {text}", mend))
+    return findings
+
+
+# The way there -------------------------------------------------------------------------------------------------------
+
+
+async def _try(node: _Node) -> Finding | None:
+    """Return what keeps us from using a node; None where nothing does."""
+    try:
+        reply = await node.ask("GET", "/")
+    except TransportError as error:
+        return _unreached(node.where, sentence(error))
+    except ValueError as error:
+        return _unreached(node.where, str(error))
+    if reply.status == _UNAUTHORIZED:
+        what = "it doesn't accept the login (401)"
+        mend = (
+            "mend SIDECAR_ELASTICSEARCH_USERNAME and _PASSWORD (or _API_KEY, _BEARER_TOKEN); see that none is expired"
+        )
+        return Finding("problem", node.where, what, mend)
+    if reply.status in _NOT_THERE_YET:
+        what = f"it answered {reply.status}: it, or what stands before it, is not ready"
+        return Finding("problem", node.where, what, "wait until the cluster is up, or look at the proxy before it")
+    if not reply.is_elasticsearch:
+        what = f"what answers there ({reply.status}) is not Elasticsearch"
+        mend = (
+            "mend host, port and path in SIDECAR_ELASTICSEARCH_URL; a proxy must let the header X-Elastic-Product pass"
+        )
+        return Finding("problem", node.where, what, mend)
+    return None
+
+
+def _unreached(where: str, text: str) -> Finding:
+    mend = "see that the node runs, and that scheme, host and port in SIDECAR_ELASTICSEARCH_URL are right"
+    if "TLS" in text or "certificate" in text:
+        mend = "set SIDECAR_ELASTICSEARCH_CA_FILE or _FINGERPRINT to what the server has; see that the port speaks TLS"
+    return Finding("problem", where, f"Elasticsearch can't be reached: {text}", mend)
+
+
+# What is there -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where documents go.
+
+    Attributes:
+        name: of the index, alias or data stream; a pattern where it isn't always the same.
+        is_constant: it is.
+        kind: ``index``, ``alias``, ``data stream`` or ``missing``; None where that can't be seen.
+        detail: what Elasticsearch says of it.
+        templates: all index templates, by name; None where they can't be seen.
+    """
+
+    name: str
+    is_constant: bool
+    kind: str | None = None
+    detail: dict[str, Any] = field(default_factory=dict)
+    templates: dict[str, dict[str, Any]] | None = None
+
+    @property
+    def where(self) -> str:
+        """It, for people."""
+        kind = self.kind if self.kind in {"alias", "data stream"} else "index"
+        return f"{kind} {self.name!r}"
+
+    def template(self) -> tuple[str, dict[str, Any]] | None:
+        """Return the template that a new index of this name is made by; for a pattern that of a name like it."""
+        sample = self.name.replace("*", "x")
+        matching = [
+            (name, template)
+            for name, template in (self.templates or {}).items()
+            if any(fnmatchcase(sample, pattern) for pattern in template.get("index_patterns", ()))
+        ]
+        return max(matching, key=lambda pair: pair[1].get("priority") or 0, default=None)
+
+
+async def _target(node: _Node, recipe: Recipe) -> _Target:
+    name = recipe.path_index
+    target = _Target(name if name is not None else names_pattern(recipe.index.text), name is not None)
+    listed = await node.ask("GET", "/_index_template")
+    if listed.status == _OK:
+        entries = listed.content.get("index_templates", [])
+        target = replace(target, templates={entry["name"]: entry["index_template"] for entry in entries})
+    if name is None:
+        return target
+    resolved = await node.ask("GET", f"/_resolve/index/{_quoted(name)}?expand_wildcards=all")
+    if resolved.status == _NOT_FOUND:
+        return replace(target, kind="missing")
+    if resolved.status != _OK:
+        return target
+    for kind, key in (("data stream", "data_streams"), ("alias", "aliases"), ("index", "indices")):
+        for entry in resolved.content.get(key, []):
+            if entry.get("name") == name:
+                return replace(target, kind=kind, detail=entry)
+    return replace(target, kind="missing")
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="")
+
+
+# Privileges ----------------------------------------------------------------------------------------------------------
+
+_PRIVILEGES = {"index": ("index",), "create": ("create_doc",), "update": ("index",), "upsert": ("index",)}
+
+
+async def _privileges(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
+    action = recipe.constant_action
+    needed = list(_PRIVILEGES.get(action or "index", ("delete",)))
+    # Of a user who may create it, but not look at it, it isn't known whether it is missing.
+    creates = action != "delete" and (target.kind == "missing" or not target.is_constant)
+    names = _names(recipe, target)
+    asked = [*needed, "auto_configure", "create_index"] if creates else needed
+    body = {"index": [{"names": names, "privileges": asked}]}
+    reply = await node.ask("POST", "/_security/user/_has_privileges", body)
+    if reply.status != _OK:  # security is off, or not there at all
+        return []
+    findings = []
+    user = reply.content.get("username", "")
+    for name in names:
+        has = _at(reply.content, "index", name) or {}
+        lacks = [privilege for privilege in needed if has.get(privilege) is False]
+        if creates and has.get("auto_configure") is False and has.get("create_index") is False:
+            lacks.append("auto_configure")
+        if lacks:
+            findings.append(_lacking(target, name, user, lacks))
+    return findings
+
+
+def _names(recipe: Recipe, target: _Target) -> list[str]:
+    """Return the names to ask about; of patterns those that allow, for they are nearer to what is meant."""
+    return [target.name] if target.is_constant or not recipe.index_allow else list(recipe.index_allow)
+
+
+def _lacking(target: _Target, name: str, user: str, lacks: list[str]) -> Finding:
+    privileges = " and ".join(lacks)
+    mend = f"give a role of that user the index privilege {privileges} on {name!r}"
+    if target.is_constant:
+        what = (
+            f"the user {user!r} lacks {privileges} there: items come back with 403, and wait (SIDECAR_ON_INDEX_BLOCKED)"
+        )
+        return Finding("problem", target.where, what, mend)
+    what = f"the user {user!r} lacks {privileges} on some of the names that {name!r} stands for"
+    return Finding("warning", f"indices {name!r}", what, f"{mend}, or narrow SIDECAR_INDEX_ALLOW to what is granted")
+
+
+# The index -----------------------------------------------------------------------------------------------------------
+
+
+async def _place(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
+    if not target.is_constant:
+        return _many(recipe, target)
+    if target.kind == "missing":
+        return await _missing(node, recipe, target)
+    if target.kind == "data stream":
+        return on_data_stream(recipe, target.where)
+    if target.kind == "alias":
+        return await _alias(node, recipe, target)
+    if target.kind == "index":
+        return await _index(node, target)
+    what = "whether it exists can't be seen by this user (it takes the index privilege view_index_metadata)"
+    return [Finding("note", target.where, what, "run the check as a user who may, once")]
+
+
+def _many(recipe: Recipe, target: _Target) -> list[Finding]:
+    if target.templates is None:
+        return []
+    found = target.template()
+    if found is None:
+        what = "no index template seems to match the names that it gives: Elasticsearch guesses the mappings"
+        mend = "install a template for them (sidecar mappings apply), unless each index exists already"
+        return [Finding("warning", f"{_SETTING} ({target.name})", what, mend)]
+    name, template = found
+    if "data_stream" not in template:
+        return []
+    return on_data_stream(recipe, f"data streams {target.name!r} (template {name!r})", is_certain=False)
+
+
+async def _missing(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
+    template = target.template()
+    where = f"index {target.name!r}"
+    findings = []
+    automatic = template[1].get("allow_auto_create") if template is not None else None
+    if automatic is None:
+        automatic = await _is_created(node, target.name)
+    if automatic is False:
+        what = "it doesn't exist, and action.auto_create_index (or its template) forbids that a document creates it"
+        mend = "create it, or permit its name there; until then SIDECAR_ON_INDEX_MISSING decides about every message"
+        findings.append(Finding("warning", where, what, mend))
+    elif recipe.constant_action == "delete":
+        what = "it doesn't exist, so there is nothing to delete"
+        findings.append(Finding("warning", where, what, "mend SIDECAR_INDEX, or create it"))
+    if template is None:
+        if target.templates is not None:
+            what = "it doesn't exist, and no index template matches: Elasticsearch guesses the mappings from documents"
+            mend = "install a template for it (sidecar mappings apply), or create it with its mappings"
+            findings.append(Finding("warning", where, what, mend))
+        return findings
+    if automatic is not False:
+        what = f"it doesn't exist; the first document creates it, by the template {template[0]!r}"
+        findings.append(Finding("note", where, what, "nothing needs to be done, if the name is right"))
+    if "data_stream" in template[1]:
+        findings += on_data_stream(recipe, f"data stream {target.name!r} (to be created by {template[0]!r})")
+    return findings
+
+
+async def _is_created(node: _Node, name: str) -> bool | None:
+    """Return whether a document may create an index; None where it can't be seen."""
+    path = "/_cluster/settings?include_defaults=true&filter_path=*.action.auto_create_index"
+    reply = await node.ask("GET", path)
+    for level in ("transient", "persistent", "defaults"):
+        rule = _at(reply.content, level, "action", "auto_create_index")
+        if rule is not None:
+            return permits(str(rule), name)
+    return None
+
+
+def permits(rule: str, name: str) -> bool:
+    """Return whether ``action.auto_create_index`` lets a document create an index.
+
+    Args:
+        rule: ``true``, ``false``, or patterns with + or - before them, of which the first that matches counts.
+        name: of the index.
+    """
+    if rule in {"true", "false"}:
+        return rule == "true"
+    for part in rule.strip("[]").split(","):
+        pattern = part.strip()
+        if fnmatchcase(name, pattern.lstrip("+-")):
+            return not pattern.startswith("-")
+    return False
+
+
+async def _alias(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
+    reply = await node.ask("GET", f"/_alias/{_quoted(target.name)}")
+    behind = target.detail.get("indices") or []
+    behind = [behind] if isinstance(behind, str) else behind
+    if reply.status != _OK or not reply.content:  # an alias of data streams isn't listed there
+        is_stream = any(name.startswith(".ds-") for name in behind)
+        return on_data_stream(recipe, target.where) if is_stream else []
+    flags = [_at(entry, "aliases", target.name, "is_write_index") for entry in reply.content.values()]
+    if True in flags or (len(flags) == 1 and flags[0] is None):
+        return []
+    names = ", ".join(sorted(reply.content))
+    what = f"it stands for {names}, and none is its write index: every document is refused (400)"
+    return [Finding("problem", target.where, what, "set is_write_index on one of them (POST /_aliases)")]
+
+
+async def _index(node: _Node, target: _Target) -> list[Finding]:
+    consequence = "items are refused, and wait (SIDECAR_ON_INDEX_BLOCKED)"
+    if "closed" in target.detail.get("attributes", ()):
+        what = f"it is closed: {consequence}"
+        return [Finding("problem", target.where, what, f"open it: POST /{target.name}/_open")]
+    path = f"/{_quoted(target.name)}/_settings/index.blocks.*?flat_settings=true"
+    reply = await node.ask("GET", path)
+    settings = _at(reply.content, target.name, "settings") or {}
+    blocks = [block for block in ("write", "read_only") if settings.get(f"index.blocks.{block}") == "true"]
+    if settings.get("index.blocks.read_only_allow_delete") == "true":
+        what = f"its node's disk is nearly full (index.blocks.read_only_allow_delete): {consequence}"
+        return [Finding("problem", target.where, what, "make room on the disk; the block goes by itself then")]
+    mend = f"take the block off: PUT /{target.name}/_settings"
+    return [Finding("problem", target.where, f"it has index.blocks.{block}: {consequence}", mend) for block in blocks]
+
+
+# The pipeline --------------------------------------------------------------------------------------------------------
+
+
+async def _pipeline(node: _Node, recipe: Recipe, _target: _Target) -> list[Finding]:
+    if recipe.pipeline is None or not recipe.pipeline.constant:
+        return []
+    name = recipe.pipeline.constant.decode()
+    if name == "_none":
+        return []
+    reply = await node.ask("GET", f"/_ingest/pipeline/{_quoted(name)}")
+    if reply.status != _NOT_FOUND:
+        return []
+    what = "it doesn't exist: every document is refused (400)"
+    return [Finding("problem", f"pipeline {name!r}", what, "create it, or unset SIDECAR_PIPELINE")]

@@ -1,0 +1,226 @@
+"""`sidecar check`: what settings alone give away, and how findings are told."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path  # noqa: TC003 - pytest looks at the annotations of fixtures
+from typing import Any, Protocol
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sidecar.cli import cli
+from sidecar.cli.check import as_json, as_text
+from sidecar.core.check import Finding, Traits, by_severity, names_pattern, on_data_stream, traps
+from sidecar.core.compose import Recipe
+from sidecar.core.template import Template
+from sidecar.elastic.check import permits
+
+T = Template
+PREFIX = "SIDECAR_"
+GOOD: dict[str, Any] = {
+    "prefetch": 6000,
+    "batch_max_items": 1000,
+    "bulk_concurrency": 4,
+    "bulk_timeout_seconds": 20.0,
+    "shutdown_timeout_seconds": 25.0,
+}
+IDENTIFIED = Recipe(index=T("logs"), id_mode="template", id=T("{header.id}"))
+
+
+def found(recipe: Recipe = IDENTIFIED, **changed: Any) -> list[tuple[str, str]]:
+    """Return severity and place of what the settings give away."""
+    return [(finding.severity, finding.where) for finding in traps(Traits(recipe=recipe, **(GOOD | changed)))]
+
+
+def test_settings_that_fit_give_nothing_away() -> None:
+    """No finding without a reason."""
+    assert found() == []
+
+
+def test_a_prefetch_that_keeps_requests_waiting_is_told_with_the_sum() -> None:
+    """As many batches as may be in flight, and the one that fills meanwhile."""
+    assert found(prefetch=5000) == []
+    (finding,) = traps(Traits(recipe=IDENTIFIED, **(GOOD | {"prefetch": 4999})))
+    assert (finding.severity, finding.where) == ("warning", "SIDECAR_AMQP_PREFETCH")
+    assert "1000 x (concurrency 4 + 1) = 5000" in finding.what
+    assert "4999 is room for 4 full batches" in finding.what
+
+
+def test_a_drain_shorter_than_a_request_is_told_with_both_numbers() -> None:
+    """A request that is cut off may have been stored."""
+    assert found(bulk_timeout_seconds=25.0) == []
+    (finding,) = traps(Traits(recipe=IDENTIFIED, **(GOOD | {"bulk_timeout_seconds": 60.0})))
+    assert (finding.severity, finding.where) == ("warning", "SIDECAR_SHUTDOWN_TIMEOUT")
+    assert "25 s" in finding.what
+    assert "60 s" in finding.what
+
+
+@pytest.mark.parametrize("mode", ["auto", "none", "generated"])
+def test_ids_that_do_not_come_from_the_message_are_noted(mode: Any) -> None:
+    """A message that is delivered again after it was stored is stored again."""
+    assert found(Recipe(index=T("logs"), id_mode=mode)) == [("note", f"SIDECAR_ID={mode}")]
+
+
+@pytest.mark.parametrize(
+    ("index", "mode", "is_told"),
+    [
+        ("logs-{now:%Y.%m.%d}", "template", True),
+        ("logs-{now:%Y.%m.%d}", "auto", True),
+        ("logs-{now:%Y.%m.%d}", "none", False),
+        ("logs-{timestamp:%Y.%m.%d}", "template", False),
+        ("logs", "template", False),
+    ],
+)
+def test_a_name_that_depends_on_the_clock_is_told_where_ids_are_to_make_it_once(
+    index: str, mode: Any, is_told: bool
+) -> None:
+    """Redelivered after midnight, the document is in two indices."""
+    ident = T("{header.id}") if mode == "template" else None
+    assert (("warning", "SIDECAR_INDEX") in found(Recipe(index=T(index), id_mode=mode, id=ident))) is is_told
+
+
+@pytest.mark.parametrize(
+    ("action", "severity"),
+    [("create", "problem"), ("{header.action}", "warning"), ("index", None), ("delete", None)],
+)
+def test_a_version_beside_an_action_that_takes_none_is_told(action: str, severity: str | None) -> None:
+    """Those messages are rejected."""
+    recipe = Recipe(
+        index=T("logs"), id_mode="template", id=T("{header.id}"), action=T(action), version=T("{header.version}")
+    )
+    assert found(recipe) == ([(severity, "SIDECAR_VERSION")] if severity else [])
+
+
+def test_a_version_beside_ids_that_are_made_here_is_told() -> None:
+    """It orders writes of one document, of which there is only one."""
+    recipe = Recipe(index=T("logs"), id_mode="generated", version=T("{header.version}"))
+    assert ("warning", "SIDECAR_VERSION") in found(recipe)
+
+
+def test_discarding_rejects_is_noted() -> None:
+    """They are kept nowhere."""
+    assert found(on_reject="discard") == [("note", "SIDECAR_ON_REJECT")]
+
+
+@pytest.mark.parametrize(
+    ("action", "is_certain", "severities"),
+    [
+        ("create", True, []),
+        ("index", True, ["problem"]),
+        ("update", True, ["problem"]),
+        ("delete", False, ["warning"]),
+        ("{header.action|create}", True, ["warning"]),
+    ],
+)
+def test_a_data_stream_takes_nothing_but_create(action: str, is_certain: bool, severities: list[str]) -> None:
+    """All else is refused by Elasticsearch, document by document."""
+    recipe = Recipe(index=T("logs"), id_mode="none", action=T(action))
+    assert [finding.severity for finding in on_data_stream(recipe, "there", is_certain=is_certain)] == severities
+
+
+def test_ids_and_routing_in_a_data_stream_are_told() -> None:
+    """Ids hold within a backing index; a routing is refused."""
+    recipe = Recipe(index=T("logs"), id_mode="auto", action=T("create"), routing=T("{header.tenant}"))
+    whats = [finding.what for finding in on_data_stream(recipe, "there")]
+    assert len(whats) == 2
+    assert "routing" in whats[0]
+    assert "rollover" in whats[1]
+
+
+@pytest.mark.parametrize(
+    ("template", "pattern"),
+    [("logs", "logs"), ("logs-{type}-{now:%Y}", "logs-*-*"), ("{{x}}-{a}{b|c}", "{x}-*"), ("{type}", "*")],
+)
+def test_the_names_of_a_template_as_a_pattern(template: str, pattern: str) -> None:
+    """Every field may be anything."""
+    assert names_pattern(template) == pattern
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "may"),
+    [
+        ("true", "x", True),
+        ("false", "x", False),
+        ("+logs-*,-*", "logs-1", True),
+        ("+logs-*,-*", "x", False),
+        ("-logs-1,logs-*", "logs-1", False),
+        ("logs-*", "x", False),
+    ],
+)
+def test_which_indices_documents_may_create(rule: str, name: str, may: bool) -> None:
+    """The first pattern that matches decides; none forbids."""
+    assert permits(rule, name) is may
+
+
+PROBLEM = Finding("problem", "queue 'q'", "it is\naway", "bring it back")
+NOTE = Finding("note", "index 'i'", "so it is", "nothing")
+
+
+def test_the_worst_come_first_and_each_once() -> None:
+    """Two queues may share their dead letters."""
+    assert by_severity([NOTE, PROBLEM, NOTE]) == [PROBLEM, NOTE]
+
+
+def test_text_has_a_line_for_what_and_one_for_the_mend() -> None:
+    """Each stays on its line, whatever a server said."""
+    assert as_text([PROBLEM, NOTE]).splitlines() == [
+        "problem  queue 'q': it is away",
+        "         -> bring it back",
+        "note     index 'i': so it is",
+        "         -> nothing",
+        "1 problem, 1 note",
+    ]
+    assert as_text([]) == "nothing found\n"
+
+
+def test_json_says_the_same() -> None:
+    """For programs."""
+    told = json.loads(as_json([PROBLEM, NOTE]))
+    assert (told["ok"], told["problems"], told["warnings"], told["notes"]) == (False, 1, 0, 1)
+    assert told["findings"][0] == PROBLEM.as_dict()
+    assert json.loads(as_json([NOTE]))["ok"] is True
+
+
+class Run(Protocol):
+    """Runs the command in an environment of nothing but what is given."""
+
+    def __call__(self, **settings: str) -> Result:
+        """Run it."""
+        ...
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Return a runner that nothing on this machine has an influence on."""
+    monkeypatch.chdir(tmp_path)
+    nothing: dict[str, str | None] = {name: None for name in os.environ if name.upper().startswith(PREFIX)}
+
+    def run(**settings: str) -> Result:
+        given = {PREFIX + name: text for name, text in settings.items()}
+        return CliRunner().invoke(cli, ["check"], env=nothing | given)
+
+    return run
+
+
+def test_files_for_tls_that_cannot_be_used_are_told_for_both_sides(checked: Run, tmp_path: Path) -> None:
+    """As bad settings, before either server is spoken to."""
+    no_certificate = tmp_path / "ca.pem"
+    no_certificate.write_text("no certificate")
+    result = checked(
+        AMQP_QUEUE="q", INDEX="i", AMQP_CA_FILE=str(no_certificate), ELASTICSEARCH_CA_FILE=str(no_certificate)
+    )
+    problems = getattr(result.exception, "problems", [])
+    assert [problem.partition(" ")[0] for problem in problems] == [
+        "SIDECAR_AMQP_CA_FILE",
+        "SIDECAR_ELASTICSEARCH_CA_FILE",
+    ]
+
+
+def test_bad_settings_are_all_told_before_anything_is_looked_at(checked: Run) -> None:
+    """As for every other command."""
+    result = checked(AMQP_QUEUE="q", BATCH_MAX_ITEMS="many", AMQP_URL="http://user:hunter2@x/")
+    problems = getattr(result.exception, "problems", [])
+    assert len(problems) == 3
+    assert "hunter2" not in "".join(problems)
