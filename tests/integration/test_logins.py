@@ -437,6 +437,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.full  # three servers of its own
 def test_tls_to_elasticsearch(name: str, cluster: Elasticsearch, ours: Authority, foreign: Authority) -> None:
     """What the files allow, and a sentence where they don't."""
     case, authorities = CASES[name], {"ours": ours, "foreign": foreign}
@@ -513,6 +514,7 @@ def locked(make_bench: Callable[[Any, Any], Bench], broker: TlsBroker, cluster: 
     return bench
 
 
+@pytest.mark.full  # three servers of its own
 def test_end_to_end_with_a_password_in_the_url(
     locked: Bench, ours: Authority, cluster: Elasticsearch, broker: TlsBroker
 ) -> None:
@@ -532,6 +534,7 @@ def test_end_to_end_with_a_password_in_the_url(
     assert "s3cret" not in sidecar.log.read_text()
 
 
+@pytest.mark.full  # three servers of its own
 def test_end_to_end_with_a_fingerprint_and_a_user(locked: Bench, ours: Authority, cluster: Elasticsearch) -> None:
     """User and password as settings, no authority known."""
     sidecar = locked.sidecar(
@@ -554,6 +557,7 @@ def assert_waits(locked: Bench, sidecar: SidecarProcess, event: str, says: str, 
     assert secret not in sidecar.log.read_text()
 
 
+@pytest.mark.full  # three servers of its own
 def test_a_wrong_password_of_elasticsearch_is_waited_for(locked: Bench, ours: Authority) -> None:
     """It may be put right on the other side: nothing is consumed until then."""
     login = {"ELASTICSEARCH_USERNAME": "elastic", "ELASTICSEARCH_PASSWORD": WRONG}
@@ -561,6 +565,7 @@ def test_a_wrong_password_of_elasticsearch_is_waited_for(locked: Bench, ours: Au
     assert_waits(locked, sidecar, "elasticsearch.unreachable", "401: it doesn't accept the login", WRONG)
 
 
+@pytest.mark.full  # three servers of its own
 def test_a_wrong_authority_of_elasticsearch_is_told(locked: Bench, foreign: Authority, cluster: Elasticsearch) -> None:
     """In a sentence, and no login is sent to who can't show that it is Elasticsearch."""
     login = {"ELASTICSEARCH_USERNAME": "elastic", "ELASTICSEARCH_PASSWORD": PASSWORD}
@@ -586,6 +591,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
+@pytest.mark.full  # three servers of its own
 def test_rabbitmq_refuses_or_is_refused(
     name: str, locked: Bench, broker: TlsBroker, cluster: Elasticsearch, ours: Authority, foreign: Authority
 ) -> None:
@@ -601,6 +607,7 @@ def test_rabbitmq_refuses_or_is_refused(
     assert_waits(locked, sidecar, "amqp.unreachable", says, WRONG)
 
 
+@pytest.mark.full  # three servers of its own
 def test_a_broker_without_login_by_certificate_is_told(
     make_bench: Callable[[Any, Any], Bench], rabbitmq: Any, recorder: Recorder
 ) -> None:
@@ -612,6 +619,7 @@ def test_a_broker_without_login_by_certificate_is_told(
     assert "rabbitmq_auth_mechanism_ssl" in reason
 
 
+@pytest.mark.full  # three servers of its own
 def test_a_client_certificate_beside_a_password(locked: Bench, broker: TlsBroker, ours: Authority) -> None:
     """A login in the URL wins: the certificate only opens the door then."""
     recorder = Recorder()
@@ -625,6 +633,7 @@ def test_a_client_certificate_beside_a_password(locked: Bench, broker: TlsBroker
         recorder.close()
 
 
+@pytest.mark.full  # three servers of its own
 def test_a_file_that_is_missing_ends_the_sidecar(locked: Bench) -> None:
     """Exit status 2 and a line that names the setting, before anything is connected."""
     sidecar = locked.sidecar(ELASTICSEARCH_CA_FILE="nowhere.crt", ELASTICSEARCH_URL="https://127.0.0.1:9")
@@ -633,6 +642,7 @@ def test_a_file_that_is_missing_ends_the_sidecar(locked: Bench) -> None:
     assert line.startswith("sidecar: SIDECAR_ELASTICSEARCH_CA_FILE")
 
 
+@pytest.mark.full  # three servers of its own
 def test_a_file_that_holds_no_certificate_ends_the_sidecar(locked: Bench, ours: Authority) -> None:
     """The same for what only shows when the file is used."""
     sidecar = locked.sidecar(
