@@ -23,7 +23,7 @@ from sidecar.core import bulk
 from sidecar.core.account import Account
 from sidecar.core.batcher import Batch, Batcher
 from sidecar.core.compose import Composer, Recipe
-from sidecar.core.copies import Letter, came_back, rounds
+from sidecar.core.copies import Letter, may_go_round, own_doing, rounds
 from sidecar.core.order import Order
 from sidecar.core.outbox import Outbox
 from sidecar.core.pacing import Pacing, Permit, backoff_seconds
@@ -493,11 +493,11 @@ class Pipeline:
         return decide(
             rule,
             plan.choices,
-            own_doing=bool(message.unanswered or message.redelivered or came_back(message)),
+            own_doing=own_doing(message),
             may_try=message.attempts < plan.retry_max_attempts,
-            # Where a document has an id and no version, later operations would overtake this one on its way round.
-            may_go_round=(message.key is None or plan.recipe.version is not None)
-            and rounds(message) < plan.delayed_retry_max_rounds,
+            may_go_round=may_go_round(
+                message, versioned=plan.recipe.version is not None, most_rounds=plan.delayed_retry_max_rounds
+            ),
         )
 
     def _round(self, message: Message, result: Result, rule: Rule) -> Letter:

@@ -18,7 +18,7 @@ from sidecar.cli import EXIT_FAILED
 from sidecar.cli.recipe import choices, recipe
 from sidecar.core import bulk, policy, properties
 from sidecar.core.compose import Composer, Reject
-from sidecar.core.copies import came_back, rounds
+from sidecar.core.copies import may_go_round, own_doing, rounds
 from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
 from sidecar.core.policy import Course, Fate, Verdict
@@ -224,13 +224,13 @@ def _verdict(message: Message, result: bulk.Result, made: Recipe, settings: Sett
     """Return the verdict of a first attempt, and where attempts count, what follows the last one."""
     rule = policy.judge(result, message.action or made.constant_action or "")
     chosen = choices(settings)
-    own_doing = bool(message.redelivered or came_back(message))
-    may_go_round = (message.key is None or made.version is not None) and (
-        rounds(message) < settings.delayed_retry_max_rounds
+    ours = own_doing(message)
+    round_left = may_go_round(
+        message, versioned=made.version is not None, most_rounds=settings.delayed_retry_max_rounds
     )
 
     def fate(*, may_try: bool) -> Fate:
-        return policy.decide(rule, chosen, own_doing=own_doing, may_try=may_try, may_go_round=may_go_round)
+        return policy.decide(rule, chosen, own_doing=ours, may_try=may_try, may_go_round=round_left)
 
     outcomes = [_outcome(fate(may_try=settings.retry_max_attempts > 1), rule, message, settings)]
     if rule.verdict is Verdict.COUNTED and settings.retry_max_attempts > 1:

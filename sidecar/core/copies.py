@@ -84,6 +84,19 @@ def rounds(message: Message) -> int:
     return number if isinstance(number, int) else 0
 
 
+def own_doing(message: Message) -> bool:
+    """Whether a conflict may be with an earlier attempt of ours: one that went unanswered, or an earlier delivery."""
+    return bool(message.unanswered or message.redelivered or came_back(message))
+
+
+def may_go_round(message: Message, *, versioned: bool, most_rounds: int) -> bool:
+    """Whether a message may still go round by the delay queue after its attempts in place.
+
+    Where a document has an id and no version, later operations would overtake this one on its way round.
+    """
+    return (message.key is None or versioned) and rounds(message) < most_rounds
+
+
 def delay_headers(letter: Letter, *, token: bytes, document_id: bytes, now: float) -> list[Field]:
     """Return the headers by which a copy that comes back is treated as at its first delivery.
 
