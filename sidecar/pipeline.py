@@ -23,7 +23,7 @@ from sidecar.core import bulk
 from sidecar.core.account import Account
 from sidecar.core.batcher import Batch, Batcher
 from sidecar.core.compose import Composer, Recipe
-from sidecar.core.copies import Letter, may_go_round, own_doing, rounds
+from sidecar.core.copies import Letter, delay_seconds, may_go_round, own_doing, rounds
 from sidecar.core.order import Order
 from sidecar.core.outbox import Outbox
 from sidecar.core.pacing import Pacing, Permit, backoff_seconds
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 OK = 200
 BLOCKED_GUARD = 1000  # messages in a row that no target takes, before everything waits
-LONGEST_DELAY_SECONDS = 300.0
 STORED_STATUSES = frozenset({200, 201})
 _THROTTLED_LOG_SECONDS = 10.0
 _WITHHELD_SHARE = 0.75  # of the prefetch: beyond it acks are written singly, or the broker would stop delivering
@@ -134,6 +133,9 @@ class Pipeline:
         )
         self._copying = Copying(route, self, log, wall_clock)
         self._refused_in_a_row: Counter[str] = Counter()  # by error type, since something was stored
+        # Where all messages have one target and that is blocked, everything waits; where they have several, the others'
+        # messages may just be rare.
+        self._blocked_guard = BLOCKED_GUARD if plan.recipe.path_index is not None else 0
         self._in_flight: dict[asyncio.Task[None], Batch] = {}
         self._succeeded_sent_at = -1.0  # when the last request left that was answered item by item
         self._session: BrokerSession | None = None
@@ -412,7 +414,7 @@ class Pipeline:
             self._refused_in_a_row.clear()
         else:
             letters, guarded = self._guard(fates.letters, self._plan.reject_guard)
-            delayed, kept = self._guard(fates.delayed, BLOCKED_GUARD)
+            delayed, kept = self._guard(fates.delayed, self._blocked_guard)
             guarded += kept
         if guarded:
             self._hold_back(batch, guarded, probe=probe)
@@ -502,12 +504,11 @@ class Pipeline:
 
     def _round(self, message: Message, result: Result, rule: Rule) -> Letter:
         """Return the delayed copy of a message: a failure's rounds are counted, waiting for a target is not."""
-        behind = rounds(message)
         counted = rule.verdict is Verdict.COUNTED
-        seconds = self._plan.delayed_retry_delay_seconds * (2.0**behind if counted else 1.0)
-        milliseconds = max(1, int(1000 * min(seconds, LONGEST_DELAY_SECONDS)))
+        first_seconds = self._plan.delayed_retry_delay_seconds
+        seconds = delay_seconds(message, first_seconds, counted=counted, now=self._wall_clock())
         letter = self._letter(message, result, rule)
-        return letter._replace(delay_milliseconds=milliseconds, rounds=behind + counted)
+        return letter._replace(delay_milliseconds=max(1, int(1000 * seconds)), rounds=rounds(message) + counted)
 
     def _send_round(self, letters: list[Letter]) -> None:
         self._release(letter.message for letter in letters)

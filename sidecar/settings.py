@@ -35,6 +35,7 @@ from sidecar.core.compose import (
     MAX_VERSION,
     Recipe,
 )
+from sidecar.core.copies import LONGEST_DELAY_SECONDS
 from sidecar.core.document import MAX_DOCUMENT_BYTES
 from sidecar.core.template import Template, TemplateError
 from sidecar.errors import ConfigError
@@ -50,7 +51,6 @@ _SIZE_UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1
 _NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 MAX_PREFETCH = 65_535
 """The prefetch of ``basic.qos`` is 16 bits wide."""
-MAX_DELAYED_RETRY_SECONDS = 300.0
 _ID_MODES = ("auto", "generated", "none")
 _ANY_NAME = re.compile(r"SIDECAR_[A-Z_]*[A-Z]")
 _QUOTED = re.compile(r"""(['"]).*\1""")
@@ -352,7 +352,7 @@ class Settings(AmqpSettings):
         description="then how often a message without document id, or with a version, goes round by the delay queue, "
         "after which it is dead-lettered",
     )
-    delayed_retry_delay: Annotated[Seconds, Field(ge=0.001, le=MAX_DELAYED_RETRY_SECONDS)] = Field(
+    delayed_retry_delay: Annotated[Seconds, Field(ge=0.001, le=LONGEST_DELAY_SECONDS)] = Field(
         10.0, description="delay of the first round, doubled each round, at most 5 minutes"
     )
     on_reject: Literal["dead-letter", "broker", "discard"] = Field(

@@ -18,11 +18,11 @@ from sidecar.cli import EXIT_FAILED
 from sidecar.cli.recipe import choices, recipe
 from sidecar.core import bulk, policy, properties
 from sidecar.core.compose import Composer, Reject
-from sidecar.core.copies import may_go_round, own_doing, rounds
+from sidecar.core.copies import delay_seconds, may_go_round, own_doing
 from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
 from sidecar.core.policy import Course, Fate, Verdict
-from sidecar.settings import MAX_DELAYED_RETRY_SECONDS, PREFIX, Settings, given, load
+from sidecar.settings import PREFIX, Settings, given, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -270,8 +270,8 @@ def _outcome(fate: Fate, rule: Rule, message: Message, settings: Settings) -> Ou
         limit = f"at most {settings.retry_max_attempts} attempts" if counted else "without limit"
         return Outcome(name, f"again in place after a pause, {limit}")
     if fate is Fate.DELAY:
-        doubled = 2.0 ** rounds(message) if rule.verdict is Verdict.COUNTED else 1.0
-        seconds = min(settings.delayed_retry_delay * doubled, MAX_DELAYED_RETRY_SECONDS)
+        counted = rule.verdict is Verdict.COUNTED
+        seconds = delay_seconds(message, settings.delayed_retry_delay, counted=counted, now=time.time())
         return Outcome(name, f"round by the delay queue, back after {seconds:g} s")
     return Outcome(name, _burial(rule.reason or "retries-exhausted", message, settings))
 

@@ -6,8 +6,9 @@ response with another count than the request is an unknown outcome, never a gues
 
 from __future__ import annotations
 
+import json
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import orjson
@@ -82,12 +83,20 @@ def all_stored(answer: bytes, count: int) -> bool:
 def results(answer: bytes, count: int) -> list[Result] | None:
     """Return the result of each item by position, or None when `answer` doesn't answer `count` items."""
     try:
-        items = orjson.loads(answer)["items"]
+        items = _parse(answer)["items"]
         if len(items) != count:
             return None
         return [_result(item) for item in items]
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
         return None
+
+
+def _parse(answer: bytes) -> Any:  # noqa: ANN401 - its callers look at what it is
+    """Return an answer decoded; a reason may quote half a surrogate pair of a document, which orjson refuses."""
+    try:
+        return orjson.loads(answer)
+    except orjson.JSONDecodeError:
+        return orjson.loads(json.dumps(json.loads(answer), ensure_ascii=False).encode(errors="replace"))
 
 
 def _result(item: dict[str, dict[str, object]]) -> Result:
@@ -106,7 +115,7 @@ def _result(item: dict[str, dict[str, object]]) -> Result:
 def fault(status: int, answer: bytes) -> Fault:
     """Return what a refused request was refused for; `error_type` is empty when that isn't Elasticsearch speaking."""
     try:
-        error = orjson.loads(answer)["error"]
+        error = _parse(answer)["error"]
         kind, reason = _explain(error)
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
         return Fault(status, "", "the answer is not one of Elasticsearch's")

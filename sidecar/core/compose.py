@@ -25,7 +25,10 @@ ACTIONS_WITH_VERSION = ("index", "delete")
 ACTIONS_ON_WHAT_IS_THERE = ("update", "upsert", "delete")
 MAX_ID_BYTES = 512
 MAX_VERSION = 2**63 - 1
+MAX_VERSION_DIGITS = 19  # Python refuses to read numbers of thousands of digits
 RETRIES_ON_CONFLICT = 3
+_SHOWN_CHARACTERS = 255  # Elasticsearch takes no longer name
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 DOCUMENT_ID = b"sidecar-id"
 
 _PLAIN = re.compile(rb"[ !#-\[\]-~]+").fullmatch  # printable ASCII that JSON doesn't escape
@@ -197,8 +200,9 @@ class Composer:
 
     def _check_index(self, index: bytes) -> None:
         name = index.decode()
-        if not self._recipe.allows(name):
-            raise RefusedError("index-not-allowed", f"the index {name!r} is outside of SIDECAR_INDEX_ALLOW")
+        if not self._recipe.allows(name) or _CONTROL.search(name):
+            shown = name[:_SHOWN_CHARACTERS]
+            raise RefusedError("index-not-allowed", f"the index {shown!r} is outside of SIDECAR_INDEX_ALLOW")
 
     def _ident(self, message: Message, scene: Scene) -> bytes | None:
         recipe = self._recipe
@@ -240,9 +244,10 @@ def _version(text: bytes, action: str, ident: bytes | None) -> bytes:
         raise RefusedError("malformed", f"{action} takes no version")
     if ident is None:
         raise RefusedError("missing-field", "the message has no id, which a version needs")
-    if not text.isdigit() or int(text) > MAX_VERSION:
+    digits = text.lstrip(b"0") or b"0"
+    if not text.isdigit() or len(digits) > MAX_VERSION_DIGITS or int(digits) > MAX_VERSION:
         raise RefusedError("malformed", "the version is not a whole number from 0 to 2^63-1")
-    return b"%d" % int(text)
+    return digits
 
 
 def _source(action: str, body: bytes) -> bytes | None:

@@ -8,6 +8,7 @@ dropped as a cycle. They move to headers ``sidecar-original-*``.
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -31,8 +32,14 @@ if TYPE_CHECKING:
 TOKEN_HEADER = b"sidecar-copy"
 """The header by which a copy that comes back unroutable is known."""
 
+LONGEST_DELAY_SECONDS = 300.0
+_MOST_DOUBLINGS = 60
+
 _PERSISTENT = b"\x02"
-_MOVED_HEADERS = frozenset({b"CC", b"BCC", b"x-delivery-count"})
+_INTEGERS = (b"b", b"B", b"s", b"u", b"I", b"i", b"l", b"L")
+_MOST_ROUNDS = 2**31 - 1
+_RECIPIENTS = frozenset({b"CC", b"BCC"})
+_MOVED_HEADERS = frozenset({*_RECIPIENTS, b"x-delivery-count"})
 _MOVED_PREFIXES = (b"x-death", b"x-first-death-")
 _ORIGINAL = b"sidecar-original-"
 _CUT_TO_BYTES = 64
@@ -77,11 +84,16 @@ def came_back(message: Message) -> bool:
 
 def rounds(message: Message) -> int:
     """Return how many counted rounds by the delay queue a message has behind it."""
-    if RETRY_COUNT not in message.properties:
+    return _count(message, RETRY_COUNT)
+
+
+def _count(message: Message, name: bytes) -> int:
+    """Return the number in a header; 0 where there is none. Anybody may send a header of that name, with anything."""
+    value = header(message.properties, name) if name in message.properties else None
+    if value is None or value[:1] not in _INTEGERS:
         return 0
-    value = header(message.properties, RETRY_COUNT)
-    number = decode(value) if value is not None else 0
-    return number if isinstance(number, int) else 0
+    number = decode(value)
+    return min(max(number, 0), _MOST_ROUNDS) if isinstance(number, int) else 0
 
 
 def own_doing(message: Message) -> bool:
@@ -95,6 +107,27 @@ def may_go_round(message: Message, *, versioned: bool, most_rounds: int) -> bool
     Where a document has an id and no version, later operations would overtake this one on its way round.
     """
     return (message.key is None or versioned) and rounds(message) < most_rounds
+
+
+def delay_seconds(message: Message, first_seconds: float, *, counted: bool, now: float) -> float:
+    """Return how long a message waits in the delay queue: longer each time.
+
+    It doubles with each round. Waiting for a target isn't counted, so there the time since the first delivery tells how
+    often it has doubled: a target that stays blocked for days must not be asked for each message every few seconds. (It
+    is always the first delay times a power of two, for each length is a queue.)
+
+    Args:
+        message: the message.
+        first_seconds: of the first round.
+        counted: whether it goes round for a failure of its own.
+        now: seconds since 1970.
+    """
+    if counted:
+        doublings = min(rounds(message), _MOST_DOUBLINGS)
+    else:
+        waited = min(now - Scene(message, now).received_at, LONGEST_DELAY_SECONDS)
+        doublings = math.ceil(math.log2(max(1.0, waited / first_seconds)))
+    return min(first_seconds * 2.0**doublings, LONGEST_DELAY_SECONDS)
 
 
 def delay_headers(letter: Letter, *, token: bytes, document_id: bytes, now: float) -> list[Field]:
@@ -170,10 +203,15 @@ def copy_properties(properties: bytes, added: list[Field], limit_bytes: int) -> 
         # The broker vouches for what it delivers; should it ever not, the body still reaches the dead letters.
         values, own = {}, []
     replaced = {name for name, _ in added}
-    # What moved on an earlier round is the original's; what stands in its old place now is the delay queue's trace.
+    # What moved on an earlier round is the original's; what stands in such a place now is the delay queue's trace.
+    came_round = any(name == RETRY_COUNT for name, _ in own)
     there = {name for name, _ in own}
-    moved = [(_moved(name, value), name) for name, value in own if name not in replaced]
-    kept = [item for item, name in moved if item[0] == name or item[0] not in there]
+    kept = []
+    for name, value in own:
+        item = _moved(name, value)
+        trace = item[0] != name and (item[0] in there or (came_round and name not in _RECIPIENTS))
+        if name not in replaced and not trace:
+            kept.append(item)
     kept += [
         (_ORIGINAL + name.encode(), text_value(values.pop(name)[1:]))
         for name in ("expiration", "user_id")

@@ -153,7 +153,7 @@ def decide(rule: Rule, choices: Choices, *, own_doing: bool, may_try: bool, may_
 
 
 _REDIRECTS, _BAD_REQUEST, _TOO_LARGE, _TOO_MANY = 300, 400, 413, 429
-_AWAY = frozenset({502, 503, 504})
+_FAILED = 500
 _CONFIGURATION_FAULTS = frozenset({"media_type_header_exception", "content_type_header_exception"})
 _UNKNOWN_PARAMETER = "unrecognized parameter"
 
@@ -163,7 +163,9 @@ def judge_request(fault: Fault) -> Course:
     status = fault.status
     if status == _TOO_MANY:
         return Course.THROTTLED
-    if status in _AWAY or status < _REDIRECTS:  # a success without results can't be read
+    # A success without results can't be read. A 500 may be one item's work (a date in an index name that Elasticsearch
+    # can't reckon with): as an unknown outcome it holds while everything fails, and is narrowed down when probes pass.
+    if status >= _FAILED or status < _REDIRECTS:
         return Course.UNKNOWN
     if status == _TOO_LARGE:
         return Course.SPLIT_SIZE

@@ -97,8 +97,10 @@ class Scene:
         self.exchange = _long_string(properties.header(raw, FIRST_EXCHANGE)) or b""
         self.routing_key = _long_string(properties.header(raw, FIRST_ROUTING_KEY)) or b""
         moment = _long_string(properties.header(raw, RECEIVED_AT))
-        with suppress(ValueError):
-            self.received_at = datetime.fromisoformat((moment or b"").decode(errors="replace")).timestamp()
+        with suppress(ValueError, OverflowError):
+            seconds = datetime.fromisoformat((moment or b"").decode(errors="replace")).timestamp()
+            datetime.fromtimestamp(seconds, UTC)  # raises for what is outside of the years 1 to 9999
+            self.received_at = seconds
 
     def body(self) -> object:
         """Return the parsed body; None where it is no JSON."""
@@ -165,13 +167,14 @@ class Template:
 def _fill(hole: _Hole, scene: Scene) -> bytes:
     try:
         value = hole.get(scene)
-    except (properties.PropertiesError, UnicodeDecodeError):
-        value = None
-    if value is None:
-        if hole.default is None:
-            raise MissingFieldError(hole.field)
-        return hole.default
-    return _text(value)
+        text = None if value is None else _text(value)
+    except (properties.PropertiesError, UnicodeDecodeError, RecursionError, orjson.JSONEncodeError):
+        text = None  # no text, or nested too deeply to be written as one
+    if text is not None:
+        return text
+    if hole.default is None:
+        raise MissingFieldError(hole.field)
+    return hole.default
 
 
 def _text(value: object) -> bytes:

@@ -45,6 +45,29 @@ def test_a_poisonous_item_is_found_by_halving_and_blamed_alone(count: int, seed:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_an_item_that_makes_elasticsearch_fail_is_found_as_well(seed: int) -> None:
+    """A 500 for the whole request: held while everything fails, narrowed down while others pass, counted, and told."""
+
+    async def scenario(world: World) -> None:
+        broken = Refusal(500, "date_time_exception", "Zone offset hours not in valid range")
+        world.elastic.trouble = lambda request: broken if "id-37" in request.ids else None
+        for number in range(100):
+            world.publish(b'{"n":%d}' % number, f"id-{number}", guilty=number == 37)
+        await world.start()
+        await world.until(lambda: len(world.elastic.documents) == 99, 600.0)
+        assert not world.dead_letters
+        for number in range(20):  # an item is only blamed when others pass
+            await asyncio.sleep(30)
+            world.publish(b'{"n":%d,"beacon":true}' % number, f"beacon-{number}")
+        await world.until_settled(600.0)
+        world.judge(redelivered=True)
+        assert sorted(world.dead_letters) == sorted(world.guilty)
+        assert len(world.elastic.documents) == 119
+
+    play(lambda: World(seed, batch_max_items=50), scenario)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("error_type", ["x_content_parse_exception", "illegal_argument_exception"])
 def test_a_fault_that_fails_every_request_dead_letters_nothing(error_type: str, seed: int) -> None:
     """A fault of ours, or of a proxy, looks like the items' fault; but no item is blamed before another one passed."""

@@ -98,7 +98,11 @@ class World:
 
     def _new_pipeline(self) -> Pipeline:
         log = cast("FilteringBoundLogger", self.log)
-        return Pipeline(self.plan, self.elastic, dice=self.dice, log=log, wall_clock=lambda: 1_700_000_000.0)
+        return Pipeline(self.plan, self.elastic, dice=self.dice, log=log, wall_clock=self._wall_clock)
+
+    @staticmethod
+    def _wall_clock() -> float:
+        return 1_700_000_000.0 + asyncio.get_running_loop().time()
 
     async def start(self) -> None:
         """Start a sidecar; returns at once."""

@@ -247,3 +247,14 @@ def test_a_reason_is_at_most_a_kibibyte() -> None:
     blanked = bulk.blank("é" * 2000, b"{}")
     assert blanked == "é" * 512
     assert len(bulk.blank("x" + "é" * 2000, b"{}").encode()) == 1023
+
+
+def test_a_reason_may_quote_half_a_surrogate_pair() -> None:
+    """Elasticsearch quotes field names of documents as they are; one of them must not make an answer unreadable."""
+    text = rb'{"errors":true,"items":[{"index":{"status":400,"error":{"type":"t","reason":"field [\ud800]"}}}]}'
+    (result,) = bulk.results(text, 1) or ()
+    assert (result.status, result.error_type) == (400, "t")
+    assert result.reason.encode()
+    fault = bulk.fault(400, rb'{"error":{"type":"t","reason":"field [\udfff]"},"status":400}')
+    assert fault.error_type == "t"
+    assert fault.reason.encode()

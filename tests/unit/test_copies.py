@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import struct
+from typing import TYPE_CHECKING
 
 import pytest
 
 from sidecar.core import properties as core
-from sidecar.core.copies import TOKEN_HEADER, Letter, copy_properties, dead_letter_headers
+from sidecar.core.copies import (
+    LONGEST_DELAY_SECONDS,
+    TOKEN_HEADER,
+    Letter,
+    copy_properties,
+    dead_letter_headers,
+    delay_headers,
+    delay_seconds,
+    rounds,
+)
 from tests.builders import ledger, long_string, message, properties, short_string, table
+
+if TYPE_CHECKING:
+    from sidecar.core.message import Message
 
 ROOM = 128 * 1024
 
@@ -160,3 +173,66 @@ def test_the_callers_list_is_left_as_it_is() -> None:
     before = list(more)
     copy_properties(properties(), more, 200)
     assert more == before
+
+
+def came_back(retry_count: bytes = b"l" + bytes(8), received_at: bytes = b"2023-11-14T22:13:20.000Z") -> Message:
+    """Return a copy that came back from a delay queue."""
+    fields = [(b"sidecar-retry-count", retry_count), (b"sidecar-received-at", long_string(received_at))]
+    return message(raw=properties(fields))
+
+
+RECEIVED_AT = 1_700_000_000.0
+
+
+def test_the_delay_of_counted_rounds_doubles() -> None:
+    """Up to five minutes."""
+    delays = [
+        delay_seconds(came_back(b"l" + count.to_bytes(8, "big")), 10.0, counted=True, now=RECEIVED_AT)
+        for count in (0, 1, 2, 5, 2**31)
+    ]
+    assert delays == [10.0, 20.0, 40.0, 300.0, LONGEST_DELAY_SECONDS]
+
+
+def test_the_delay_of_a_message_that_waits_for_its_target_grows_with_its_waiting() -> None:
+    """By powers of two, for each length is a queue; a clock that was put back does no harm."""
+    waited = (-60.0, 0.0, 10.0, 10.5, 30.5, 70.7, 151.0, 86_400.0)
+    delays = [delay_seconds(came_back(), 10.0, counted=False, now=RECEIVED_AT + seconds) for seconds in waited]
+    assert delays == [10.0, 10.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0]
+    assert delay_seconds(message(), 0.3, counted=False, now=RECEIVED_AT) == 0.3
+
+
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [
+        (b"l" + (3).to_bytes(8, "big"), 3),
+        (b"l" + (-3).to_bytes(8, "big", signed=True), 0),
+        (b"T" + (2**64 - 1).to_bytes(8, "big"), 0),
+        (long_string(b"3"), 0),
+        (b"F" + table([(b"x", b"V")]), 0),
+        (b"t\x01", 0),
+    ],
+)
+def test_rounds_that_somebody_made_up_are_none(value: bytes, count: int) -> None:
+    """Anybody may publish a header of that name, with anything in it: it must not end the process."""
+    assert rounds(came_back(value)) == count
+
+
+@pytest.mark.parametrize("moment", [b"0001-01-01T00:00:00+23:59", b"9999-12-31T23:59:59-23:59", b"soon", b"\xff"])
+def test_a_time_that_somebody_made_up_is_none(moment: bytes) -> None:
+    """A delivery that says it was first received in another age is received now."""
+    letter = Letter(came_back(received_at=moment), "index-blocked", "", delay_milliseconds=10)
+    made = dict(delay_headers(letter, token=b"1", document_id=b"", now=RECEIVED_AT))
+    assert core.decode(made[b"sidecar-received-at"]) == "2023-11-14T22:13:20.000Z"
+
+
+def test_what_the_delay_queue_left_on_a_copy_is_not_taken_for_the_originals() -> None:
+    """Its ``x-death`` and its count of deliveries: put back by hand, the message would have a history not its own."""
+    own = [
+        (b"x-death", b"A\0\0\0\0"),
+        (b"x-first-death-queue", long_string(b"q")),
+        (b"x-delivery-count", b"l" + bytes(8)),
+    ]
+    raw = copy_properties(came_back().properties, [], ROOM)
+    again = properties([*headers(raw), *own, (b"CC", b"A\0\0\0\0")])
+    names = [name for name, _ in headers(copy_properties(again, [], ROOM))]
+    assert names == [b"sidecar-retry-count", b"sidecar-received-at", b"sidecar-original-CC"]

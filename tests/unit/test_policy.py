@@ -101,7 +101,7 @@ REQUESTS = [
     (301, "", "", Course.HOLD),
     (406, "media_type_header_exception", "", Course.HOLD),
     (410, "", "", Course.HOLD),
-    (500, "illegal_state_exception", "", Course.HOLD),
+    (500, "illegal_state_exception", "", Course.UNKNOWN),
 ]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from sidecar.core.compose import ACTIONS, Composer, Recipe
 from sidecar.core.template import Template
-from tests.builders import long_string, message, properties
+from tests.builders import long_string, message, properties, table
 
 if TYPE_CHECKING:
     from sidecar.core.message import Message
@@ -180,3 +180,38 @@ def test_a_copy_that_came_back_resolves_as_at_its_first_delivery() -> None:
     one = message(body=b"{}", raw=properties(headers))
     composer = make("{exchange}-{routing_key}-{now:%Y.%m.%d}")
     assert composed(composer, one)[1] == {"_index": "events-order.new-2020.02.03"}
+
+
+@pytest.mark.parametrize("digits", [20, 5_000])
+def test_a_version_of_thousands_of_digits_is_refused(digits: int) -> None:
+    """Python refuses to read such a number, in its own way."""
+    one = message(body=b"{}", raw=properties([(b"v", long_string(b"9" * digits))], message_id=b"7"))
+    assert refused(make(version="{header.v}"), one)[0] == "malformed"
+    zeros = message(body=b"{}", raw=properties([(b"v", long_string(b"0" * digits + b"7"))], message_id=b"7"))
+    assert composed(make(version="{header.v}"), zeros)[1]["version"] == 7
+
+
+@pytest.mark.parametrize("depth", [300, 3_000])
+def test_a_value_that_is_nested_too_deeply_is_absent(depth: int) -> None:
+    """It can't be written as text; the message is rejected like one that has no such field."""
+    body = b'{"x":' + b"[" * depth + b"]" * depth + b"}"
+    assert refused(make("{body.x}"), message(body=body)) == ("missing-field", "the message has no body.x")
+    nested = b"V"
+    for _ in range(depth):
+        nested = b"F" + table([(b"", nested)])
+    one = message(body=b"{}", raw=properties([(b"h", nested)]))
+    assert refused(make("{header.h}"), one) == ("missing-field", "the message has no header.h")
+
+
+@pytest.mark.parametrize("name", ["logs\0", "logs\n", "log\x7fs"])
+def test_an_index_with_control_characters_is_refused(name: str) -> None:
+    """Elasticsearch would create it, and nobody could name it again."""
+    assert refused(make("{type}"), message(body=b"{}", raw=properties(type=name.encode())))[0] == "index-not-allowed"
+
+
+def test_a_refusal_of_a_long_index_is_short() -> None:
+    """A header may hold 100 KB; the reason of a dead letter has a kilobyte."""
+    one = message(body=b"{}", raw=properties([(b"i", long_string(b"-" + b"y" * 100_000))]))
+    reason, detail = refused(make("{header.i}"), one)
+    assert reason == "index-not-allowed"
+    assert len(detail) < 400
