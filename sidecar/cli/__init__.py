@@ -19,6 +19,7 @@ COMMANDS = {
     "explain": "a message as the exact bulk lines that it would become, and the verdict that it would get",
     "check": "looks at the settings and both servers, and lists every problem with its mend",
     "config": "every setting: name, type, default, present value, meaning",
+    "dlq": "dead letters: grouped by error, one in full, back to their queue, removed",
     "produce": "load and demo generator",
 }
 EXIT_FAILED, EXIT_CONFIGURATION = 1, 2
