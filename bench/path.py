@@ -130,6 +130,7 @@ class Path:
         for read in reads:
             start = clock()
             chunk = self.inbound.feed(read).messages
+            self.ledger.held_bytes += sum([message.held_bytes for message in chunk])
             fed = clock()
             composed, rejects = self.composer.compose(chunk, 0.0)
             made = clock()

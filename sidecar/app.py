@@ -6,6 +6,7 @@ Written against the ports: what connects and where requests go is passed in, and
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sidecar.core.pacing import backoff_seconds
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 RECONNECT_MIN_SECONDS = 1.0
 RECONNECT_MAX_SECONDS = 5.0
+_SHORT_SECONDS = 10.0
 _CLOSING_SECONDS = 2.0
 _SENDING_SHARE = 0.8  # of the shutdown time: what is in flight then is still waited for
 _ANSWERS_SHARE = 0.92  # of the shutdown time: giving back and closing take the rest
@@ -38,7 +40,6 @@ class App:
         dice: the only source of chance.
         log: where state changes are told.
         shutdown_seconds: how long the end may take.
-        sink_unavailable: says why the sink can't be used now, or None; nothing is consumed before it can.
     """
 
     def __init__(
@@ -49,7 +50,6 @@ class App:
         dice: random.Random,
         log: FilteringBoundLogger,
         shutdown_seconds: float,
-        sink_unavailable: Callable[[], Awaitable[str | None]] | None = None,
     ) -> None:
         self.session: BrokerSession | None = None
         self._pipeline = pipeline
@@ -57,7 +57,7 @@ class App:
         self._dice = dice
         self._log = log
         self._shutdown_seconds = shutdown_seconds
-        self._sink_unavailable = sink_unavailable
+        self._told: dict[str, None] = {}  # notes about queues, each once
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set, then drain: what was not stored goes back to the queue.
@@ -78,24 +78,12 @@ class App:
         account = self._pipeline.account
         self._log.info("sidecar.stopped", **account.summary(), **account.work())
 
-    async def _await_sink(self) -> None:
-        """Wait for Elasticsearch before anything is consumed: what isn't here needs no holding."""
-        tries = 0
-        while self._sink_unavailable is not None and (reason := await self._sink_unavailable()) is not None:
-            tries += 1
-            if tries == 1:
-                self._log.warning("elasticsearch.unreachable", reason=reason)
-            await self._pause(tries)
-        if tries:
-            self._log.info("elasticsearch.reached", tries=tries)
-
     async def _pause(self, tries: int) -> None:
         pause = backoff_seconds(tries, self._dice.random(), RECONNECT_MIN_SECONDS, RECONNECT_MAX_SECONDS)
         await asyncio.sleep(max(pause, RECONNECT_MIN_SECONDS / 4))
 
     async def _serve(self) -> None:
         """Hold a session with the broker, one after the other, for ever."""
-        await self._await_sink()
         tries = 0
         while True:
             try:
@@ -109,28 +97,28 @@ class App:
                 await self._pause(tries)
                 continue
             self.session = session
+            self._log.info("amqp.connected", queues=[ledger.queue for ledger in session.ledgers])
+            for note in session.notes:
+                if note not in self._told:
+                    self._told[note] = None
+                    self._log.warning("amqp.queue", note=note)
+            began_at = asyncio.get_running_loop().time()
             self._pipeline.attach(session)
-            try:
-                await session.consume()
-                tries = 0
-                queues = [ledger.queue for ledger in session.ledgers]
-                self._log.info("amqp.connected", queues=queues, prefetch=session.prefetch)
-                reason = await asyncio.shield(session.lost)
-            except BrokerError as error:
-                tries += 1
-                reason = str(error)
+            reason = await asyncio.shield(session.lost)
             self._log.warning("amqp.lost", reason=reason)
             self.session = None
             self._pipeline.detach()
             await session.close()
-            await asyncio.sleep(self._dice.random() * RECONNECT_MIN_SECONDS)
+            lasted_seconds = asyncio.get_running_loop().time() - began_at
+            tries = tries + 1 if lasted_seconds < _SHORT_SECONDS else 1  # one that was refused soon is refused again
+            await self._pause(tries)
 
     async def _drain(self, deadline: float) -> None:
         session = self.session
         if session is None:
             return
         try:
-            await session.cancel()
+            await self._pipeline.stop_consuming()
             asked_at = deadline - self._shutdown_seconds
             await self._pipeline.drain(
                 asked_at + self._shutdown_seconds * _SENDING_SHARE, asked_at + self._shutdown_seconds * _ANSWERS_SHARE
@@ -140,7 +128,8 @@ class App:
         if session.lost.done():
             self._pipeline.detach()
         else:
-            self._pipeline.give_back()
+            with suppress(BrokerError):  # lost in the meantime, which comes to the same
+                await self._pipeline.give_back()
         try:
             async with asyncio.timeout(max(_CLOSING_SECONDS, deadline - asyncio.get_running_loop().time())):
                 await session.close()

@@ -95,15 +95,25 @@ class Copying:
         """Whether no copy waits or is on its way."""
         return not (self._letters or self._on_their_way)
 
+    @property
+    def on_their_way(self) -> bool:
+        """Whether copies are published whose confirm isn't there yet."""
+        return bool(self._on_their_way)
+
     def attach(self, session: BrokerSession) -> None:
         """Publish by `session` from now on."""
         self._session = session
+        session.on_blocked = self._blocked
 
     def detach(self) -> None:
         """Forget what the lost session brought: the broker has the originals again."""
         self._session = None
-        self._letters = [letter for letter in self._letters if not letter.message.ledger.closed]
+        self.forget_closed()
         self.held = None
+
+    def forget_closed(self) -> None:
+        """Forget letters whose originals the broker has again."""
+        self._letters = [letter for letter in self._letters if not letter.message.ledger.closed]
 
     def add(self, letters: Iterable[Letter]) -> None:
         """Have copies published, in order."""
@@ -155,6 +165,10 @@ class Copying:
 
     async def _pause(self, tries: int) -> None:
         await asyncio.sleep(backoff_seconds(tries, 1.0, self._route.delay_min_seconds, self._route.delay_max_seconds))
+
+    def _blocked(self, reason: str | None) -> None:
+        """Note that RabbitMQ is short of resources: copies wait at its door, and nothing needs to be done."""
+        self._note(f"RabbitMQ takes no messages for now: {reason}" if reason is not None else None)
 
     def _note(self, refusal: str | None) -> None:
         if refusal == self.held:

@@ -1,9 +1,10 @@
 """The whole program: from deliveries to requests, and from answers back to acks.
 
-    receive ─▶ [intake] ─▶ aggregate: compose ─▶ order ─▶ batcher ─▶ [outbox] ─▶ dispatch ─▶ send ─▶ sink
+    receive ─▶ [chunks] ─▶ aggregate: compose ─▶ order ─▶ batcher ─▶ [outbox] ─▶ dispatch ─▶ send ─▶ sink
                                                                                                │
     session ◀── acks ◀── ledger ◀──────────────────── verdicts ◀──────────────────── conclude ◀┘
     session ◀── copies ◀── copying ◀─────── dead letters, delays ◀──────────────────────┘
+    session ◀── pause, resume, consume, give back ◀── consuming: bounds in bytes and time
 
 Data goes right; only settlements and dead letters come back left. Everything between two awaits is synchronous, so that
 nothing can be half settled. The hot path works on chunks and batches: no task, await or log line for each message.
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import orjson
 
+from sidecar.consuming import Consuming
 from sidecar.copying import Copying, Route
 from sidecar.core import bulk
 from sidecar.core.account import Account
@@ -28,6 +30,7 @@ from sidecar.core.order import Order
 from sidecar.core.outbox import Outbox
 from sidecar.core.pacing import Pacing, Permit, backoff_seconds
 from sidecar.core.policy import Choices, Course, Fate, Rule, Verdict, decide, judge, judge_request
+from sidecar.core.window import Window
 from sidecar.errors import SinkError
 
 if TYPE_CHECKING:
@@ -71,6 +74,18 @@ class _Fates(NamedTuple):
     letters: list[Letter]
 
 
+@dataclass(slots=True)
+class _Flight:
+    """A request on its way.
+
+    Attributes:
+        hung: it left before the last hold began.
+    """
+
+    batch: Batch
+    hung: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What the pipeline is to do; the meaning of each is that of the setting of its name."""
@@ -80,6 +95,9 @@ class Plan:
     batch_max_bytes: int = 5 * 1024 * 1024
     batch_max_age_seconds: float = 1.0
     bulk_concurrency: int = 4
+    prefetch: int = 6000
+    memory_limit_bytes: int = 64 * 1024 * 1024
+    hold_max_seconds: float = 300.0
     retry_max_attempts: int = 5
     retry_delay_min_seconds: float = 0.5
     retry_delay_max_seconds: float = 30.0
@@ -124,7 +142,7 @@ class Pipeline:
         self._batcher = Batcher(plan.batch_max_items, plan.batch_max_bytes, plan.batch_max_age_seconds)
         self._outbox = Outbox(plan.batch_max_items, plan.batch_max_bytes)
         self._path = bulk.path(plan.recipe.path_index)
-        self._intake: asyncio.Queue[list[Message]] = asyncio.Queue()
+        self._chunks: asyncio.Queue[list[Message]] = asyncio.Queue()
         route = Route(
             plan.dead_letter_exchange,
             plan.dead_letter_routing_key,
@@ -132,15 +150,24 @@ class Pipeline:
             plan.retry_delay_max_seconds,
         )
         self._copying = Copying(route, self, log, wall_clock)
+        self._consuming = Consuming(
+            Window(plan.memory_limit_bytes, plan.prefetch, plan.batch_max_items),
+            self,
+            sink.unavailable,
+            hold_max_seconds=plan.hold_max_seconds,
+            dice=dice,
+            log=log,
+        )
         self._refused_in_a_row: Counter[str] = Counter()  # by error type, since something was stored
         # Where all messages have one target and that is blocked, everything waits; where they have several, the others'
         # messages may just be rare.
         self._blocked_guard = BLOCKED_GUARD if plan.recipe.path_index is not None else 0
-        self._in_flight: dict[asyncio.Task[None], Batch] = {}
+        self._in_flight: dict[asyncio.Task[None], _Flight] = {}
         self._succeeded_sent_at = -1.0  # when the last request left that was answered item by item
         self._session: BrokerSession | None = None
         self._wake = asyncio.Event()  # something changed that dispatch should look at
         self._throttled_silent_until = 0.0
+        self._probes = 0
         self._draining = False
         self._sending = True
         self._drained = asyncio.Event()
@@ -150,6 +177,21 @@ class Pipeline:
         """Why the route of dead letters takes nothing, or None."""
         return self._copying.held
 
+    @property
+    def held(self) -> str | None:
+        """Why nothing but probes is sent, or None."""
+        return self.pacing.held
+
+    @property
+    def probes(self) -> int:
+        """How many probes were sent, ever."""
+        return self._probes
+
+    @property
+    def copies_on_their_way(self) -> bool:
+        """Whether copies are published whose confirm isn't there yet."""
+        return self._copying.on_their_way
+
     # Life ------------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -158,11 +200,13 @@ class Pipeline:
             tasks.create_task(self._aggregate())
             tasks.create_task(self._dispatch(tasks))
             tasks.create_task(self._copying.run())
+            tasks.create_task(self._consuming.run())
 
     def attach(self, session: BrokerSession) -> None:
         """Work for `session` from now on."""
         self._session = session
         self._copying.attach(session)
+        self._consuming.attach(session)
         self._wake.set()
 
     def detach(self) -> None:
@@ -175,9 +219,24 @@ class Pipeline:
             return
         for ledger in session.ledgers:
             self.account.settle(ledger.queue, "stale", ledger.close())
-        dropped = self._batcher.drop_closed() + self._outbox.drop_closed()
         self._copying.detach()
-        self._release(dropped)
+        self._consuming.detach()
+        self._forget_closed()
+
+    def _forget_closed(self) -> None:
+        """Drop what the broker has again, but for what is in flight: that stays in the order until it is answered."""
+        self._copying.forget_closed()
+        self._release(self._batcher.drop_closed() + self._outbox.drop_closed())
+        for flight in self._in_flight.values():
+            self._order.cut(flight.batch.messages)
+
+    async def stop_consuming(self) -> None:
+        """Stop the deliveries for good: when this returns, no more come.
+
+        Raises:
+            BrokerError: the session was lost.
+        """
+        await self._consuming.stop()
 
     async def drain(self, sending_until: float, deadline: float) -> None:
         """Send what was admitted, as long as Elasticsearch takes it, and wait for the answers.
@@ -189,8 +248,8 @@ class Pipeline:
                 still waited for: cut off, it would be stored and given back as well.
             deadline: what isn't answered by then is cut off.
         """
-        while not self._intake.empty():
-            self._admit(self._intake.get_nowait())
+        while not self._chunks.empty():
+            self._admit(self._chunks.get_nowait())
         self._draining = True
         self._wake.set()
         try:
@@ -203,33 +262,60 @@ class Pipeline:
             for task in self._in_flight:
                 task.cancel()
 
-    def give_back(self) -> None:
-        """Write every ack that is due, and have the broker take back the rest, in the order of delivery."""
+    async def give_back(self) -> None:
+        """Write every ack that is due, and have the broker take back the rest, in the order of delivery.
+
+        Call it when nothing is delivered any more. Results that come late are void from its first moment on.
+
+        Raises:
+            BrokerError: the session was lost: the broker has them in any case.
+        """
         session = self._session
         if session is None:
             return
+        outstanding = []
         for ledger in session.ledgers:
             session.settle(ledger, ledger.collect(singly=True))
-            count = ledger.give_back()
-            if count:
-                session.give_back(ledger)
-                self.account.settle(ledger.queue, "requeue", count)
+            outstanding.append((ledger, ledger.open_tags()))
+            self.account.settle(ledger.queue, "requeue", ledger.close())
+        self._forget_closed()
+        await session.give_back(outstanding)
+
+    def returned(self, ledger: Ledger, count: int) -> None:
+        """Count deliveries that the broker was given back unseen."""
+        self.account.settle(ledger.queue, "requeue", count)
+
+    def try_now(self) -> None:
+        """Probe at once, whatever pause there is."""
+        self.pacing.try_now()
+        self._wake.set()
+
+    def changed(self) -> None:
+        """Take notice: nothing more comes for now, or there is room again."""
+        self._wake.set()
 
     # Deliveries ------------------------------------------------------------------------------------------------------
 
     def receive(self, chunk: list[Message]) -> None:
         """Take a chunk off the wire: count it and queue it."""
         session = self._session
+        keep = not self._consuming.dropping
+        size_bytes = sum([message.held_bytes for message in chunk]) if keep else 0
         if session is not None and len(session.ledgers) == 1:
-            self.account.received[session.ledgers[0].queue] += len(chunk)
+            (ledger,) = session.ledgers
+            self.account.received[ledger.queue] += len(chunk)
+            ledger.held_bytes += size_bytes
         else:
             for message in chunk:
                 self.account.received[message.ledger.queue] += 1
-        self._intake.put_nowait(chunk)
+                message.ledger.held_bytes += message.held_bytes if keep else 0
+        if keep:
+            self._chunks.put_nowait(chunk)
+            self._consuming.arrived(chunk, size_bytes)
 
     async def _aggregate(self) -> None:
         while True:
-            self._admit(await self._intake.get())
+            self._admit(await self._chunks.get())
 
     def _admit(self, chunk: list[Message]) -> None:
         if chunk[0].ledger.closed:  # an epoch ends between two chunks, never inside one
@@ -258,13 +344,8 @@ class Pipeline:
         self._outbox.put(complete)
 
     def _window_full(self) -> bool:
-        """Whether the broker delivers nothing more before something is settled, and all of it was admitted."""
-        session = self._session
-        return (
-            session is not None
-            and self._intake.empty()
-            and any(ledger.outstanding >= session.prefetch for ledger in session.ledgers)
-        )
+        """Whether nothing more comes before something is settled, and all that came was admitted."""
+        return self._chunks.empty() and self._consuming.starved
 
     # Requests --------------------------------------------------------------------------------------------------------
 
@@ -272,17 +353,22 @@ class Pipeline:
         while True:
             now = self._now()
             self._complete(now)
-            while self._sending and (permit := self.pacing.permit(now, len(self._in_flight))) is not Permit.NOTHING:
+            while self._sending and (permit := self._permit(now)) is not Permit.NOTHING:
                 probe = permit is Permit.PROBE
-                batch = self._outbox.take_probe() if probe else self._outbox.take(now)
+                batch = self._outbox.take_probe(self._dice.random()) if probe else self._outbox.take(now)
                 if batch is None:
                     break
                 if probe:
                     self.pacing.probe_sent()
-                self._in_flight[tasks.create_task(self._send(batch, probe=probe))] = batch
+                    self._probes += 1
+                self._in_flight[tasks.create_task(self._send(batch, probe=probe))] = _Flight(batch)
             if self._draining and self._nothing_to_do():
                 self._drained.set()
             await self._sleep(now)
+
+    def _permit(self, now: float) -> Permit:
+        hung = sum(flight.hung for flight in self._in_flight.values())
+        return self.pacing.permit(now, len(self._in_flight), hung)
 
     def _complete(self, now: float) -> None:
         """Complete the groups that nothing more is to be waited for."""
@@ -340,7 +426,7 @@ class Pipeline:
         if answer.status == OK and bulk.all_stored(answer.body, len(messages)):
             self._heard()
             self._succeeded_sent_at = max(self._succeeded_sent_at, sent_at)
-            self.pacing.stored()
+            self.pacing.stored(self._now(), sent_at, len(messages) / self._plan.batch_max_items)
             self.account.requests["stored"] += 1
             self.account.documents["success"] += len(messages)
             self._store(messages)
@@ -357,6 +443,7 @@ class Pipeline:
         """Note that Elasticsearch is there and speaks of our items: a hold is over."""
         if self.pacing.answered():
             self._log.info("elasticsearch.resumed")
+            self._consuming.hold_changed()
 
     def _store(self, messages: list[Message]) -> None:
         """Ack messages: nothing more will be written for them."""
@@ -379,6 +466,7 @@ class Pipeline:
                 count = ledger.store(mine)
                 self.account.settle(ledger.queue, verdict, count)
                 self._write_acks(session, ledger)
+                self._consuming.settled(count)
 
     def _write_all_acks(self) -> None:
         """Write the acks that wait behind a hole when a hold begins: it may take long until that is filled.
@@ -394,7 +482,7 @@ class Pipeline:
     def _write_acks(self, session: BrokerSession, ledger: Ledger) -> None:
         settlements = ledger.collect()
         held = self.pacing.held is not None or self._copying.held is not None
-        if held or ledger.withheld > _WITHHELD_SHARE * session.prefetch:
+        if held or ledger.withheld > _WITHHELD_SHARE * self._consuming.prefetch:
             settlements += ledger.collect(singly=True)
         if settlements:
             session.settle(ledger, settlements)
@@ -427,7 +515,7 @@ class Pipeline:
                 again.tries = 0
             self._go_again(again, "throttled")
         else:
-            self.pacing.stored()
+            self.pacing.stored(self._now(), sent_at, len(results) / self._plan.batch_max_items)
         if fates.later:
             self._go_again(batch.again(fates.later), "failed")
         if fates.stored:
@@ -459,7 +547,7 @@ class Pipeline:
             letter.message.attempts -= 1  # it is the document's kind that is on trial, not this one
         count = self._refused_in_a_row[example.error_type]
         reason = f"{count} documents in a row were refused: {example.error_type}: {example.detail}"
-        self._hold(reason if self.pacing.held is None else self.pacing.held, probe=probe)
+        self._hold(f"guard {example.error_type}", reason, probe=probe)
         again = batch.again([letter.message for letter in guarded])
         again.ready_at = 0.0
         self._put_again(again)
@@ -571,7 +659,8 @@ class Pipeline:
         elif course is Course.SPLIT_FAULT:
             self._split_fault(batch, fault, probe=probe)
         else:
-            self._hold(f"{fault.status} {fault.error_type}: {fault.reason}", probe=probe)
+            kind = f"{fault.status} {fault.error_type}"
+            self._hold(kind, f"{kind}: {fault.reason}", probe=probe)
             self._put_again(batch)
 
     def _split_size(self, batch: Batch, fault: Fault) -> None:
@@ -601,7 +690,8 @@ class Pipeline:
             self._heard()
             self._reject([Letter(message, "rejected", detail, fault.status, fault.error_type)])
         else:
-            self._hold(f"{fault.status} {fault.error_type}: {bulk.blank(fault.reason, b'')}", probe=probe)
+            kind = f"{fault.status} {fault.error_type}"
+            self._hold(kind, f"{kind}: {bulk.blank(fault.reason, b'')}", probe=probe)
             self._put_again(batch)
 
     def _split(self, batch: Batch, reason: str) -> None:
@@ -620,7 +710,7 @@ class Pipeline:
             message.unanswered = True
         if not probe:
             batch.unanswered += 1
-        self._hold(reason, probe=probe, retry_after_seconds=retry_after_seconds)
+        self._hold("unanswered", reason, probe=probe, retry_after_seconds=retry_after_seconds)
         batch.ready_at = 0.0
         if probe or batch.unanswered <= 1:
             self._put_again(batch)  # a probe that fails says that the outage goes on: it counts against nobody
@@ -632,12 +722,20 @@ class Pipeline:
         else:
             self._reject([Letter(batch.messages[0], "retries-exhausted", reason)])
 
-    def _hold(self, reason: str, *, probe: bool, retry_after_seconds: float = 0.0) -> None:
+    def _hold(self, kind: str, reason: str, *, probe: bool, retry_after_seconds: float = 0.0) -> None:
         news = self.pacing.hold(
-            self._now(), reason, self._dice.random(), was_probe=probe, retry_after_seconds=retry_after_seconds
+            self._now(),
+            reason,
+            self._dice.random(),
+            was_probe=probe,
+            kind=kind,
+            retry_after_seconds=retry_after_seconds,
         )
         if news:
             self._log.warning("elasticsearch.held", reason=reason)
+            for flight in self._in_flight.values():
+                flight.hung = True
+            self._consuming.hold_changed()
             self._write_all_acks()
 
     # Dead letters ----------------------------------------------------------------------------------------------------
@@ -666,6 +764,7 @@ class Pipeline:
             message.ledger.give_up(message)
             session.reject(message.ledger, message.tag)
             self.account.settle(message.ledger.queue, "dead_letter")
+        self._consuming.settled(len(messages))
         self._write_all_acks()
 
     def _log_rejects(self, letters: list[Letter]) -> None:

@@ -40,6 +40,10 @@ class Sink(Protocol):
         """
         ...
 
+    async def unavailable(self) -> str | None:
+        """Return why requests are in vain now, or None. It costs next to nothing, and no message."""
+        ...
+
 
 class Copy(NamedTuple):
     """A message to publish, its properties and body as raw bytes.
@@ -65,18 +69,23 @@ class BrokerSession(Protocol):
 
     Attributes:
         ledgers: one for each consuming channel of this life.
-        prefetch: how many deliveries the broker leaves unsettled in each channel.
         frame_max: the largest frame that the broker takes, in bytes; 0 means no limit.
         lost: resolves to the reason once the session can't be used any more.
+        notes: what somebody should know about the queues.
+        on_blocked: told why the broker takes no copies for now (a resource alarm), or None when it takes them again.
     """
 
     ledgers: list[Ledger]
-    prefetch: int
     frame_max: int
     lost: asyncio.Future[str]
+    notes: list[str]
+    on_blocked: Callable[[str | None], None]
 
-    async def consume(self) -> None:
+    async def consume(self, prefetch: int) -> None:
         """Begin to consume from all queues.
+
+        Args:
+            prefetch: how many deliveries of this consumer the broker leaves unsettled, in each channel.
 
         Raises:
             BrokerError: the session was lost, or the broker refused.
@@ -84,11 +93,19 @@ class BrokerSession(Protocol):
         ...
 
     async def cancel(self) -> None:
-        """Stop the deliveries: when this returns, no more come.
+        """Stop the deliveries: when this returns, no more come. What was delivered stays to be settled.
 
         Raises:
             BrokerError: the session was lost.
         """
+        ...
+
+    def pause(self) -> None:
+        """Read nothing more for now; at most some seconds, for the broker resets a connection that is stuck."""
+        ...
+
+    def resume(self) -> None:
+        """Read on."""
         ...
 
     def settle(self, ledger: Ledger, settlements: list[Settlement]) -> None:
@@ -99,8 +116,22 @@ class BrokerSession(Protocol):
         """Have the queue's own dead-lettering take one delivery; void when the epoch is over."""
         ...
 
-    def give_back(self, ledger: Ledger) -> None:
-        """Have the broker take back all that is outstanding in the ledger's channel, in the order of delivery."""
+    async def requeue(self, ledger: Ledger, tags: list[int]) -> None:
+        """Have the broker take back single deliveries, in this order; void when the epoch is over."""
+        ...
+
+    async def give_back(self, outstanding: list[tuple[Ledger, list[int]]]) -> None:
+        """Have the broker take back all that is outstanding, in the order of delivery.
+
+        Call it when nothing is delivered any more. What is delivered afterwards belongs to other ledgers, which take
+        the places of these in `ledgers`.
+
+        Args:
+            outstanding: each ledger with all its tags that the broker waits for.
+
+        Raises:
+            BrokerError: the session was lost, which comes to the same.
+        """
         ...
 
     async def publish(self, copies: list[Copy]) -> list[str | None]:

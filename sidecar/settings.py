@@ -343,6 +343,9 @@ class Settings(AmqpSettings):
     )
     bulk_timeout: Seconds = Field(60.0, description="one request")
     bulk_compress: bool = Field(default=False, description="gzip")
+    memory_limit: Bytes = Field(
+        64 * 1024 * 1024, description="bytes of messages held at once; one message above it is admitted alone"
+    )
     retry_max_attempts: int = Field(5, gt=0, description="counted attempts in place")
     retry_delay_min: Seconds = Field(0.5, description="backoff: the bound of the first pause; doubled, full jitter")
     retry_delay_max: Seconds = Field(30.0, description="backoff: what the bound doesn't exceed")
@@ -376,6 +379,11 @@ class Settings(AmqpSettings):
         ge=0,
         description="so many rejects of one error type in a row with nothing stored between them: hold instead of "
         "emptying the queue into the dead letters; 0: off",
+    )
+    hold_max: Seconds = Field(
+        300.0,
+        description="how long an outage is sat out with messages held; then they are requeued, consumption stops, and "
+        "it resumes when a probe succeeds (stay below the broker's consumer timeout)",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least level shown")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal")

@@ -91,7 +91,7 @@ def message(
     route: bytes = b"\0\x04work",
 ) -> Message:
     """Return a message as the wire gives it, but for its key."""
-    made = Message(of or Ledger("work", 1), tag, 0, route, raw, body)
+    made = Message(of or Ledger("work", 1), tag, 0, route, raw, body, len(raw) + len(body))
     made.key = key
     return made
 

@@ -23,13 +23,11 @@ from aiormq.exceptions import (
     ChannelNotFoundEntity,
     ConnectionCommandInvalid,
     ConnectionNotAllowed,
-    InvalidFrameError,
     ProbableAuthenticationError,
 )
 from yarl import URL
 
-from sidecar.amqp.topology import _quorum_arguments as dead_letter_arguments
-from sidecar.amqp.topology import _work_arguments as work_arguments
+from sidecar.amqp.topology import quorum_arguments, work_arguments
 from sidecar.amqp.wire import Reach, connect
 from sidecar.core.check import Finding
 
@@ -43,7 +41,6 @@ if TYPE_CHECKING:
 
 _FAILURES = (AMQPError, OSError, RuntimeError, TimeoutError, asyncio.CancelledError)
 _CLOSE_SECONDS = 5.0
-_LAST_WORDS_SECONDS = 2.0
 _NO_VHOST = re.compile(r"vhost '?([^']*)'? not found|no access to this vhost", re.IGNORECASE)
 _DIFFERENT = re.compile(r"inequivalent arg '([^']+)' for (?:queue|exchange) .*?: (received .*)", re.DOTALL)
 _CODE = re.compile(r"^[A-Z_]+ - ")
@@ -99,8 +96,7 @@ async def _try(url: URL, reach: Reach) -> Finding | None:
         await look.connection()
     except _FAILURES as error:
         _pass_on_if_ours(error)
-        text = await look.last_words() if isinstance(error, InvalidFrameError) else ""
-        return _unreached(url, error, text or _text(error), reach)
+        return _unreached(url, error, _text(error), reach)
     finally:
         await look.close()
     return None
@@ -164,25 +160,12 @@ class _Look:
         self.url = url
         self._reach = reach
         self._connection: AbstractConnection | None = None
-        self._lost = asyncio.Event()
-        self._reason = ""
 
     async def connection(self) -> AbstractConnection:
         """Return a connection; a new one where a refusal has closed the last."""
         if self._connection is None or self._connection.is_closed:
-            self._connection, _ = await connect(self.url, "check", _ignore, self._lose, self._reach)
+            self._connection, _ = await connect(self.url, "check", _ignore, _ignore, self._reach)
         return self._connection
-
-    def _lose(self, reason: str) -> None:
-        self._reason = reason
-        self._lost.set()
-
-    async def last_words(self) -> str:
-        """Return what the broker said when it closed the connection; aiormq doesn't tell while it is opening one."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_WORDS_SECONDS):
-                await self._lost.wait()
-        return self._reason
 
     async def ask(self, act: Callable[[AbstractChannel], Awaitable[object]]) -> AMQPError | None:
         """Return the broker's refusal, None where it agrees."""
@@ -295,7 +278,7 @@ async def _dead_letter_queue(look: _Look, topology: Topology, queue: str) -> lis
     if topology.dead_letter_exchange:
         return []
     name = topology.dead_letter_routing_key or f"{queue}.dead"
-    wanted = _Wanted(name, dead_letter_arguments(), is_for_dead_letters=True)
+    wanted = _Wanted(name, quorum_arguments(), is_for_dead_letters=True)
     if name in topology.queues:
         what = "it is a work queue as well: every reject would come back at once, for ever"
         return [Finding("problem", wanted.where, what, "name another queue in SIDECAR_DEAD_LETTER_ROUTING_KEY")]

@@ -8,6 +8,7 @@ and its original would be lost.)
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,9 @@ class Publisher:
         self._open: dict[int, Pending] = {}  # by tag, ascending: a dict remembers insertion
         self._returns: dict[bytes, str] = {}  # by token
         self._lost: str | None = None
+        self._unblocked = asyncio.Event()
+        self._unblocked.set()
+        self._limits: dict[Pending, asyncio.Timeout] = {}  # of each publish that waits
 
     async def publish(self, copies: list[Copy]) -> list[str | None]:
         """Publish mandatory copies and wait for each confirm.
@@ -90,8 +94,10 @@ class Publisher:
             return []
         pending = Pending(copies)
         try:
-            async with asyncio.timeout(self._confirm_timeout_seconds):
+            async with asyncio.timeout_at(self._give_up_at()) as limit:
+                self._limits[pending] = limit
                 async with self._writing:
+                    await self._unblocked.wait()
                     if self._lost is not None:  # while this waited its turn
                         raise BrokerError(self._lost)
                     await self._write(pending)
@@ -101,7 +107,28 @@ class Publisher:
             raise BrokerError("unconfirmed") from None
         except ConnectionError as error:
             raise BrokerError(f"connection lost: {error}") from error
+        finally:
+            self._limits.pop(pending, None)
         return pending.refusals
+
+    def block(self, reason: str | None) -> None:
+        """Note that RabbitMQ takes no publishes now (a resource alarm), or, with None, that it does again.
+
+        While it takes none, the time for confirms stands still: a copy that waits for the end of an alarm isn't lost,
+        and published once more on another connection it would be there twice.
+        """
+        if reason is None:
+            self._unblocked.set()
+        else:
+            self._unblocked.clear()
+        for limit in self._limits.values():
+            with suppress(RuntimeError):  # it has just run out
+                limit.reschedule(self._give_up_at())
+
+    def _give_up_at(self) -> float | None:
+        if not self._unblocked.is_set():
+            return None
+        return asyncio.get_running_loop().time() + self._confirm_timeout_seconds
 
     async def _write(self, pending: Pending) -> None:
         """Write the frames of all copies, never more ahead of the socket than it takes."""
@@ -162,6 +189,7 @@ class Publisher:
     def lose(self, reason: str) -> None:
         """Fail what is open: what became of it is unknown."""
         self._lost = reason
+        self._unblocked.set()
         for pending in dict.fromkeys(self._open.values()):
             if not pending.done.done():
                 pending.done.set_exception(BrokerError(reason))

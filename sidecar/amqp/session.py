@@ -17,13 +17,15 @@ from aiormq.tools import censor_url
 from yarl import URL
 
 from sidecar.amqp.publisher import Publisher, open_publisher
-from sidecar.amqp.topology import Topology, declare, declare_delay_queue
+from sidecar.amqp.topology import Topology, declare, declare_delay_queue, low_delivery_limit
 from sidecar.amqp.wire import Reach, connect
 from sidecar.core import frames
 from sidecar.core.ledger import Ledger
 from sidecar.errors import BrokerError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aiormq.abc import AbstractChannel, AbstractConnection
 
     from sidecar.amqp.wire import Wire
@@ -36,6 +38,12 @@ _FAILURES = (AMQPError, OSError, RuntimeError, asyncio.CancelledError)
 """What aiormq raises when a connection ends under a call; it also cancels what it waits for."""
 
 _CLOSE_SECONDS = 5.0
+_NACK_IS_FREE_FROM = [4, 3]
+_AT_ONCE = 32
+"""So many messages that come back by one command keep their order: as Erlang keeps that of a small map."""
+_NACKS_AT_ONCE = 16
+_NACK_PAUSE_SECONDS = 0.02
+"""So many commands, and a pause: from 32 that are not answered on, they are joined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +51,6 @@ class Connecting:
     """How to reach RabbitMQ and what to consume; the meaning of each is that of the setting of its name."""
 
     topology: Topology
-    prefetch: int
     consumer_arguments: dict[str, object] = field(default_factory=dict)
     confirm_timeout_seconds: float = 30.0
     reach: Reach = field(default_factory=Reach)
@@ -54,8 +61,9 @@ class Session:
 
     def __init__(self, connecting: Connecting, receive: Receive) -> None:
         self.ledgers: list[Ledger] = []
-        self.prefetch = connecting.prefetch
         self.frame_max = 0
+        self.notes: list[str] = []
+        self.on_blocked: Callable[[str | None], None] = _nobody_cares
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._connecting = connecting
         self._receive = receive
@@ -65,6 +73,7 @@ class Session:
         self._publish_wire: Wire | None = None
         self._publisher: Publisher | None = None
         self._channels: dict[int, AbstractChannel] = {}
+        self._observers: dict[int, asyncio.Future[object]] = {}  # of the ends of these channels
         self._consumer_tags: dict[int, str] = {}
         self._delay_queues: dict[tuple[str, int], None] = {}  # those that are known to be there
         self._closing = False
@@ -83,10 +92,12 @@ class Session:
             self.frame_max = self._consume_wire.inbound.frame_max
             await declare(self._consuming, self._connecting.topology)
             for queue in self._connecting.topology.queues:
-                await self._open_channel(self._consuming, self._consume_wire, queue)
+                self._note_limit(queue, await low_delivery_limit(self._consuming, queue))
+                self.ledgers.append(await self._open_channel(self._consuming, self._consume_wire, queue))
             self._publishing, self._publish_wire = await connect(
                 url, "publish", self._take_answers, self._lose, connecting.reach
             )
+            self._publish_wire.on_blocked = self._publishing_blocked
             self._publisher, channel = await open_publisher(
                 self._publishing, self._publish_wire, connecting.confirm_timeout_seconds, self._lose
             )
@@ -94,15 +105,22 @@ class Session:
         except _FAILURES as error:
             raise _translate(error, url) from error
 
-    async def _open_channel(self, connection: AbstractConnection, wire: Wire, queue: str) -> None:
+    def _note_limit(self, queue: str, limit: int | None) -> None:
+        if limit is not None:
+            self.notes.append(
+                f"the queue {queue!r} drops (or dead-letters) a message that comes back more than {limit} times; "
+                "long outages of Elasticsearch cost it some of these: give it a large x-delivery-limit, by a policy say"
+            )
+
+    async def _open_channel(self, connection: AbstractConnection, wire: Wire, queue: str) -> Ledger:
         channel = await connection.channel(publisher_confirms=False)
-        channel.closing.add_done_callback(self._channel_closed)
+        observer = self._observers[channel.number] = channel.closing  # another one each time that it is asked for
+        observer.add_done_callback(self._channel_closed)
         channel.on_consumer_cancel_callbacks.add(lambda _: self._lose(f"RabbitMQ cancelled the consumer of {queue!r}"))
         ledger = Ledger(queue, channel.number)
         wire.inbound.take_deliveries(ledger)
-        self.ledgers.append(ledger)
         self._channels[channel.number] = channel
-        await channel.basic_qos(prefetch_count=self.prefetch)
+        return ledger
 
     # What comes in --------------------------------------------------------------------------------------------------
 
@@ -114,6 +132,11 @@ class Session:
     def _take_answers(self, taken: Taken) -> None:
         if self._publisher is not None:
             self._publisher.answered(taken.answers)
+
+    def _publishing_blocked(self, reason: str | None) -> None:
+        if self._publisher is not None:
+            self._publisher.block(reason)
+        self.on_blocked(reason)
 
     def _channel_closed(self, closing: asyncio.Future[object]) -> None:
         if closing.cancelled():
@@ -130,15 +153,22 @@ class Session:
 
     # What goes out --------------------------------------------------------------------------------------------------
 
-    async def consume(self) -> None:
+    async def consume(self, prefetch: int) -> None:
         """Begin to consume from all queues.
+
+        Args:
+            prefetch: how many deliveries of this consumer the broker leaves unsettled, in each channel.
 
         Raises:
             BrokerError: the session was lost, or the broker refused.
         """
+        if self.lost.done():
+            raise BrokerError(self.lost.result())
         try:
             for ledger in self.ledgers:
-                ok = await self._channels[ledger.channel].basic_consume(
+                channel = self._channels[ledger.channel]
+                await channel.basic_qos(prefetch_count=prefetch)  # counts for consumers that begin after it
+                ok = await channel.basic_consume(
                     ledger.queue,
                     _never_called,
                     arguments=self._connecting.consumer_arguments,  # type: ignore[arg-type]
@@ -176,10 +206,76 @@ class Session:
         if self._consume_wire is not None and not ledger.closed:
             self._consume_wire.write(frames.reject(ledger.channel, tag))
 
-    def give_back(self, ledger: Ledger) -> None:
-        """Have the broker take back all that is outstanding in the ledger's channel, in the order of delivery."""
-        if self._consume_wire is not None and not ledger.closed:
-            self._consume_wire.write(frames.nack(ledger.channel, 0, multiple=True, requeue=True))
+    def pause(self) -> None:
+        """Read no deliveries for now."""
+        if self._consume_wire is not None:
+            self._consume_wire.pause()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._consume_wire is not None:
+            self._consume_wire.resume()
+
+    async def requeue(self, ledger: Ledger, tags: list[int]) -> None:
+        """Have the broker take back single deliveries, in this order; void when the epoch is over."""
+        if not ledger.closed:
+            await self._nack(ledger.channel, [(tag, False) for tag in tags])
+
+    async def give_back(self, outstanding: list[tuple[Ledger, list[int]]]) -> None:
+        """Have the broker take back all that is outstanding, in the order of delivery.
+
+        From 4.3 on by ``basic.nack``, which costs no delivery of a quorum queue's limit. Before, that costs as much as
+        the end of the channel does; and only the end keeps the order, since a quorum queue takes more than 32 messages
+        that come back at once in no order at all (measured on 3.10.8).
+
+        Raises:
+            BrokerError: the session was lost, which comes to the same.
+        """
+        wire, connection = self._consume_wire, self._consuming
+        if self.lost.done() or wire is None or connection is None:
+            raise BrokerError(self.lost.result() if self.lost.done() else "the session is closed")
+        try:
+            for ledger, tags in outstanding:
+                if _nack_is_free(connection):
+                    await self._nack(
+                        ledger.channel, [(tag, True) for tag in [*tags[_AT_ONCE - 1 :: _AT_ONCE], *tags[-1:]]]
+                    )
+                    self._follow(ledger, ledger.successor())
+                elif tags:
+                    await self._end_channel(ledger)
+                    self._follow(ledger, await self._open_channel(connection, wire, ledger.queue))
+                else:
+                    self._follow(ledger, ledger.successor())
+        except _FAILURES as error:
+            raise _translate(error, None) from error
+
+    async def _nack(self, channel: int, settlements: list[tuple[int, bool]]) -> None:
+        """Write nacks of single tags, or of all up to a tag, so slowly that a quorum queue keeps their order.
+
+        It takes single commands in their order, and joins those that pile up.
+        """
+        wire = self._consume_wire
+        settlements = list(dict.fromkeys(settlements))
+        for at in range(0, len(settlements), _NACKS_AT_ONCE):
+            if at:
+                await asyncio.sleep(_NACK_PAUSE_SECONDS)
+            if wire is not None:
+                some = settlements[at : at + _NACKS_AT_ONCE]
+                wire.write(
+                    b"".join(frames.nack(channel, tag, multiple=all_up_to, requeue=True) for tag, all_up_to in some)
+                )
+
+    async def _end_channel(self, ledger: Ledger) -> None:
+        channel = self._channels.pop(ledger.channel)
+        self._observers.pop(ledger.channel).remove_done_callback(self._channel_closed)
+        await channel.close()
+        assert self._consume_wire is not None
+        self._consume_wire.inbound.release(ledger.channel)
+
+    def _follow(self, ledger: Ledger, successor: Ledger) -> None:
+        assert self._consume_wire is not None
+        self.ledgers[self.ledgers.index(ledger)] = successor
+        self._consume_wire.inbound.take_deliveries(successor)
 
     async def publish(self, copies: list[Copy]) -> list[str | None]:
         """Publish mandatory copies and wait for the broker to confirm each; see `Publisher.publish`."""
@@ -200,6 +296,7 @@ class Session:
     async def close(self) -> None:
         """Close both connections; whatever is outstanding goes back to the queues."""
         self._closing = True
+        self.resume()  # or the answer to the close would not be read
         if self._publisher is not None:
             self._publisher.lose("the session was closed")
         for connection in (self._publishing, self._consuming):
@@ -238,6 +335,16 @@ async def open_session(urls: tuple[str, ...], connecting: Connecting, receive: R
             return session
         await session.close()
     raise BrokerError("; ".join(failures))
+
+
+def _nack_is_free(connection: AbstractConnection) -> bool:
+    """Whether a nack costs a message no delivery of a quorum queue's limit."""
+    numbers = str(connection.server_properties.get("version", "")).split(".")[:2]
+    return all(number.isdigit() for number in numbers) and [int(number) for number in numbers] >= _NACK_IS_FREE_FROM
+
+
+def _nobody_cares(_: str | None) -> None:
+    """Until somebody does."""
 
 
 async def _never_called(_: object) -> None:

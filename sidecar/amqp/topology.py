@@ -6,6 +6,7 @@ only when it isn't there. Each look has a channel of its own, for a no closes th
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
     from aiormq.abc import AbstractChannel, AbstractConnection
 
+_OTHER_LIMIT = re.compile(r"inequivalent arg 'x-delivery-limit'.*current is (?:the value '(-?\d+)'|none)", re.DOTALL)
+_LOW_DELIVERY_LIMIT = 100
+_DEFAULT_DELIVERY_LIMIT = 20
+_FIRST_WITH_LIMIT = 4  # of RabbitMQ's versions
 _UNLIMITED_DELIVERIES = 1_000_000_000
 """Quorum queues drop a message at its 21st delivery by default (since 4.0); -1 isn't understood by all versions."""
 
@@ -45,10 +50,10 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
         BrokerError: something is missing and not to be declared, or the broker refused.
     """
     for queue in topology.queues:
-        await _ensure_queue(connection, topology, queue, _work_arguments(topology))
+        await _ensure_queue(connection, topology, queue, work_arguments(topology))
         if not topology.dead_letter_exchange:  # the default exchange: the routing key is a queue's name
             dead = topology.dead_letter_routing_key or f"{queue}.dead"
-            await _ensure_queue(connection, topology, dead, _quorum_arguments())
+            await _ensure_queue(connection, topology, dead, quorum_arguments())
     if topology.dead_letter_exchange:
         await _require_exchange(connection, topology.dead_letter_exchange)
     if topology.exchange and topology.declare:
@@ -67,7 +72,7 @@ async def declare_delay_queue(
     Raises:
         BrokerError: it is missing and not to be declared, or the broker refused.
     """
-    arguments = _quorum_arguments() | {
+    arguments = quorum_arguments() | {
         "x-message-ttl": milliseconds,
         "x-dead-letter-exchange": "",
         "x-dead-letter-routing-key": queue,
@@ -77,13 +82,38 @@ async def declare_delay_queue(
     await _ensure_queue(connection, topology, f"{queue}.delay.{milliseconds}", arguments)
 
 
-def _quorum_arguments() -> dict[str, object]:
+def quorum_arguments() -> dict[str, object]:
+    """Return the arguments of a quorum queue that never drops what comes back."""
     return {"x-queue-type": "quorum", "x-delivery-limit": _UNLIMITED_DELIVERIES}
 
 
-def _work_arguments(topology: Topology) -> dict[str, object]:
-    base = _quorum_arguments() if topology.queue_type == "quorum" else {"x-queue-type": topology.queue_type}
+def work_arguments(topology: Topology) -> dict[str, object]:
+    """Return the arguments of a work queue."""
+    base = quorum_arguments() if topology.queue_type == "quorum" else {"x-queue-type": topology.queue_type}
     return {**base, **topology.queue_arguments}
+
+
+async def low_delivery_limit(connection: AbstractConnection, queue: str) -> int | None:
+    """Return the delivery limit of a quorum queue, where there is one so low that long outages may reach it.
+
+    The protocol tells nobody the arguments of a queue, but in the refusal to declare it with others.
+    """
+    channel = await connection.channel(publisher_confirms=False)
+    try:
+        await channel.queue_declare(queue, durable=True, arguments=quorum_arguments())  # type: ignore[arg-type]
+    except AMQPError as error:
+        refusal = _OTHER_LIMIT.search(str(error))
+        if refusal is None:
+            return None
+        limit = int(refusal[1]) if refusal[1] else _default_delivery_limit(connection)
+        return limit if limit is not None and 0 <= limit < _LOW_DELIVERY_LIMIT else None
+    await channel.close()
+    return None
+
+
+def _default_delivery_limit(connection: AbstractConnection) -> int | None:
+    version = str(connection.server_properties.get("version", "")).partition(".")[0]
+    return _DEFAULT_DELIVERY_LIMIT if version.isdigit() and int(version) >= _FIRST_WITH_LIMIT else None
 
 
 async def _ensure_queue(

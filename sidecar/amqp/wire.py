@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import aiormq
 from aiormq.connection import TransportFactory
-from aiormq.exceptions import AMQPConnectionError, AuthenticationError
+from aiormq.exceptions import AMQPConnectionError, AuthenticationError, InvalidFrameError
 
 from sidecar import tls
-from sidecar.core.frames import HEARTBEAT, Inbound, close_reason
+from sidecar.core import frames
+from sidecar.core.frames import HEARTBEAT, Inbound
 from sidecar.errors import WireError
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ class Wire(asyncio.StreamReaderProtocol):
 
     Attributes:
         inbound: says what is taken.
+        close_reason: what RabbitMQ said when it closed the connection.
+        writer: asyncio's writer on the same transport, for its flow control.
+        on_blocked: gets the reason why RabbitMQ takes no publishes (a resource alarm), or None when it does again.
     """
 
     def __init__(self, on_taken: Callable[[Taken], None], on_lost: Callable[[str], None]) -> None:
@@ -56,13 +60,15 @@ class Wire(asyncio.StreamReaderProtocol):
         self.reader = asyncio.StreamReader(limit=_UNLIMITED, loop=loop)
         super().__init__(self.reader, loop=loop)
         self.inbound = Inbound()
+        self.writer: asyncio.StreamWriter | None = None
+        self.on_blocked: Callable[[str | None], None] | None = None
         self._on_taken = on_taken
         self._on_lost = on_lost
         self._passed_at = loop.time()
         self._transport: asyncio.Transport | None = None
         self._clock = loop.time
         self._closing: str | None = None
-        self._close_reason: str | None = None
+        self.close_reason: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport: acks and copies are written to it directly."""
@@ -81,7 +87,7 @@ class Wire(asyncio.StreamReaderProtocol):
                 self._transport.abort()
             return
         if taken.passed:
-            self._close_reason = close_reason(taken.passed) or self._close_reason
+            self._look_at_passed(taken.passed)
             super().data_received(taken.passed)
         if taken.messages or taken.answers:
             self._on_taken(taken)
@@ -92,22 +98,28 @@ class Wire(asyncio.StreamReaderProtocol):
                 self._passed_at = now
                 super().data_received(HEARTBEAT)
 
+    def _look_at_passed(self, passed: bytes) -> None:
+        self.close_reason = frames.close_reason(passed) or self.close_reason
+        if self.on_blocked is not None:
+            for reason in frames.blocked(passed):
+                self.on_blocked(reason)
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell what happened; aiormq learns of it in its own way."""
         super().connection_lost(exc)
         lost = f"connection lost: {exc}" if exc else "connection closed by RabbitMQ"
-        said = f"RabbitMQ closed the connection: {self._close_reason}" if self._close_reason else None
+        said = f"RabbitMQ closed the connection: {self.close_reason}" if self.close_reason else None
         self._on_lost(self._closing or said or lost)
 
-    def write(self, frames: bytes | list[bytes]) -> None:
+    def write(self, due: bytes | list[bytes]) -> None:
         """Write whole frames. Between two frames of aiormq's they are always in place: it writes whole ones too."""
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        if isinstance(frames, bytes):
-            transport.write(frames)
+        if isinstance(due, bytes):
+            transport.write(due)
         else:
-            transport.writelines(frames)
+            transport.writelines(due)
 
     async def drained(self) -> None:
         """Wait until the socket has taken most of what was written.
@@ -115,7 +127,20 @@ class Wire(asyncio.StreamReaderProtocol):
         Raises:
             ConnectionError: the connection was lost.
         """
-        await self._drain_helper()  # type: ignore[attr-defined] # asyncio's own flow control, as StreamWriter uses it
+        if self.writer is not None:
+            await self.writer.drain()
+
+    def pause(self) -> None:
+        """Read nothing more for now."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._passed_at = self._clock()
+            super().data_received(HEARTBEAT)  # nothing was heard for a while, and that was our doing
 
     def abort(self) -> None:
         """Drop the connection at once."""
@@ -168,7 +193,8 @@ class WireFactory(TransportFactory):
         except OSError as error:
             raise AMQPConnectionError(*error.args) from error
         self.wire = wire
-        return wire.reader, asyncio.StreamWriter(transport, wire, wire.reader, loop)
+        wire.writer = asyncio.StreamWriter(transport, wire, wire.reader, loop)
+        return wire.reader, wire.writer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +237,10 @@ async def connect(
             await connection.connect()
     except AuthenticationError as error:
         raise AuthenticationError(f"RabbitMQ offers {error.args[0]}: {_HOW_TO_LOG_IN}") from error
+    except InvalidFrameError as error:
+        # aiormq expected another frame than the one that says why, over a virtual host that isn't there for instance.
+        reason = factory.wire.close_reason if factory.wire is not None else None
+        raise AMQPConnectionError(f"RabbitMQ closed the connection: {reason or error}") from error
     wire = factory.wire
     assert wire is not None
     wire.inbound.frame_max = connection.connection_tune.frame_max or 0

@@ -47,6 +47,9 @@ def _traits(settings: Settings) -> Traits:
         bulk_timeout_seconds=settings.bulk_timeout,
         shutdown_timeout_seconds=settings.shutdown_timeout,
         on_reject=settings.on_reject,
+        hold_max_seconds=settings.hold_max,
+        memory_limit_bytes=settings.memory_limit,
+        batch_max_bytes=settings.batch_max_bytes,
     )
 
 

@@ -214,7 +214,7 @@ def _message(
         routing_key = "" if exchange else queue
     names = (_short(exchange, "the exchange"), _short(routing_key, "the routing key"))
     raw_route = b"".join(bytes([len(name)]) + name for name in names)
-    return Message(Ledger(queue, 1), 1, int(redelivered), raw_route, raw_properties, body)
+    return Message(Ledger(queue, 1), 1, int(redelivered), raw_route, raw_properties, body, len(body))
 
 
 # What would be done --------------------------------------------------------------------------------------------------

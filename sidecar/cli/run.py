@@ -69,7 +69,6 @@ async def _run(settings: Settings, log: FilteringBoundLogger) -> None:
         dice=dice,
         log=log,
         shutdown_seconds=settings.shutdown_timeout,
-        sink_unavailable=sink.unavailable,
     )
     _tune_garbage_collection()
     try:
@@ -94,7 +93,6 @@ def connecting(settings: Settings) -> Connecting:
     """Return how to reach RabbitMQ and what to consume."""
     return Connecting(
         topology=topology(settings),
-        prefetch=settings.prefetch,
         consumer_arguments=settings.amqp_consumer_arguments,
         reach=reach(settings),
     )
@@ -108,6 +106,9 @@ def plan(settings: Settings) -> Plan:
         batch_max_bytes=settings.batch_max_bytes,
         batch_max_age_seconds=settings.batch_max_age,
         bulk_concurrency=settings.bulk_concurrency,
+        prefetch=settings.prefetch,
+        memory_limit_bytes=settings.memory_limit,
+        hold_max_seconds=settings.hold_max,
         retry_max_attempts=settings.retry_max_attempts,
         retry_delay_min_seconds=settings.retry_delay_min,
         retry_delay_max_seconds=settings.retry_delay_max,

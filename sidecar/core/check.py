@@ -13,6 +13,8 @@ Severity = Literal["problem", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("problem", "warning", "note")
 """From what keeps the sidecar from working, over what may cost somebody dearly, to what is good to know."""
 
+CONSUMER_TIMEOUT_SECONDS = 1800.0
+"""RabbitMQ's default; nothing tells a client what is set."""
 _TEMPLATE_TOKEN = re.compile(r"\{\{|\}\}|\{[^}]*\}")
 
 
@@ -48,6 +50,9 @@ class Traits:
     bulk_timeout_seconds: float
     shutdown_timeout_seconds: float
     on_reject: str = "dead-letter"
+    hold_max_seconds: float = 300.0
+    memory_limit_bytes: int = 64 * 1024 * 1024
+    batch_max_bytes: int = 5 * 1024 * 1024
 
 
 def by_severity(findings: list[Finding]) -> list[Finding]:
@@ -60,6 +65,8 @@ def traps(traits: Traits) -> list[Finding]:
     return [
         *_prefetch(traits),
         *_shutdown(traits),
+        *_hold(traits),
+        *_memory(traits),
         *_identity(traits.recipe),
         *_midnight(traits.recipe),
         *_versions(traits.recipe),
@@ -94,6 +101,31 @@ def _shutdown(traits: Traits) -> list[Finding]:
         f"SIDECAR_BULK_TIMEOUT below {drain:g}s; with ids from the message it costs nothing but a second store"
     )
     return [Finding("warning", "SIDECAR_SHUTDOWN_TIMEOUT", what, mend)]
+
+
+def _hold(traits: Traits) -> list[Finding]:
+    if traits.hold_max_seconds < CONSUMER_TIMEOUT_SECONDS:
+        return []
+    what = (
+        f"messages are held for {traits.hold_max_seconds:g} s in an outage; RabbitMQ closes the channel of a consumer "
+        f"that leaves one unsettled for longer than its consumer_timeout, {CONSUMER_TIMEOUT_SECONDS:g} s by default"
+    )
+    mend = f"set SIDECAR_HOLD_MAX well below {CONSUMER_TIMEOUT_SECONDS:g}s, or raise the broker's consumer_timeout"
+    return [Finding("warning", "SIDECAR_HOLD_MAX", what, mend)]
+
+
+def _memory(traits: Traits) -> list[Finding]:
+    requests = traits.bulk_concurrency + 1
+    wanted = traits.batch_max_bytes * requests
+    if traits.memory_limit_bytes >= wanted:
+        return []
+    what = (
+        f"{traits.memory_limit_bytes:,} bytes are no room for {traits.bulk_concurrency} requests of "
+        f"{traits.batch_max_bytes:,} bytes (SIDECAR_BATCH_MAX_BYTES) in flight and the batch that fills meanwhile: "
+        f"{requests} x {traits.batch_max_bytes:,} = {wanted:,}"
+    )
+    mend = "raise SIDECAR_MEMORY_LIMIT, or lower SIDECAR_BATCH_MAX_BYTES or SIDECAR_BULK_CONCURRENCY"
+    return [Finding("note", "SIDECAR_MEMORY_LIMIT", what, mend)]
 
 
 def _identity(recipe: Recipe) -> list[Finding]:

@@ -143,7 +143,7 @@ class Composer:
                     or not body.isascii()
                     or len(body) > MAX_DOCUMENT_BYTES
                 ):
-                    message.source = document(body)
+                    message.becomes(document(body))
             except RefusedError as refused:
                 rejects.append(Reject(message, refused.reason, refused.detail))
                 continue
@@ -190,7 +190,7 @@ class Composer:
         verb = "update" if action == "upsert" else action
         message.line = b'{"%s":{%s}}\n' % (verb.encode(), b",".join(parameters))
         message.key = index + b"\0" + ident if ident is not None else None
-        message.source = _source(action, message.body)
+        message.becomes(_source(action, message.body))
 
     def _render_action(self, scene: Scene) -> str:
         action = self._recipe.action.render(scene).decode()

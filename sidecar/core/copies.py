@@ -36,10 +36,11 @@ LONGEST_DELAY_SECONDS = 300.0
 _MOST_DOUBLINGS = 60
 
 _PERSISTENT = b"\x02"
+DELIVERY_COUNT = b"x-delivery-count"
 _INTEGERS = (b"b", b"B", b"s", b"u", b"I", b"i", b"l", b"L")
 _MOST_ROUNDS = 2**31 - 1
 _RECIPIENTS = frozenset({b"CC", b"BCC"})
-_MOVED_HEADERS = frozenset({*_RECIPIENTS, b"x-delivery-count"})
+_MOVED_HEADERS = frozenset({*_RECIPIENTS, DELIVERY_COUNT})
 _MOVED_PREFIXES = (b"x-death", b"x-first-death-")
 _ORIGINAL = b"sidecar-original-"
 _CUT_TO_BYTES = 64
@@ -94,6 +95,11 @@ def _count(message: Message, name: bytes) -> int:
         return 0
     number = decode(value)
     return min(max(number, 0), _MOST_ROUNDS) if isinstance(number, int) else 0
+
+
+def deliveries(message: Message) -> int:
+    """Return how often a quorum queue says that it delivered a message before; 0 where it doesn't say."""
+    return _count(message, DELIVERY_COUNT)
 
 
 def own_doing(message: Message) -> bool:

@@ -15,11 +15,13 @@ from sidecar.core.message import Message
 from sidecar.errors import WireError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sidecar.core.ledger import Ledger
 
 _METHOD, _HEADER, _BODY, _HEARTBEAT = 1, 2, 3, 8
 _END = 0xCE
-_CONNECTION, _CONNECTION_CLOSE = 10, 50
+_CONNECTION, _CONNECTION_CLOSE, _BLOCKED, _UNBLOCKED = 10, 50, 60, 61
 _BASIC = 60
 _CHANNEL_CLOSE = (20, 40)
 _PUBLISH, _RETURN, _DELIVER, _ACK, _REJECT, _NACK = 40, 50, 60, 80, 90, 120
@@ -215,7 +217,8 @@ class Inbound:
             route = data[tag_at + 9 : header - 1]
             if len(route) != 2 + route[0] + route[1 + route[0]]:
                 raise WireError("a method from the broker is cut short")
-            add(Message(ledger, tag, redelivered, route, data[header + 19 : body - 1], payload))
+            held_bytes = header_size + length
+            add(Message(ledger, tag, redelivered, route, data[header + 19 : body - 1], payload, held_bytes))
             pos = after
         return pos
 
@@ -299,20 +302,40 @@ class Inbound:
         route = method[tag_at + 9 :]
         if len(route) != 2 + route[0] + route[1 + route[0]]:
             raise WireError("a method from the broker is cut short")
-        messages.append(Message(ledger, tag, redelivered, route, content.properties, b"".join(content.parts)))
+        held_bytes = _CONTENT.size + len(content.properties) + content.size
+        body = b"".join(content.parts)
+        messages.append(Message(ledger, tag, redelivered, route, content.properties, body, held_bytes))
 
 
 def close_reason(passed: bytes) -> str | None:
     """Return why the broker closes the connection, if one of these whole frames says so."""
+    for method_id, arguments in _about_connection(passed):
+        if method_id == _CONNECTION_CLOSE:
+            return f"{int.from_bytes(arguments[:2], 'big')} {_short(arguments, 2)}"
+    return None
+
+
+def blocked(passed: bytes) -> list[str | None]:
+    """Return what these whole frames say about publishing: why it is blocked, or None where it goes on again."""
+    return [
+        _short(arguments, 0) if method_id == _BLOCKED else None
+        for method_id, arguments in _about_connection(passed)
+        if method_id in (_BLOCKED, _UNBLOCKED)
+    ]
+
+
+def _about_connection(passed: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield number and arguments of each method about the connection itself."""
     at = 0
     while at + _METHOD_FRAME.size <= len(passed):
         kind, channel, size, class_id, method_id = _METHOD_FRAME.unpack_from(passed, at)
-        if (kind, channel, class_id, method_id) == (_METHOD, 0, _CONNECTION, _CONNECTION_CLOSE):
-            code, length = struct.unpack_from(">HB", passed, at + _METHOD_FRAME.size)
-            text_at = at + _METHOD_FRAME.size + 3
-            return f"{code} {passed[text_at : text_at + length].decode(errors='replace')}"
+        if (kind, channel, class_id) == (_METHOD, 0, _CONNECTION):
+            yield method_id, passed[at + _METHOD_FRAME.size : at + _FRAME.size + size]
         at += size + _FRAME_OVERHEAD
-    return None
+
+
+def _short(arguments: bytes, at: int) -> str:
+    return arguments[at + 1 : at + 1 + arguments[at]].decode(errors="replace")
 
 
 def _method(channel: int, method_id: int, arguments: bytes) -> bytes:

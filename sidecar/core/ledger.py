@@ -34,14 +34,16 @@ class Ledger:
     Attributes:
         closed: the epoch is over; the broker has everything that was not settled again, and settling is void.
         next_tag: the tag that the next delivery must have.
+        held_bytes: what the open deliveries take of the memory limit; whoever keeps deliveries adds to it.
     """
 
-    def __init__(self, queue: str, channel: int) -> None:
+    def __init__(self, queue: str, channel: int, first_tag: int = 1) -> None:
         self.queue = queue
         self.channel = channel
         self.closed = False
-        self.next_tag = 1
-        self._base = 1
+        self.next_tag = first_tag
+        self.held_bytes = 0
+        self._base = first_tag
         self._states = bytearray()
         self._open = 0
         self._stored = 0
@@ -76,10 +78,12 @@ class Ledger:
 
     def store(self, messages: Iterable[Message]) -> int:
         """Note that `messages`, all of this ledger and all open, may be acked; return how many they are."""
-        states, base, count = self._states, self._base, 0
+        states, base, count, held_bytes = self._states, self._base, 0, 0
         for message in messages:
             states[message.tag - base] = STORED
+            held_bytes += message.held_bytes
             count += 1
+        self.held_bytes -= held_bytes
         self._open -= count
         self._stored += count
         return count
@@ -87,6 +91,7 @@ class Ledger:
     def give_up(self, message: Message) -> None:
         """Note that `message` is settled by a frame of its own (a reject, a nack) that the caller writes now."""
         self._states[message.tag - self._base] = GONE
+        self.held_bytes -= message.held_bytes
         self._open -= 1
 
     def collect(self, *, singly: bool = False) -> list[Settlement]:
@@ -115,21 +120,40 @@ class Ledger:
             self._stored = 0
         return settlements
 
-    def give_back(self) -> int:
-        """Note that the broker takes back all that is outstanding (``nack`` of all); return how many were open.
+    def open_tags(self) -> list[int]:
+        """Return the tags of deliveries that nothing was decided about, in order."""
+        return [self._base + at for at, state in enumerate(self._states) if state == OPEN]
 
-        Call it with everything stored collected before, or that would be stored twice.
+    def give_back_from(self, first_tag: int) -> list[int]:
+        """Note that the broker takes back all deliveries from `first_tag` on; return their tags, to nack each.
+
+        All of them are open, and were never counted among `held_bytes`.
         """
+        tags = list(range(first_tag, self.next_tag))
+        if tags:
+            self._states[first_tag - self._base :] = bytes([GONE]) * len(tags)
+            self._open -= len(tags)
+        return tags
+
+    def close(self) -> int:
+        """End the epoch: settlements are stale from now on. Return how many deliveries were open.
+
+        The broker has them again, or gets them. Where it gets them by a frame (``nack`` of all), have all that is
+        stored collected before, or it would be stored twice.
+        """
+        self.closed = True
         count = self._open
         self._base += len(self._states)
         self._states.clear()
-        self._open = self._stored = 0
+        self._open = self._stored = self.held_bytes = 0
         return count
 
-    def close(self) -> int:
-        """End the epoch: settlements are stale from now on. Return how many deliveries were open."""
-        self.closed = True
-        return self.give_back()
+    def successor(self) -> Ledger:
+        """Return the ledger of the channel's next epoch: for what comes after all that was outstanding was given back.
+
+        A result that comes late must not be taken for one of the same channel's new deliveries.
+        """
+        return Ledger(self.queue, self.channel, self.next_tag)
 
     def holds(self, message: Message) -> bool:
         """Whether `message` is still to be settled here."""

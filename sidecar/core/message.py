@@ -22,6 +22,7 @@ class Message:
         route: the exchange and the routing key as two AMQP short strings, raw.
         properties: the property flags and values as they came, raw.
         body: the payload as it came.
+        held_bytes: what it takes of the memory limit: header and body, and the document where that is another.
         line: (compose) the action line of the bulk request, with its line break.
         source: (compose) the document line without line break; ``None`` for an action that has none.
         key: (compose) names the document that the operation is about, or ``None`` when it has no id yet.
@@ -37,6 +38,7 @@ class Message:
         "attempts",
         "body",
         "follower",
+        "held_bytes",
         "key",
         "ledger",
         "line",
@@ -50,7 +52,7 @@ class Message:
     )
 
     def __init__(
-        self, ledger: Ledger, tag: int, redelivered: int, route: bytes, properties: bytes, body: bytes
+        self, ledger: Ledger, tag: int, redelivered: int, route: bytes, properties: bytes, body: bytes, held_bytes: int
     ) -> None:
         self.ledger = ledger
         self.tag = tag
@@ -58,6 +60,7 @@ class Message:
         self.route = route
         self.properties = properties
         self.body = body
+        self.held_bytes = held_bytes
         self.line = b""
         self.source: bytes | None = body
         self.key: bytes | None = None
@@ -66,6 +69,13 @@ class Message:
         self.received_at = 0.0
         self.attempts = 0
         self.unanswered = False
+
+    def becomes(self, source: bytes | None) -> None:
+        """Note the document line; where it isn't the body itself, both are held in memory."""
+        self.source = source
+        if source is not None and source is not self.body:
+            self.held_bytes += len(source)
+            self.ledger.held_bytes += len(source)
 
     @property
     def exchange(self) -> bytes:

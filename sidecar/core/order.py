@@ -40,6 +40,13 @@ class Order:
             free.append(message)
         return free
 
+    def cut(self, messages: Iterable[Message]) -> None:
+        """Forget what waits behind `messages`, because its epoch is over: an outage may last long."""
+        for message in messages:
+            if message.key is not None and message.follower is not None:
+                message.follower = None
+                self._tail[message.key] = message
+
     def leave(self, messages: Iterable[Message]) -> list[Message]:
         """Note that nothing more will be written for `messages`; return the followers that are free to go now.
 

@@ -103,18 +103,24 @@ class Outbox:
                 batch.opened_at = min(batch.opened_at, other.opened_at)
                 batch.tries = max(batch.tries, other.tries)
 
-    def take_probe(self) -> Batch | None:
-        """Take a single item to find out with it whether Elasticsearch is back: a different one each time."""
+    def take_probe(self, roll: float) -> Batch | None:
+        """Take a single item to find out with it whether Elasticsearch is back: a different one each time.
+
+        Args:
+            roll: a uniform number from 0 to 1. What was given back comes again in the same order, and were it always
+                the first, an item that nobody survives could keep a hold up for ever.
+        """
         # What goes again may be at fault itself: only when fresh ones have their turn as well does a hold end that
         # a single poisonous item began.
         source = self._fresh or self._again
         if not source:
             return None
         batch = source.popleft() if isinstance(source, deque) else source.pop(0)
-        probe = batch.again(batch.messages[:1])
+        at = int(roll * len(batch.messages))
+        probe = batch.again([batch.messages[at]])
         probe.ready_at = 0.0
         if len(batch.messages) > 1:
-            rest = batch.again(batch.messages[1:])
+            rest = batch.again(batch.messages[:at] + batch.messages[at + 1 :])
             rest.ready_at = 0.0
             self._again.append(rest)  # at the end, so that the next probe is another's item
         return probe

@@ -20,6 +20,13 @@ INCREASE = 0.25
 the limit so often that a third of all requests were refused for ever."""
 
 
+SLOW = 2.5
+"""A request that takes so many times as long as usual is a sign of load."""
+SLOWER = 0.9
+_LATENCY_WEIGHT = 0.1
+_TELLING_SHARE = 0.5
+
+
 class Permit(enum.Enum):
     """What may be sent now."""
 
@@ -58,26 +65,40 @@ class Pacing:
     def __init__(self, most_requests: int, delay_min_seconds: float, delay_max_seconds: float) -> None:
         self.limit = float(most_requests)
         self.held: str | None = None
+        self._held_kind = ""
         self._most_requests = most_requests
         self._delay_min_seconds = delay_min_seconds
         self._delay_max_seconds = delay_max_seconds
         self._pause_until = 0.0
         self._refused_in_a_row = 0
         self._slowed_at = -1.0
+        self._usual_seconds = 0.0
         self._probes = 0
         self._probing = False
 
-    def permit(self, now: float, in_flight: int) -> Permit:
-        """Return what may be sent at `now`, with `in_flight` requests unanswered."""
+    def permit(self, now: float, in_flight: int, hung: int = 0) -> Permit:
+        """Return what may be sent at `now`.
+
+        Args:
+            now: seconds of the loop's clock.
+            in_flight: requests that are unanswered.
+            hung: those of them that left before the last hold. Their answers may never come, so they take no room in
+                the limit, which after a hold is 1; only in that on all.
+        """
         if now < self._pause_until:
             return Permit.NOTHING
         if self.held is not None:
             return Permit.NOTHING if self._probing else Permit.PROBE
-        return Permit.REQUEST if in_flight < int(self.limit) else Permit.NOTHING
+        free = in_flight - hung < int(self.limit) and in_flight < self._most_requests
+        return Permit.REQUEST if free else Permit.NOTHING
 
     def pause_until(self) -> float:
         """Return until when nothing is sent, in seconds of the loop's clock."""
         return self._pause_until
+
+    def try_now(self) -> None:
+        """Forget the pause before the next probe: there is a reason to hope."""
+        self._pause_until = 0.0
 
     def probe_sent(self) -> None:
         """Note that a probe is out: one at a time."""
@@ -94,9 +115,26 @@ class Pacing:
             self.limit = 1.0  # recovery is gradual
         return ended
 
-    def stored(self) -> None:
-        """Note a request of which nothing was refused for lack of room: a bit more may be in flight."""
+    def stored(self, now: float, sent_at: float, share: float = 1.0) -> None:
+        """Note a request of which nothing was refused for lack of room: a bit more may be in flight.
+
+        Where it took much longer than others lately, requests queue up in the cluster, and refusals are what comes
+        next: then a bit less may be.
+
+        Args:
+            now: seconds of the loop's clock.
+            sent_at: when the request left, by the same clock.
+            share: of a full batch. Small requests are quick whatever the load, and say nothing about it.
+        """
         self._refused_in_a_row = 0
+        if share >= _TELLING_SHARE:
+            seconds = now - sent_at
+            usual, self._usual_seconds = self._usual_seconds, self._usual_seconds or seconds
+            self._usual_seconds += (seconds - self._usual_seconds) * _LATENCY_WEIGHT
+            if usual and seconds > usual * SLOW and sent_at > self._slowed_at:
+                self._slowed_at = now
+                self.limit = max(1.0, self.limit * SLOWER)
+                return
         self.limit = min(float(self._most_requests), self.limit + INCREASE / self.limit)
 
     def throttled(
@@ -125,9 +163,20 @@ class Pacing:
         self._pause_until = max(self._pause_until, now + max(pause, retry_after_seconds))
         return True
 
-    def hold(self, now: float, reason: str, roll: float, *, was_probe: bool, retry_after_seconds: float = 0.0) -> bool:
-        """Note that Elasticsearch is away or refuses everything; return whether the hold is new or has a new reason."""
-        news = self.held != reason if was_probe else self.held is None
+    def hold(
+        self, now: float, reason: str, roll: float, *, was_probe: bool, kind: str = "", retry_after_seconds: float = 0.0
+    ) -> bool:
+        """Note that Elasticsearch is away or refuses everything; return whether that is news.
+
+        Args:
+            now: seconds of the loop's clock.
+            reason: for people.
+            roll: a uniform number from 0 to 1.
+            was_probe: it was a probe that failed.
+            kind: of the reason: another one is news. The words for one and the same outage change from probe to probe.
+            retry_after_seconds: the least pause that Elasticsearch asks for.
+        """
+        news = self._held_kind != kind if was_probe else self.held is None
         if was_probe:
             self._probing = False
         if was_probe or self.held is None:
@@ -135,5 +184,6 @@ class Pacing:
             bound = min(LAST_PROBE_SECONDS, FIRST_PROBE_SECONDS * PROBE_GROWTH ** min(self._probes - 1, 60))
             # Little jitter: full jitter would let most probes come too soon, and a server that starts pays for each.
             self._pause_until = now + max(bound * (0.8 + 0.2 * roll), retry_after_seconds)
-        self.held = reason if news or self.held is None else self.held
+        if news or self.held is None:
+            self.held, self._held_kind = reason, kind
         return news

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import re
 import ssl
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ _UNAUTHORIZED = 401
 _NOT_THERE_YET = frozenset({502, 503, 504})
 _LOOK_SECONDS = 10.0
 """How long a look at a node may take: it asks for next to nothing."""
+_ADDRESS = re.compile(r"(https?://[^/\s?]+)[^\s]*")
 _RETURN_MIN_SECONDS = 0.5
 _RETURN_MAX_SECONDS = 5.0
 _HEADERS = {"accept": ACCEPT, "content-type": CONTENT_TYPE}
@@ -284,7 +286,7 @@ def _sentence(error: TransportError) -> str:
         return f"{cause.host}:{cause.port}: {tls.explain(cause.os_error)}"
     if isinstance(cause, aiohttp.ClientOSError) and isinstance(cause.__cause__, ssl.SSLError):
         return tls.explain(cause.__cause__)
-    return str(error.message)
+    return _ADDRESS.sub(r"\1", str(error.message))  # not the path of each request
 
 
 def _cause(error: TransportError) -> BaseException | None:

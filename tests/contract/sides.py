@@ -46,7 +46,7 @@ class BrokerSide(Protocol):
         """Run a scenario."""
         ...
 
-    async def open(self, receive: Receive, prefetch: int = 1_000) -> BrokerSession:
+    async def open(self, receive: Receive) -> BrokerSession:
         """Open a session that may consume from the queue."""
         ...
 
@@ -66,9 +66,9 @@ class SimulatedBroker:
         """Run a scenario in virtual time."""
         clock.run(scenario())
 
-    async def open(self, receive: Receive, prefetch: int = 1_000) -> BrokerSession:
+    async def open(self, receive: Receive) -> BrokerSession:
         """Open a simulated session."""
-        return await self._broker.connector([self.queue], prefetch)(receive)
+        return await self._broker.connector([self.queue])(receive)
 
     async def fill(self) -> str:
         """Return the name of a queue that is full."""
@@ -91,12 +91,12 @@ class RealBroker:
         """Run a scenario, with a limit of time."""
         asyncio.run(_in_time(scenario))
 
-    async def open(self, receive: Receive, prefetch: int = 1_000) -> BrokerSession:
+    async def open(self, receive: Receive) -> BrokerSession:
         """Open a real session."""
-        return await self._open(Topology(queues=(self.queue,)), receive, prefetch)
+        return await self._open(Topology(queues=(self.queue,)), receive)
 
-    async def _open(self, topology: Topology, receive: Receive, prefetch: int) -> BrokerSession:
-        return await open_session((self._url,), Connecting(topology=topology, prefetch=prefetch), receive)
+    async def _open(self, topology: Topology, receive: Receive) -> BrokerSession:
+        return await open_session((self._url,), Connecting(topology=topology), receive)
 
     async def fill(self) -> str:
         """Return the name of a queue that has no room at all."""
@@ -106,7 +106,7 @@ class RealBroker:
             queue_type="classic",
             queue_arguments={"x-max-length-bytes": 0, "x-max-length": 0, "x-overflow": "reject-publish"},
         )
-        session = await self._open(topology, lambda _: None, 1)
+        session = await self._open(topology, lambda _: None)
         await session.close()
         return name
 

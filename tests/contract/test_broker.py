@@ -68,8 +68,8 @@ async def publish(broker: BrokerSide, bodies: list[bytes], raw: bytes = NO_PROPE
 async def consuming(broker: BrokerSide, prefetch: int = 1_000) -> tuple[BrokerSession, Caught]:
     """Open a session that consumes; return it, and what arrives."""
     caught = Caught()
-    session = await broker.open(caught.receive, prefetch)
-    await session.consume()
+    session = await broker.open(caught.receive)
+    await session.consume(prefetch)
     return session, caught
 
 
@@ -158,22 +158,141 @@ def test_a_redelivery_counts_in_a_header(broker: BrokerSide) -> None:
     broker.play(scenario)
 
 
-def test_what_is_given_back_comes_again_in_order(broker: BrokerSide) -> None:
-    """``nack`` of all puts everything outstanding at the head of the queue, in the order of delivery."""
+@pytest.mark.parametrize("count", [6, 33, 1_000])
+def test_what_is_given_back_comes_again_in_order(broker: BrokerSide, count: int) -> None:
+    """However many: at the head of the queue, in the order of delivery; what was acked before stays acked."""
+
+    async def scenario() -> None:
+        await publish(broker, numbered(count + 4))
+        session, caught = await consuming(broker, prefetch=count)
+        await caught.until(count)
+        await session.cancel()
+        (ledger,) = session.ledgers
+        session.settle(ledger, [Settlement(1, multiple=True), Settlement(3, multiple=False)])
+        ledger.close()
+        await session.give_back([(ledger, [2, *range(4, count + 1)])])
+        await session.close()
+        session, again = await consuming(broker, prefetch=2_000)
+        await again.until(count + 2)
+        assert again.bodies == [body for body in numbered(count + 4) if body not in (b"0", b"2")]
+        assert [bool(message.redelivered) for message in again] == [True] * (count - 2) + [False] * 4
+        await session.close()
+
+    broker.play(scenario)
+
+
+def test_consuming_again_leaves_what_is_outstanding_alone(broker: BrokerSide) -> None:
+    """What an earlier consumer brought stays to be settled, and takes no room in the next one's prefetch."""
 
     async def scenario() -> None:
         await publish(broker, numbered(10))
-        session, caught = await consuming(broker, prefetch=6)
-        await caught.until(6)
+        session, caught = await consuming(broker, prefetch=3)
+        await caught.until(3)
         await session.cancel()
-        session.settle(session.ledgers[0], [Settlement(1, multiple=True), Settlement(3, multiple=False)])
-        session.give_back(session.ledgers[0])
+        await session.consume(4)
+        await caught.until(7)
+        await asyncio.sleep(_QUIET_SECONDS)
+        await caught.until(7)
+        assert caught.bodies == numbered(7)
+        session.settle(session.ledgers[0], [Settlement(2, multiple=True)])
+        await asyncio.sleep(_QUIET_SECONDS)
+        await caught.until(7)
+        session.settle(session.ledgers[0], [Settlement(5, multiple=True)])
+        await caught.until(9)
+        await session.close()
+
+    broker.play(scenario)
+
+
+@pytest.mark.parametrize("count", [33, 1_000])
+def test_giving_back_by_nacks(broker: BrokerSide, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """As from RabbitMQ 4.3 on: all come again, on the same channel; two commands keep their order on any version."""
+    monkeypatch.setattr("sidecar.amqp.session._nack_is_free", lambda _: True)
+
+    async def scenario() -> None:
+        await publish(broker, numbered(count))
+        session, caught = await consuming(broker, prefetch=count)
+        await caught.until(count)
+        await session.cancel()
+        (ledger,) = session.ledgers
+        ledger.close()
+        await session.give_back([(ledger, list(range(1, count + 1)))])
+        await session.consume(count)
+        await caught.until(2 * count)
+        assert [message.tag for message in caught[count:]] == list(range(count + 1, 2 * count + 1))
+        assert sorted(caught.bodies[count:]) == sorted(numbered(count))
+        if count < 64:
+            assert caught.bodies[count:] == numbered(count)
+        await session.close()
+
+    broker.play(scenario)
+
+
+@pytest.mark.parametrize("count", [6, 200])
+def test_single_deliveries_go_back_in_order_and_the_others_stay(broker: BrokerSide, count: int) -> None:
+    """``nack`` of some: they come again before what was never delivered; the rest is settled as ever."""
+
+    async def scenario() -> None:
+        await publish(broker, numbered(count + 2))
+        session, caught = await consuming(broker, prefetch=count)
+        await caught.until(count)
+        await session.cancel()
+        await session.requeue(session.ledgers[0], list(range(3, count + 1)))
+        session.settle(session.ledgers[0], [Settlement(2, multiple=True)])
+        await session.consume(count + 10)
+        await caught.until(2 * count)
+        assert caught.bodies[count:] == numbered(count + 2)[2:]
+        assert [message.tag for message in caught] == list(range(1, 2 * count + 1))
+        assert [bool(message.redelivered) for message in caught[count:]] == [True] * (count - 2) + [False] * 2
+        await session.close()
+
+    broker.play(scenario)
+
+
+def test_what_comes_after_a_return_belongs_to_another_ledger(broker: BrokerSide) -> None:
+    """So that a late result of the first delivery isn't taken for one of the second."""
+
+    async def scenario() -> None:
+        await publish(broker, numbered(4))
+        session, caught = await consuming(broker)
+        await caught.until(4)
+        await session.cancel()
+        (first,) = session.ledgers
+        first.close()
+        await session.give_back([(first, [1, 2, 3, 4])])
+        (second,) = session.ledgers
+        assert second is not first
+        session.settle(first, [Settlement(4, multiple=True)])
+        await session.consume(10)
+        await caught.until(8)
+        assert caught.bodies[4:] == numbered(4)
+        assert {message.ledger for message in caught[4:]} == {second}
+        session.settle(second, [Settlement(caught[-1].tag, multiple=True)])
         await session.close()
         session, again = await consuming(broker)
-        await again.until(8)
-        assert again.bodies == [b"1", b"3", b"4", b"5", b"6", b"7", b"8", b"9"]
-        assert [bool(message.redelivered) for message in again] == [True] * 4 + [False] * 4
+        await asyncio.sleep(_QUIET_SECONDS)
+        assert not again
         await session.close()
+
+    broker.play(scenario)
+
+
+def test_nothing_arrives_while_reading_is_paused(broker: BrokerSide) -> None:
+    """It lies on the wire, and arrives when reading goes on; acks are written all the same."""
+
+    async def scenario() -> None:
+        await publish(broker, numbered(20))
+        session, caught = await consuming(broker, prefetch=10)
+        await caught.until(10)
+        session.pause()
+        session.settle(session.ledgers[0], [Settlement(10, multiple=True)])
+        await asyncio.sleep(_QUIET_SECONDS)
+        assert len(caught) == 10
+        session.resume()
+        await caught.until(20)
+        assert caught.bodies == numbered(20)
+        session.pause()
+        await session.close()  # nobody waits for an answer that isn't read
 
     broker.play(scenario)
 
@@ -290,8 +409,8 @@ def test_a_cancel_holds_though_the_consume_was_cut_off(broker: BrokerSide, turns
     async def scenario() -> None:
         await publish(broker, numbered(10))
         caught = Caught()
-        session = await broker.open(caught.receive, 5)
-        begin = asyncio.create_task(session.consume())
+        session = await broker.open(caught.receive)
+        begin = asyncio.create_task(session.consume(5))
         for _ in range(turns):
             await asyncio.sleep(0)
         begin.cancel()
@@ -302,7 +421,9 @@ def test_a_cancel_holds_though_the_consume_was_cut_off(broker: BrokerSide, turns
             await session.close()
             return
         count = len(caught)
-        session.give_back(session.ledgers[0])
+        (ledger,) = session.ledgers
+        ledger.close()
+        await session.give_back([(ledger, list(range(1, count + 1)))])
         await asyncio.sleep(_QUIET_SECONDS)
         assert len(caught) == count, "deliveries after the cancel"
         await session.close()
@@ -350,7 +471,7 @@ def test_properties_keep_their_bytes(broker: BrokerSide, raw: bytes) -> None:
 
 
 def test_a_closed_session_says_so(broker: BrokerSide) -> None:
-    """Publishing fails; settling and giving back are void; closing again does nothing."""
+    """Publishing and giving back fail; settling is void; closing again does nothing."""
 
     async def scenario() -> None:
         await publish(broker, numbered(3))
@@ -360,7 +481,8 @@ def test_a_closed_session_says_so(broker: BrokerSide) -> None:
         with pytest.raises(BrokerError):
             await session.publish([Copy(b"", broker.queue.encode(), NO_PROPERTIES, b"x", b"1")])
         session.settle(session.ledgers[0], [Settlement(1, multiple=True)])
-        session.give_back(session.ledgers[0])
+        with pytest.raises(BrokerError):
+            await session.give_back([(session.ledgers[0], [1, 2, 3])])
         await session.close()
         session, again = await consuming(broker)
         await again.until(3)

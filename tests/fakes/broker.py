@@ -28,6 +28,7 @@ NO_PROPERTIES = b"\0\0"
 NO_ROUTE = "unroutable: 312 NO_ROUTE"
 REFUSED = "RabbitMQ refused it (basic.nack): the queue is full or unavailable"
 _DELIVERY_COUNT = b"x-delivery-count"
+_STUCK_SECONDS = 30.0
 
 
 def properties(**short_strings: str) -> bytes:
@@ -110,6 +111,7 @@ class Broker:
         queues: by name.
         sessions: all that there ever were, the last of them the newest.
         down: connections are refused.
+        alarm: why publishes are not taken now; None: they are.
         exchanges: direct ones, by name: the queue of each routing key.
         on_ack: told of each message whose ack was written.
         on_publish: told of each copy that was stored.
@@ -128,12 +130,33 @@ class Broker:
         self.exchanges: dict[bytes, dict[bytes, str]] = {}
         self.sessions: list[SimulatedSession] = []
         self.down = False
+        self.alarm: str | None = None
+        self._alarm_ended: asyncio.Future[None] | None = None
         self.on_ack: Callable[[Stored], None] | None = None
         self.on_publish: Callable[[str, Stored], None] | None = None
         self._dice = dice
         self._latency_seconds = latency_seconds
         self._chunk_items = chunk_items
         self._published = 0
+
+    def raise_alarm(self, reason: str = "low on memory") -> None:
+        """Take no publishes any more, as RabbitMQ does when it runs short of resources."""
+        if self.alarm is None:
+            self._alarm_ended = asyncio.get_running_loop().create_future()
+        self.alarm = reason
+
+    def end_alarm(self) -> None:
+        """Take publishes again, those that wait first."""
+        self.alarm = None
+        if self._alarm_ended is not None:
+            _resolve(self._alarm_ended)
+        for session in self.sessions:
+            session.unblocked()
+
+    async def alarm_ended(self) -> None:
+        """Wait until publishes are taken."""
+        if self.alarm is not None and self._alarm_ended is not None:
+            await asyncio.shield(self._alarm_ended)
 
     def latency(self) -> float:
         """Return how long the next thing on a wire takes, in seconds."""
@@ -196,7 +219,7 @@ class Broker:
         ]
 
     def connector(
-        self, queues: Iterable[str], prefetch: int, *, confirm_timeout_seconds: float = 30.0
+        self, queues: Iterable[str], *, confirm_timeout_seconds: float = 30.0
     ) -> Callable[[Receive], Awaitable[SimulatedSession]]:
         """Return what opens sessions, as `sidecar.app.App` wants it; queues and dead-letter queues are declared."""
         names = tuple(queues)
@@ -209,7 +232,7 @@ class Broker:
                 self.declare(name)
                 self.declare(f"{name}.dead")
             await asyncio.sleep(self.latency())
-            session = SimulatedSession(self, names, prefetch, receive, confirm_timeout_seconds)
+            session = SimulatedSession(self, names, receive, confirm_timeout_seconds)
             self.sessions.append(session)
             return session
 
@@ -226,16 +249,25 @@ class _Channel:
         self.coming: deque[list[tuple[int, Stored]]] = deque()
         self.outstanding: dict[int, Stored] = {}  # the broker's view, in order of tags
         self.unacked: dict[int, Stored] = {}  # what the client may still settle: without the acks on the wire
+        self.first_tag = 1  # of the present consumer: what came before doesn't count towards its prefetch
+
+    @property
+    def consumers_own(self) -> list[int]:
+        """The tags that count towards the present consumer's prefetch."""
+        return [tag for tag in self.outstanding if tag >= self.first_tag]
 
 
 class SimulatedSession:
     """The port `sidecar.ports.BrokerSession`; made by `Broker.connector`."""
 
     def __init__(
-        self, broker: Broker, queues: tuple[str, ...], prefetch: int, receive: Receive, confirm_timeout_seconds: float
+        self, broker: Broker, queues: tuple[str, ...], receive: Receive, confirm_timeout_seconds: float
     ) -> None:
-        self.prefetch = prefetch
+        self.prefetch = 0
         self.frame_max = 131_072
+        self.notes: list[str] = []
+        self.on_blocked: Callable[[str | None], None] = lambda _: None
+        self.paused = False
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.ledgers = [Ledger(queue, number) for number, queue in enumerate(queues, start=1)]
         self.channels = [_Channel(ledger) for ledger in self.ledgers]
@@ -247,6 +279,9 @@ class SimulatedSession:
         self._wire_free_at = 0.0
         self._publishing: list[asyncio.Future[None]] = []
         self._ended = False
+        self._blocked = False
+        self._unread: deque[Callable[[], None]] = deque()
+        self._stuck: asyncio.TimerHandle
 
     @property
     def over(self) -> bool:
@@ -255,15 +290,33 @@ class SimulatedSession:
 
     # Deliveries ------------------------------------------------------------------------------------------------------
 
-    async def consume(self) -> None:
+    async def consume(self, prefetch: int) -> None:
         """Begin to consume from all queues."""
+        self._check()
         await self._round_trip()
+        self.prefetch = prefetch
         for channel in self.channels:
             if channel.ledger.queue not in self._broker.queues:
                 self.lose(f"404 NOT_FOUND - no queue '{channel.ledger.queue}'")
             self._check()
+            assert not channel.consuming, "two consumers on one channel"
             channel.consuming = True
+            channel.first_tag = channel.next_tag
         self.pump()
+
+    def pause(self) -> None:
+        """Read nothing more; a broker that can't write for half a minute resets the connection."""
+        self.paused = True
+        self._stuck = asyncio.get_running_loop().call_later(_STUCK_SECONDS, self.lose, "connection reset by peer")
+
+    def resume(self) -> None:
+        """Read on: what came in the meantime is there at once."""
+        if self.paused:
+            self.paused = False
+            self._stuck.cancel()
+            unread, self._unread = self._unread, deque()
+            for act in unread:
+                self._write(act)
 
     async def cancel(self) -> None:
         """Stop the deliveries; what is on the wire arrives before this returns."""
@@ -275,7 +328,7 @@ class SimulatedSession:
 
     async def _round_trip(self) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._write(lambda: _resolve(done))
+        self._write(lambda: self._read(lambda: _resolve(done)))
         await self._or_lost(done)
         self._check()
 
@@ -296,7 +349,7 @@ class SimulatedSession:
             return
         for channel in self.channels:
             queue = self._broker.queues.get(channel.ledger.queue)
-            room = self.prefetch - len(channel.outstanding)
+            room = self.prefetch - len(channel.consumers_own)
             if queue is None or not channel.consuming or channel.coming or not queue.ready or room <= 0:
                 continue
             count = min(room, len(queue.ready), self._broker.chunk())
@@ -308,7 +361,7 @@ class SimulatedSession:
                 chunk.append((channel.next_tag, message))
                 channel.next_tag += 1
             channel.coming.append(chunk)
-            self._write(lambda channel=channel: self._arrive(channel))  # type: ignore[misc]
+            self._write(lambda channel=channel: self._read(lambda: self._arrive(channel)))  # type: ignore[misc]
 
     def _arrive(self, channel: _Channel) -> None:
         chunk = channel.coming.popleft()
@@ -318,7 +371,9 @@ class SimulatedSession:
             assert tag == ledger.next_tag
             ledger.next_tag = tag + 1
             redelivered = int(stored.deliveries > 1)
-            messages.append(Message(ledger, tag, redelivered, stored.route, stored.delivered_properties(), stored.body))
+            raw = stored.delivered_properties()
+            held_bytes = len(raw) + len(stored.body)
+            messages.append(Message(ledger, tag, redelivered, stored.route, raw, stored.body, held_bytes))
             channel.unacked[tag] = stored
         ledger.admit()
         if not ledger.closed:
@@ -335,6 +390,13 @@ class SimulatedSession:
     def _next_on_wire(self) -> None:
         if self._wire:
             self._wire.popleft()()
+
+    def _read(self, act: Callable[[], None]) -> None:
+        """Have something happen here, where it is read: not while nothing is."""
+        if self.paused:
+            self._unread.append(act)
+        else:
+            act()
 
     # Settlements -----------------------------------------------------------------------------------------------------
 
@@ -375,13 +437,34 @@ class SimulatedSession:
         del channel.unacked[tag]
         self._write(lambda: self._broker.rejected.append(channel.outstanding.pop(tag)))
 
-    def give_back(self, ledger: Ledger) -> None:
-        """``basic.nack(0, multiple, requeue)``: everything outstanding goes to the head of the queue, in order."""
-        if self._ended or ledger.closed:
+    async def requeue(self, ledger: Ledger, tags: list[int]) -> None:
+        """``basic.nack(requeue)`` of each: they go to the head of the queue, in this order."""
+        if self._ended or ledger.closed or not tags:
             return
         channel = self._channel(ledger)
-        channel.unacked.clear()
-        self._write(lambda: self._take_back(channel))
+        for tag in tags:
+            del channel.unacked[tag]
+        self._write(lambda: self._take_some_back(channel, tags))
+
+    def _take_some_back(self, channel: _Channel, tags: list[int]) -> None:
+        returned = [channel.outstanding.pop(tag) for tag in tags]
+        queue = self._broker.queues.get(channel.ledger.queue)
+        if queue is not None:
+            queue.take_back(returned)
+        self._broker.pump()
+
+    async def give_back(self, outstanding: list[tuple[Ledger, list[int]]]) -> None:
+        """Everything outstanding goes to the head of the queue, in order."""
+        self._check()
+        for ledger, tags in outstanding:
+            channel = self._channel(ledger)
+            assert list(channel.unacked) == tags
+            channel.unacked.clear()
+            self._write(lambda channel=channel: self._take_back(channel))  # type: ignore[misc]
+            successor = ledger.successor()
+            self.ledgers[self.ledgers.index(ledger)] = successor
+            channel.ledger = successor
+        await self._round_trip()
 
     def _take_back(self, channel: _Channel) -> None:
         returned = list(channel.outstanding.values())
@@ -397,6 +480,13 @@ class SimulatedSession:
     async def publish(self, copies: list[Copy]) -> list[str | None]:
         """Publish mandatory copies and wait for the broker to confirm each."""
         self._check()
+        while self._broker.alarm is not None:
+            self._blocked = True
+            self.on_blocked(self._broker.alarm)
+            ended = asyncio.ensure_future(self._broker.alarm_ended())
+            await asyncio.wait([ended, self.lost], return_when=asyncio.FIRST_COMPLETED)
+            ended.cancel()
+            self._check()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         refusals: list[str | None] = [None] * len(copies)
         answered: list[int] = []
@@ -480,7 +570,9 @@ class SimulatedSession:
         if self._ended:
             return
         self._ended = True
+        self.paused = False
         self._wire.clear()
+        self._unread.clear()
         for done in self._publishing:
             if not done.done():
                 done.set_exception(BrokerError(reason))
@@ -488,6 +580,12 @@ class SimulatedSession:
             channel.consuming = False
             channel.coming.clear()
             self._take_back(channel)
+
+    def unblocked(self) -> None:
+        """Tell that publishes are taken again, where it was told that they weren't."""
+        if self._blocked and not self._ended:
+            self._blocked = False
+            self.on_blocked(None)
 
     def queue_gone(self, name: str) -> None:
         """Note that the broker deleted a queue: it cancels the consumer, which is the end of a session."""

@@ -30,6 +30,9 @@ _PARAMETERS = frozenset({
 _MAX_ID_BYTES = 512
 _MAX_CONTENT_BYTES = 100 * 1024 * 1024
 _SHARDS = 4
+LOOK = -1
+_LOOK_SECONDS = 10.0
+_NOT_THERE = frozenset({401, 502, 503, 504})
 _EXTERNAL = ("external", "external_gte")
 
 
@@ -112,6 +115,7 @@ class Request:
     """What was asked, and what came of it.
 
     Attributes:
+        number: from 0; `LOOK` for one that only looks whether Elasticsearch is there, which is not in `requests`.
         at: when it arrived, in virtual seconds.
         outcome: ``stored``, ``partial``, the name of a `Trouble`, or the status of a refusal.
         ids: of its items; None where Elasticsearch was to make one.
@@ -146,6 +150,7 @@ class Elasticsearch:
 
     Attributes:
         trouble: looked at when a request arrives: what happens to it, or None.
+        looks_see_trouble: looks at the server itself meet the trouble as well; otherwise it seems to be well.
         reject: says of a document what is wrong with it, or None; `must_be_number` for instance.
         item_fault: likewise of an item, by its index (missing, blocked, forbidden, …).
         poison: of a source that spoils its whole request.
@@ -173,6 +178,7 @@ class Elasticsearch:
         self.reject: Callable[[dict[str, object], str | None], Failure | None] = lambda _document, _id: None
         self.item_fault: Callable[[Item], Failure | None] = lambda _: None
         self.poison: Callable[[bytes], bool] = lambda _: False
+        self.looks_see_trouble = False
         self.documents: dict[tuple[str, str], bytes] = {}
         self.versions: dict[tuple[str, str], int] = {}
         self.history: dict[tuple[str, str], list[Applied]] = {}
@@ -221,6 +227,18 @@ class Elasticsearch:
         finally:
             self.in_flight -= 1
             self.open_documents.subtract(names)
+
+    async def unavailable(self) -> str | None:
+        """Say whether it answers, which is what its trouble leaves of it."""
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._latency())
+        trouble = self.trouble(Request(LOOK, loop.time(), 0, 0)) if self.looks_see_trouble else None
+        if trouble in (Trouble.HANGS_BEFORE, Trouble.HANGS_AFTER):
+            await asyncio.sleep(_LOOK_SECONDS)
+            return "no answer from Elasticsearch: Connection timed out"
+        if isinstance(trouble, Refusal):
+            return f"Elasticsearch answered {trouble.status}" if trouble.status in _NOT_THERE else None
+        return "no answer from Elasticsearch" if trouble in (Trouble.REFUSED, Trouble.LOST_BEFORE) else None
 
     def _depart(self, names: list[tuple[str, str]]) -> None:
         self.in_flight += 1

@@ -89,9 +89,12 @@ class BadDay:
             batch_max_age_seconds=dice.choice((0.05, 0.5, 1.0)),
             batch_max_bytes=dice.choice((200, 100_000)),
             bulk_concurrency=dice.choice((1, 2, 4, 8)),
+            memory_limit_bytes=dice.choice((1 << 26, 1 << 26, 40_000, 12_000)),
+            hold_max_seconds=dice.choice((5.0, 20.0, 300.0)),
             # Where requests fail now and then for a minute, a document may be unlucky more than five times.
             retry_max_attempts=50,
         )
+        world.elastic.looks_see_trouble = dice.random() < 0.5
         world.elastic.capacity_items = dice.choice((None, None, 10, 60))
         world.elastic.latency_seconds = dice.choice(((0.001, 0.02), (0.05, 0.5)))
         world.elastic.reject = must_be_number("n")
@@ -168,6 +171,9 @@ class BadDay:
             dead = world.broker.declare(DEAD)
             setattr(dead, incident, True)
             loop.call_later(dice.uniform(0.1, 40), setattr, dead, incident, False)
+        elif incident == "alarm":
+            world.broker.raise_alarm()
+            loop.call_later(dice.uniform(0.1, 60), world.broker.end_alarm)
         elif incident in ("SIGTERM", "kill"):
             self.restarts += 1
             if incident == "SIGTERM":
@@ -190,4 +196,4 @@ class BadDay:
             assert count <= most, f"{count} requests in {seconds:.0f} s of {window.trouble}"
 
 
-_INCIDENTS = ("session lost", "session lost", "broker away", "full", "silent", "SIGTERM", "kill")
+_INCIDENTS = ("session lost", "session lost", "broker away", "full", "silent", "alarm", "SIGTERM", "kill")

@@ -174,9 +174,9 @@ def test_a_confirm_in_the_very_turn_in_which_originals_are_given_back() -> None:
         await world.until(lambda: session.publishing)
         give_back = world.pipeline.give_back
 
-        def confirm_and_give_back() -> None:
+        async def confirm_and_give_back() -> None:
             session.confirm_all()
-            give_back()
+            await give_back()
 
         world.pipeline.give_back = confirm_and_give_back  # type: ignore[method-assign]
         await world.stop()

@@ -143,6 +143,7 @@ def test_attempts_are_not_counted_in_a_second_outage(seed: int) -> None:
         world.publish_many(3)
         await world.start()
         await asyncio.sleep(5)
+        world.elastic.looks_see_trouble = True
         # One probe passes, then Elasticsearch is away again.
         world.elastic.trouble = lambda _: None if not world.elastic.documents else Trouble.REFUSED
         await asyncio.sleep(1_800)

@@ -75,7 +75,7 @@ class World:
         self.elastic = Elasticsearch(self.dice)
         self.log = Log()
         recipe = Recipe(index=Template(INDEX), action=Template(action))
-        self.plan = Plan(**{"recipe": recipe, "batch_max_items": 10, **plan})  # type: ignore[arg-type]
+        self.plan = Plan(**{"recipe": recipe, "batch_max_items": 10, "prefetch": prefetch, **plan})  # type: ignore[arg-type]
         self.prefetch = prefetch
         self.shutdown_seconds = shutdown_seconds
         self.published: dict[bytes, Stored] = {}
@@ -110,7 +110,7 @@ class World:
         self._stop = asyncio.Event()
         self._earlier_sessions = len(self.broker.sessions)
         log = cast("FilteringBoundLogger", self.log)
-        connect = self.broker.connector([QUEUE], self.prefetch)
+        connect = self.broker.connector([QUEUE])
         self.app = App(self.pipeline, connect, dice=self.dice, log=log, shutdown_seconds=self.shutdown_seconds)
         self._running = asyncio.create_task(self.app.run(self._stop), name="sidecar")
 
@@ -201,7 +201,7 @@ class World:
                 open_deliveries += ledger.open
                 if not session.over and not ledger.closed:
                     assert ledger.outstanding == len(channel.unacked), f"{ledger}, broker: {len(channel.unacked)}"
-                    assert len(channel.outstanding) <= self.prefetch
+                    assert len(channel.consumers_own) <= self.prefetch
                 if session.over and not session.lost.done():
                     assert not channel.outstanding
         if self._running is not None:

@@ -68,6 +68,17 @@ class LedgerAgainstBroker(RuleBasedStateMachine):
         assert self.ledger.store([self.open.pop(tag) for tag in tags]) == len(tags)
         self.stored |= set(tags)
 
+    @rule(count=st.integers(0, 4))
+    def deliver_and_give_back(self, count: int) -> None:
+        """There is no room for a chunk: it goes back, and what came before stays."""
+        first_tag = self.ledger.next_tag
+        tags = list(self.channel.deliver(count))
+        self.ledger.next_tag += count
+        self.ledger.admit()
+        assert self.ledger.give_back_from(first_tag) == tags
+        for tag in tags:
+            self.channel.settle(Settlement(tag, multiple=False))
+
     @precondition(lambda self: self.open)
     @rule(data=st.data())
     def give_up(self, data: st.DataObject) -> None:
@@ -90,9 +101,10 @@ class LedgerAgainstBroker(RuleBasedStateMachine):
 
     @rule()
     def give_back(self) -> None:
-        """A drain: what is stored is acked, the rest goes back."""
+        """A hold that was too long: what is stored is acked, the rest goes back, and the next epoch begins."""
         self.collect(singly=True)
-        assert self.ledger.give_back() == len(self.open)
+        assert self.ledger.close() == len(self.open)
+        self.ledger = self.ledger.successor()
         self.channel.settled += sorted(self.channel.outstanding)
         self.channel.outstanding.clear()
         self.open.clear()

@@ -92,7 +92,7 @@ class OutboxOfBatches(RuleBasedStateMachine):
     @rule()
     def probe(self) -> None:
         """During a hold one item at a time is sent, whatever its pause."""
-        request = self.outbox.take_probe()
+        request = self.outbox.take_probe(0.0)
         assert (request is not None) == bool(self.waiting)
         if request is not None:
             assert len(request.messages) == 1

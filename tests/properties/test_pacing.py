@@ -40,7 +40,7 @@ def test_the_limit_and_the_pauses_are_bounded(
         now += passed
         before = pacing.pause_until()
         if kind == "stored":
-            pacing.stored()
+            pacing.stored(now, now - passed / 2, share)
         elif kind == "throttled":
             pacing.throttled(now, sent_at=now - passed / 2, roll=roll, share=share, retry_after_seconds=retry_after)
         elif kind == "answered":
@@ -104,6 +104,6 @@ def test_the_share_of_429s_falls_as_it_slows_down(seed: int, most: int, room: in
             if refused:
                 pacing.throttled(now, sent_at=left, roll=dice.random(), share=1.0)
             else:
-                pacing.stored()
+                pacing.stored(now, left)
     late = answered[200:]
     assert sum(late) / len(late) <= 0.35

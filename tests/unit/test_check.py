@@ -224,3 +224,17 @@ def test_bad_settings_are_all_told_before_anything_is_looked_at(checked: Run) ->
     problems = getattr(result.exception, "problems", [])
     assert len(problems) == 3
     assert "hunter2" not in "".join(problems)
+
+
+def test_a_hold_longer_than_the_consumer_timeout_is_told() -> None:
+    """The broker would close the channel, and deliver everything again."""
+    assert found(hold_max_seconds=1799.0) == []
+    assert found(hold_max_seconds=1800.0) == [("warning", "SIDECAR_HOLD_MAX")]
+
+
+def test_memory_that_has_no_room_for_the_requests_is_told_with_the_sum() -> None:
+    """Batches would be completed by pressure, smaller than configured."""
+    assert found(memory_limit_bytes=25 * 1024 * 1024) == []
+    (finding,) = traps(Traits(recipe=IDENTIFIED, **(GOOD | {"memory_limit_bytes": 25 * 1024 * 1024 - 1})))
+    assert finding.where == "SIDECAR_MEMORY_LIMIT"
+    assert "5 x 5,242,880 = 26,214,400" in finding.what

@@ -235,3 +235,13 @@ def test_properties_limit_fills_the_header_frame_exactly() -> None:
 def test_the_heartbeat_is_one() -> None:
     """Type 8, channel 0, no payload."""
     assert frame(8, 0, b"") == HEARTBEAT
+
+
+def test_what_the_broker_says_of_publishing_is_read() -> None:
+    """``connection.blocked`` with its reason, ``connection.unblocked``, among whole frames of other kinds."""
+    reason = b"low on memory"
+    blocking = frame(1, 0, struct.pack(">HHB", 10, 60, len(reason)) + reason)
+    other = frame(1, 1, struct.pack(">HHB", 10, 60, 0)) + frame(1, 0, struct.pack(">HH", 10, 51)) + HEARTBEAT
+    unblocking = frame(1, 0, struct.pack(">HH", 10, 61))
+    assert frames.blocked(other + blocking + other + unblocking) == ["low on memory", None]
+    assert frames.blocked(other) == []

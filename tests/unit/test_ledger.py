@@ -84,16 +84,42 @@ def test_no_multiple_is_written_over_given_up_tags_alone() -> None:
 
 
 def test_giving_back_leaves_nothing_outstanding() -> None:
-    """Only the open ones are requeued; the numbers go on in the same epoch."""
+    """Only the open ones are requeued; the numbers go on in the channel's next epoch, which knows nothing of them."""
     book = ledger(delivered=3)
+    late = message(2, of=book)
     book.store([message(1, of=book)])
     assert book.collect() == [Settlement(1, multiple=True)]
-    assert book.give_back() == 2
+    following = book.successor()
+    assert book.close() == 2
     assert book.outstanding == 0
-    book.next_tag = 5
-    assert book.admit() == 1
-    book.store([message(4, of=book)])
-    assert book.collect() == [Settlement(4, multiple=True)]
+    following.next_tag = 5
+    assert following.admit() == 1
+    assert not following.holds(late)
+    following.store([message(4, of=following)])
+    assert following.collect() == [Settlement(4, multiple=True)]
+
+
+def test_what_there_is_no_room_for_goes_back_alone() -> None:
+    """The tags from the first that was dropped on, each to be nacked; what came before is settled as ever."""
+    book = ledger(delivered=5)
+    assert book.give_back_from(4) == [4, 5]
+    assert (book.open, book.outstanding) == (3, 3)
+    book.store([message(tag, of=book) for tag in (1, 2, 3)])
+    assert book.collect() == [Settlement(3, multiple=True)]
+    assert book.outstanding == 0
+    assert book.give_back_from(6) == []
+
+
+def test_held_bytes_are_those_of_open_deliveries() -> None:
+    """What is stored or rejected takes no memory any more, whether its ack is written or waits."""
+    book = ledger(delivered=3)
+    held = [message(tag, of=book) for tag in (1, 2, 3)]
+    book.held_bytes = sum(one.held_bytes for one in held)
+    book.store(held[1:2])
+    book.give_up(held[2])
+    assert book.held_bytes == held[0].held_bytes > 0
+    book.close()
+    assert book.held_bytes == 0
 
 
 def test_closing_makes_settlements_stale() -> None:
@@ -127,3 +153,12 @@ def test_a_repr_shows_the_states() -> None:
     assert repr(book) == "<Ledger work/1 live 1+000102>"
     book.close()
     assert repr(book) == "<Ledger work/1 closed 4+>"
+
+
+def test_open_tags_are_those_that_go_back() -> None:
+    """In the order of delivery; what is stored or gone is not among them."""
+    book = ledger(delivered=5)
+    book.store([message(1, of=book)])
+    book.collect()
+    book.give_up(message(3, of=book))
+    assert book.open_tags() == [2, 4, 5]

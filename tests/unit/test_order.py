@@ -94,3 +94,16 @@ def test_thousands_of_dead_followers_are_walked_without_recursion() -> None:
     dead.close()
     assert order.leave(chain[:1]) == []
     assert len(order) == 0
+
+
+def test_what_waits_behind_others_is_forgotten_with_its_epoch() -> None:
+    """In a long outage sessions come and go: what they brought must not pile up behind a request that hangs."""
+    order = Order()
+    first, second, third, later = (message(number, key=b"one") for number in (1, 2, 3, 4))
+    assert order.enter([first, second, third]) == [first]
+    order.cut([first])
+    assert first.follower is None
+    assert order.enter([later]) == []
+    assert order.leave([first]) == [later]
+    assert order.leave([later]) == []
+    assert len(order) == 0

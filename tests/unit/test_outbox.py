@@ -138,18 +138,18 @@ def test_probes_are_single_and_different_items() -> None:
     outbox.put_again(batch(held[3:]))
     probes = []
     for _ in range(5):
-        probe = outbox.take_probe()
+        probe = outbox.take_probe(0.0)
         assert probe is not None
         probes += tags(probe.messages)
     assert probes == [1, 4, 2, 5, 3]
-    assert outbox.take_probe() is None
+    assert outbox.take_probe(0.0) is None
 
 
 def test_a_fresh_batch_gives_a_probe_too() -> None:
     """The rest of it is kept."""
     outbox = Outbox(1000, 1 << 20)
     outbox.put([batch(messages(3))])
-    probe = outbox.take_probe()
+    probe = outbox.take_probe(0.0)
     assert probe is not None
     assert (tags(probe.messages), outbox.items, len(outbox)) == ([1], 2, 1)
 

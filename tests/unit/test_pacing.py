@@ -89,10 +89,10 @@ def test_success_raises_the_limit_slowly() -> None:
     pace = pacing(8)
     pace.throttled(1.0, sent_at=0.5, roll=0.0, share=1.0)
     for _ in range(16):
-        pace.stored()
+        pace.stored(0.0, 0.0)
     assert 4.7 < pace.limit < 5.0
     for _ in range(400):
-        pace.stored()
+        pace.stored(0.0, 0.0)
     assert pace.limit == 8.0
 
 
@@ -122,9 +122,9 @@ def test_a_probe_that_fails_for_another_reason_is_news() -> None:
     pace = pacing()
     pace.hold(0.0, "connection refused", 1.0, was_probe=False)
     pace.probe_sent()
-    assert not pace.hold(1.0, "connection refused", 1.0, was_probe=True)
+    assert not pace.hold(1.0, "connection reset", 1.0, was_probe=True)
     pace.probe_sent()
-    assert pace.hold(3.0, "401 security_exception", 1.0, was_probe=True)
+    assert pace.hold(3.0, "401 security_exception", 1.0, was_probe=True, kind="401")
     assert pace.held == "401 security_exception"
 
 
@@ -152,7 +152,7 @@ def test_an_answer_ends_the_hold_and_recovery_is_gradual() -> None:
     assert pace.held is None
     assert (pace.permit(1.0, 0), pace.permit(1.0, 1)) == (Permit.REQUEST, Permit.NOTHING)
     for _ in range(6):
-        pace.stored()
+        pace.stored(0.0, 0.0)
     assert pace.permit(1.0, 1) is Permit.REQUEST
     assert not pace.answered()
 
@@ -172,3 +172,62 @@ def test_a_hold_obeys_retry_after() -> None:
     pace = pacing()
     pace.hold(0.0, "503", 0.0, was_probe=False, retry_after_seconds=20.0)
     assert pace.pause_until() == 20.0
+
+
+def test_what_hung_before_a_hold_takes_no_room_after_it() -> None:
+    """The limit is 1 then; three requests that never get an answer would stop everything until they time out."""
+    pace = pacing(4)
+    pace.hold(10.0, "away", 1.0, was_probe=False)
+    pace.answered()
+    assert pace.permit(20.0, 3) is Permit.NOTHING
+    assert pace.permit(20.0, 3, hung=3) is Permit.REQUEST
+    assert pace.permit(20.0, 4, hung=3) is Permit.NOTHING
+
+
+def test_what_hangs_counts_towards_the_most() -> None:
+    """However often holds begin and end: never more requests in flight than configured."""
+    assert pacing(4).permit(20.0, 4, hung=4) is Permit.NOTHING
+
+
+def test_a_probe_can_be_had_at_once() -> None:
+    """When there is a reason to hope, nobody waits for the end of a pause."""
+    pace = pacing()
+    pace.hold(10.0, "away", 1.0, was_probe=False)
+    assert pace.permit(10.1, 0) is Permit.NOTHING
+    pace.try_now()
+    assert pace.permit(10.1, 0) is Permit.PROBE
+
+
+def test_a_rising_latency_slows_down_before_anything_is_refused() -> None:
+    """Once for what was in flight; and when the new latency is the usual one, there is nothing to avoid any more."""
+    pace = pacing(8)
+    for second in range(10):
+        pace.stored(second + 0.1, float(second))
+    assert pace.limit == 8.0
+    pace.stored(20.5, 20.0)
+    assert pace.limit == pytest.approx(7.2)
+    pace.stored(20.6, 20.1)
+    assert pace.limit > 7.2
+    for second in range(30, 200):
+        pace.stored(second + 0.5, float(second))
+    assert pace.limit == 8.0
+
+
+def test_small_requests_say_nothing_about_latency() -> None:
+    """A probe takes a tenth of the time that a full batch takes, and the batch after it isn't slow."""
+    pace = pacing(8)
+    for second in range(10):
+        pace.stored(second + 0.01, float(second), share=0.001)
+    pace.stored(20.5, 20.0)
+    assert pace.limit == 8.0
+
+
+def test_a_hold_is_told_once_whatever_words_its_probes_find_for_it() -> None:
+    """Behind a proxy an outage has four names in turn; another kind of fault is news."""
+    pace = pacing()
+    assert pace.hold(1.0, "connection reset", 1.0, was_probe=False, kind="unanswered")
+    assert not pace.hold(2.0, "cannot connect", 1.0, was_probe=True, kind="unanswered")
+    assert pace.held == "connection reset"
+    assert pace.hold(3.0, "401 security_exception: no", 1.0, was_probe=True, kind="401 security_exception")
+    assert pace.held == "401 security_exception: no"
+    assert not pace.hold(4.0, "late", 1.0, was_probe=False, kind="unanswered")

@@ -274,3 +274,54 @@ def test_publishing_nothing_waits_for_nothing() -> None:
         assert await asyncio.wait_for(bench.publisher.publish([]), 1) == []
 
     run(scenario())
+
+
+def test_while_publishing_is_blocked_the_time_stands_still() -> None:
+    """A resource alarm may last for hours: what waits for its end is confirmed then, and published once only."""
+
+    async def scenario() -> None:
+        bench = Bench(confirm_timeout_seconds=0.05)
+        first, second = bench.copies(1), bench.copies(1)
+        before = await bench.publish(first)
+        bench.publisher.block("low on memory")
+        during = await bench.publish(second)
+        done, _ = await asyncio.wait([before, during], timeout=0.2)
+        assert not done
+        assert len(bench.wire.written) == 1, "written while nobody reads it"
+        bench.publisher.block(None)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        bench.publisher.answered([ack(2, multiple=True)])
+        assert await before == await during == [None]
+        assert bench.silences == []
+
+    run(scenario())
+
+
+def test_silence_after_a_block_is_silence() -> None:
+    """The time for confirms begins anew when it ends."""
+
+    async def scenario() -> None:
+        bench = Bench(confirm_timeout_seconds=0.05)
+        task = await bench.publish(bench.copies(1))
+        bench.publisher.block("low on disk")
+        bench.publisher.block(None)
+        with pytest.raises(BrokerError):
+            await task
+        assert len(bench.silences) == 1
+
+    run(scenario())
+
+
+def test_a_connection_that_is_lost_while_it_is_blocked_fails_what_waits() -> None:
+    """Nobody waits for the end of an alarm on a connection that is gone."""
+
+    async def scenario() -> None:
+        bench = Bench()
+        bench.publisher.block("low on memory")
+        task = await bench.publish(bench.copies(1))
+        bench.publisher.lose("connection lost: gone")
+        with pytest.raises(BrokerError, match="gone"):
+            await task
+
+    run(scenario())

@@ -1,0 +1,389 @@
+"""When to consume, and how much: the one owner of pausing, resuming, and giving back.
+
+    waiting ──(Elasticsearch answers)──▶ consuming ──(a hold lasts too long)──▶ waiting
+                                         │      ▲
+                           (memory full) ▼      │ (room again)
+                                         pausing ──(longer than the broker bears)──▶ stepped aside
+
+Nothing is consumed before Elasticsearch answers: not at the start, not after a session that ended in a hold, and not
+after a hold that was too long to keep messages. Then a window of one batch finds out, and grows.
+
+Memory is bounded at the socket: nothing is read while too much is held. But RabbitMQ resets a connection that it can't
+write to for half a minute; so after ten seconds the consumer is cancelled, what is still on the wire is sent back (what
+is held stays), and the next consumer asks for no more than fits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol
+
+from sidecar.core.copies import deliveries
+from sidecar.errors import BrokerError
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Awaitable, Callable
+
+    from structlog.typing import FilteringBoundLogger
+
+    from sidecar.core.ledger import Ledger
+    from sidecar.core.message import Message
+    from sidecar.core.window import Window
+    from sidecar.ports import BrokerSession
+
+LONGEST_PAUSE_SECONDS = 10.0
+"""RabbitMQ bears about 30 s."""
+_LOOK_MIN_SECONDS = 1.0
+_LOOK_GROWTH = 1.5
+_LOOK_MAX_SECONDS = {False: 5.0, True: 30.0}  # at the start, and after a hold
+_TRIAL_MIN_SECONDS = 30.0
+_TRIAL_MAX_SECONDS = 300.0
+_LEAST_PROBES = 3
+"""Of different items, before messages are given back: one of them may be what Elasticsearch doesn't survive."""
+_ASK_AGAIN_SECONDS = 1.0
+_WORN_DELIVERIES = 15
+"""RabbitMQ 4 drops a message of a quorum queue at its 21st delivery unless the queue has another limit."""
+_WORN_LOG_SECONDS = 60.0
+
+
+class Keeper(Protocol):
+    """What holds the messages: the pipeline."""
+
+    @property
+    def held(self) -> str | None:
+        """Why nothing but probes is sent, or None."""
+        ...
+
+    @property
+    def probes(self) -> int:
+        """How many probes were sent, ever."""
+        ...
+
+    @property
+    def copies_on_their_way(self) -> bool:
+        """Whether copies are published whose confirm isn't there yet."""
+        ...
+
+    def try_now(self) -> None:
+        """Probe at once, whatever pause there is."""
+        ...
+
+    async def give_back(self) -> None:
+        """Write every ack that is due, and have the broker take back the rest, in the order of delivery."""
+        ...
+
+    def returned(self, ledger: Ledger, count: int) -> None:
+        """Count deliveries that the broker was given back unseen."""
+        ...
+
+    def changed(self) -> None:
+        """Take notice: there is room, or no more to come."""
+        ...
+
+
+class Consuming:
+    """Consumes for the pipeline as much as may be held.
+
+    Args:
+        window: the bounds.
+        keeper: holds what came.
+        unavailable: says why Elasticsearch can't be used now, or None.
+        hold_max_seconds: how long messages are kept in a hold.
+        dice: the only source of chance.
+        log: where state changes are told.
+
+    Attributes:
+        prefetch: of the present consumers, or of the last.
+        reached: Elasticsearch answered at least once.
+        consuming: the broker delivers.
+        dropping: what arrives now is for nobody: the broker gets it back.
+    """
+
+    def __init__(
+        self,
+        window: Window,
+        keeper: Keeper,
+        unavailable: Callable[[], Awaitable[str | None]],
+        *,
+        hold_max_seconds: float,
+        dice: random.Random,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self.prefetch = window.prefetch(0, 0)
+        self.reached = False
+        self.consuming = False
+        self.dropping = False
+        self._window = window
+        self._keeper = keeper
+        self._unavailable = unavailable
+        self._hold_max_seconds = hold_max_seconds
+        self._dice = dice
+        self._log = log
+        self._session: BrokerSession | None = None
+        self._stopping = False
+        self._waiting = True  # for Elasticsearch
+        self._look_at = 0.0
+        self._looks = 0
+        self._trials = 0
+        self._held_since: float | None = None
+        self._give_up_at = 0.0
+        self._probes_before = 0
+        self._paused_at: float | None = None
+        self._settled_items = 0  # since the consumers began
+        self._worn_silent_until = 0.0
+        self._wake = asyncio.Event()
+        self._turn = asyncio.Lock()  # the end comes between two steps, never into one
+
+    # What the pipeline tells -----------------------------------------------------------------------------------------
+
+    def attach(self, session: BrokerSession) -> None:
+        """Consume from `session` as soon as Elasticsearch is there."""
+        self._session = session
+        self._wake.set()
+
+    def detach(self) -> None:
+        """Note that the session was lost.
+
+        In a hold that may be the work of the broker's consumer timeout: nothing is consumed before there is hope, or
+        the next session would end in the same way.
+        """
+        self._session = None
+        self.consuming = self.dropping = False
+        self._paused_at = self._held_since = None
+        if self._keeper.held is not None:
+            self._wait(0.0)
+
+    def arrived(self, chunk: list[Message], size_bytes: int) -> None:
+        """Note messages that came and are kept: learn their size, and stop reading when they are too much.
+
+        Args:
+            chunk: the messages.
+            size_bytes: what they take of the memory limit, all together.
+        """
+        session = self._session
+        if session is None:
+            return
+        self._window.note(len(chunk), size_bytes)
+        if self._paused_at is None and self._window.full(*self._held(session)):
+            self._paused_at = self._now()
+            session.pause()
+            self._wake.set()
+            self._keeper.changed()
+        if chunk[-1].redelivered:
+            self._look_for_worn(chunk)
+
+    def settled(self, items: int) -> None:
+        """Note that messages were settled: there may be room again."""
+        self._settled_items += items
+        session = self._session
+        if session is None:
+            return
+        if self._paused_at is not None:
+            self._resume_if_roomy(session)
+        elif not self.consuming or self._settled_items >= self.prefetch:
+            self._wake.set()
+
+    def hold_changed(self) -> None:
+        """Note that a hold began or ended."""
+        self._wake.set()
+
+    @property
+    def starved(self) -> bool:
+        """Whether nothing more comes before something is settled."""
+        session = self._session
+        if session is None:
+            return False
+        full = any(ledger.outstanding >= self.prefetch for ledger in session.ledgers)
+        return full or self._paused_at is not None or not self.consuming
+
+    async def stop(self) -> None:
+        """Stop for good: when this returns, nothing more comes.
+
+        Raises:
+            BrokerError: the session was lost.
+        """
+        self._stopping = True
+        async with self._turn:
+            session = self._session
+            if session is not None and self.consuming:
+                self.dropping = self._paused_at is not None  # no room: the broker takes it back with the rest
+                self._resume(session)
+                await self._cancel(session)
+
+    # Steps -----------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Consume, pause and give back until cancelled."""
+        while True:
+            await self._sleep()
+            if self._waiting and not self._stopping and self._now() >= self._look_at:
+                await self._look()
+            try:
+                async with self._turn:
+                    if self._session is not None and not self._stopping:
+                        await self._step(self._session)
+            except BrokerError:
+                self.consuming = False  # the session is lost, and whoever holds it learns of that
+
+    async def _step(self, session: BrokerSession) -> None:
+        now = self._now()
+        if self._keeper.held is None:
+            self._held_since, self._trials = None, 0
+        elif self._held_since is None:
+            self._begin_holding()
+        if not self.consuming:
+            if not self._waiting and self._window.roomy(*self._held(session)):
+                await self._begin(session)
+        elif self._held_since is not None and now >= self._give_up_at:
+            await self._give_up_holding(session)
+        elif self._paused_at is not None and now >= self._paused_at + LONGEST_PAUSE_SECONDS:
+            await self._step_aside(session)
+        elif self._paused_at is None and self._held_since is None and self._settled_items >= self.prefetch:
+            await self._widen(session)
+
+    async def _sleep(self) -> None:
+        """Sleep until something changed, or it is time for the next step."""
+        moments = []
+        if not self._stopping:
+            if self._waiting:
+                moments.append(self._look_at)
+            if self.consuming and self._held_since is not None:
+                moments.append(self._give_up_at)
+            if self.consuming and self._paused_at is not None:
+                moments.append(self._paused_at + LONGEST_PAUSE_SECONDS)
+        timer = None
+        if moments:
+            timer = asyncio.get_running_loop().call_at(min(moments), self._wake.set)
+        await self._wake.wait()
+        self._wake.clear()
+        if timer is not None:
+            timer.cancel()
+
+    # Waiting for Elasticsearch ---------------------------------------------------------------------------------------
+
+    def _wait(self, seconds: float) -> None:
+        self._waiting = True
+        self._looks = 0
+        self._look_at = self._now() + seconds
+        self._wake.set()
+
+    async def _look(self) -> None:
+        """Look whether Elasticsearch is there; where it is, consuming may begin."""
+        reason = await self._unavailable()
+        self._looks += 1
+        if reason is not None:
+            if self._looks == 1:
+                self._log.warning("elasticsearch.unreachable", reason=reason)
+            most = _LOOK_MAX_SECONDS[self._keeper.held is not None]
+            bound = min(most, _LOOK_MIN_SECONDS * _LOOK_GROWTH ** min(self._looks - 1, 60))
+            self._look_at = self._now() + bound * (0.8 + 0.2 * self._dice.random())
+            return
+        if self._looks > 1:
+            self._log.info("elasticsearch.reached", tries=self._looks)
+        self.reached = True
+        self._waiting = False
+        self._wake.set()
+
+    # Consuming -------------------------------------------------------------------------------------------------------
+
+    async def _begin(self, session: BrokerSession) -> None:
+        """Begin to consume; after a hold with one batch, of which a single item goes first."""
+        held = self._keeper.held is not None
+        if held:
+            self._window.narrow()
+        self.prefetch = self._window.prefetch(*self._held(session))
+        self._settled_items = 0
+        if held:
+            self._begin_holding()
+        self.consuming = True  # before it is: deliveries come before this knows
+        await session.consume(self.prefetch)
+        self._log.info("amqp.consuming", prefetch=self.prefetch)
+        if held:
+            self._keeper.try_now()
+
+    async def _widen(self, session: BrokerSession) -> None:
+        """Ask for more, where more is allowed and would make a difference: each time costs a new consumer."""
+        self._window.widen()
+        self._settled_items = 0
+        if self._window.worth_while(self.prefetch, *self._held(session)):
+            await self._cancel(session)
+            await self._begin(session)
+
+    async def _step_aside(self, session: BrokerSession) -> None:
+        """Send back what is on the wire, before the broker loses patience; what is held stays."""
+        firsts = [(ledger, ledger.next_tag) for ledger in session.ledgers]
+        self.dropping = True
+        self._resume(session)
+        await self._cancel(session)
+        count = 0
+        for ledger, first_tag in firsts:
+            tags = ledger.give_back_from(first_tag)
+            await session.requeue(ledger, tags)
+            self._keeper.returned(ledger, len(tags))
+            count += len(tags)
+        self.dropping = False
+        self._log.info("amqp.paused", returned=count, reason="as much is held as SIDECAR_MEMORY_LIMIT allows")
+        self._keeper.changed()
+
+    def _begin_holding(self) -> None:
+        self._held_since = self._now()
+        self._give_up_at = self._held_since + self._hold_max_seconds
+        self._probes_before = self._keeper.probes
+
+    async def _give_up_holding(self, session: BrokerSession) -> None:
+        """Give everything back: an outage is too long to sit it out with messages that others could have."""
+        if self._keeper.copies_on_their_way or self._keeper.probes < self._probes_before + _LEAST_PROBES:
+            self._give_up_at = self._now() + _ASK_AGAIN_SECONDS
+            return
+        self.dropping = True
+        self._resume(session)
+        await self._cancel(session)
+        await self._keeper.give_back()
+        self.dropping = False
+        # Elasticsearch may well answer a look and go on to refuse what is sent. Each such round costs a message one of
+        # the deliveries that a quorum queue allows it, so they come seldom.
+        pause = min(_TRIAL_MAX_SECONDS, _TRIAL_MIN_SECONDS * 2.0 ** min(self._trials - 1, 10)) if self._trials else 0.0
+        self._trials += 1
+        self._wait(pause)
+        self._log.warning("amqp.given_back", held_seconds=self._hold_max_seconds, reason=self._keeper.held)
+
+    async def _cancel(self, session: BrokerSession) -> None:
+        self.consuming = False
+        await session.cancel()
+
+    # Memory ----------------------------------------------------------------------------------------------------------
+
+    def _resume_if_roomy(self, session: BrokerSession) -> None:
+        if self._window.roomy(*self._held(session)):
+            self._resume(session)
+
+    def _resume(self, session: BrokerSession) -> None:
+        if self._paused_at is not None:
+            self._paused_at = None
+            session.resume()
+
+    @staticmethod
+    def _held(session: BrokerSession) -> tuple[int, int]:
+        return sum(ledger.held_bytes for ledger in session.ledgers), sum(ledger.open for ledger in session.ledgers)
+
+    # Wear ------------------------------------------------------------------------------------------------------------
+
+    def _look_for_worn(self, chunk: list[Message]) -> None:
+        """Warn of messages that came so often that a quorum queue may drop them at the next delivery."""
+        now = self._now()
+        if now < self._worn_silent_until:
+            return
+        worst = max(deliveries(message) for message in chunk)
+        if worst >= _WORN_DELIVERIES:
+            self._worn_silent_until = now + _WORN_LOG_SECONDS
+            self._log.warning(
+                "amqp.worn",
+                queue=chunk[0].ledger.queue,
+                deliveries=worst,
+                mend="RabbitMQ drops a message at the queue's x-delivery-limit (20 where none is set): raise it",
+            )
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()

@@ -1,0 +1,96 @@
+"""`sidecar.core.window`."""
+
+from __future__ import annotations
+
+from sidecar.core.window import MESSAGE_BYTES, Window
+
+MIB = 1 << 20
+
+
+def window(limit_bytes: int = 64 * MIB, most_items: int = 6_000, batch_items: int = 1_000) -> Window:
+    """Return a window with the default settings."""
+    return Window(limit_bytes, most_items, batch_items)
+
+
+def test_full_at_the_limit_objects_included() -> None:
+    """A hundred bytes of body are a kilobyte of memory."""
+    bounds = window(limit_bytes=10 * (100 + MESSAGE_BYTES))
+    assert not bounds.full(9 * 100, 9)
+    assert bounds.full(10 * 100, 10)
+
+
+def test_one_message_is_always_let_in() -> None:
+    """One above the limit can't wait for room that will never be; with it, it is full."""
+    bounds = window(limit_bytes=1_000)
+    assert not bounds.full(0, 0)
+    assert bounds.full(5_000, 1)
+
+
+def test_reading_goes_on_at_half() -> None:
+    """Not after each message, or each would cost two system calls."""
+    bounds = window(limit_bytes=100 * MESSAGE_BYTES)
+    assert not bounds.roomy(0, 51)
+    assert bounds.roomy(0, 50)
+
+
+def test_nothing_known_is_no_bound() -> None:
+    """The first consumer asks for what is configured: the socket bounds the memory."""
+    assert window().prefetch(0, 0) == 6_000
+
+
+def test_a_prefetch_fits_into_the_room_that_is_left() -> None:
+    """By the mean size of what came, with what is held subtracted; always one at least."""
+    bounds = window()
+    bounds.note(16, 16 * 4 * MIB)
+    assert bounds.prefetch(0, 0) == 15
+    assert bounds.prefetch(32 * MIB, 8) == 7
+    assert bounds.prefetch(70 * MIB, 17) == 1
+
+
+def test_small_messages_have_the_prefetch_that_is_configured() -> None:
+    """The limit is far away from them."""
+    bounds = window()
+    bounds.note(1_000, 420_000)
+    assert bounds.prefetch(2 * MIB, 5_000) == 6_000
+
+
+def test_the_mean_follows_what_comes() -> None:
+    """After some thousand small messages the large ones of before are forgotten."""
+    bounds = window()
+    bounds.note(10, 10 * 8 * MIB)
+    assert bounds.prefetch(0, 0) == 7
+    for _ in range(20):
+        bounds.note(1_000, 420_000)
+    assert bounds.prefetch(0, 0) == 6_000
+
+
+def test_after_a_hold_the_window_is_one_batch_and_grows() -> None:
+    """One batch finds out whether Elasticsearch is well again."""
+    bounds = window()
+    bounds.narrow()
+    seen = []
+    for _ in range(3):
+        seen.append(bounds.prefetch(0, 0))
+        bounds.widen()
+    assert seen == [1_000, 4_000, 6_000]
+
+
+def test_a_narrow_window_holds_more_than_one_item() -> None:
+    """With a batch of one, an item that Elasticsearch doesn't survive would look like an outage for ever."""
+    bounds = window(batch_items=1, most_items=6)
+    bounds.narrow()
+    assert bounds.prefetch(0, 0) == 6
+    bounds = window(batch_items=1, most_items=60)
+    bounds.narrow()
+    assert bounds.prefetch(0, 0) == 10
+
+
+def test_a_new_consumer_is_worth_while_for_twice_as_much_or_all() -> None:
+    """Each change costs two round trips, and the place in the line of a single active consumer."""
+    bounds = window()
+    assert bounds.worth_while(3_000, 0, 0)
+    assert bounds.worth_while(5_000, 0, 0)
+    assert not bounds.worth_while(6_000, 0, 0)
+    bounds.note(16, 16 * 4 * MIB)
+    assert not bounds.worth_while(10, 0, 0)
+    assert bounds.worth_while(7, 0, 0)
