@@ -74,3 +74,11 @@ def test_it_comes_back_to_both_servers(breakable: Bench) -> None:
     account = sidecar.terminate()
     assert account["dead_letter"] == 0
     assert breakable.documents() == {str(at): {"at": at} for at in range(published)}
+
+
+def test_a_missing_virtual_host_is_told_by_its_name(bench: Bench) -> None:
+    """In the words of the broker, and tried again: somebody may be about to create it."""
+    url = bench.rabbitmq.amqp_url.rstrip("/")
+    sidecar = bench.sidecar(AMQP_URL=f"{url}/nowhere")
+    assert "vhost nowhere not found" in sidecar.wait_for("amqp.unreachable")["reason"]
+    sidecar.terminate()
