@@ -506,14 +506,16 @@ class Pipeline:
             guarded += kept
         if guarded:
             self._hold_back(batch, guarded, probe=probe)
-        else:
+        elif len(fates.throttled) < len(results):
             self._heard()
         if fates.throttled:
-            self._throttle(sent_at, len(fates.throttled) / len(results))
+            share = len(fates.throttled) / len(results)
+            example = next(result for result in results if judge(result, "").verdict is Verdict.THROTTLED)
+            reason = f"{example.status} {example.error_type}: {bulk.blank(example.reason, b'')}"
             again = batch.again(fates.throttled)
             if fates.stored:  # there is room, only not for all at once: no reason to wait ever longer
                 again.tries = 0
-            self._go_again(again, "throttled")
+            self._crowded(again, sent_at, share, reason, probe=probe)
         else:
             self.pacing.stored(self._now(), sent_at, len(results) / self._plan.batch_max_items)
         if fates.later:
@@ -613,6 +615,26 @@ class Pipeline:
         detail = bulk.blank(result.reason, message.body)
         return Letter(message, reason, detail, result.status, result.error_type)
 
+    def _crowded(
+        self,
+        again: Batch,
+        sent_at: float,
+        share: float,
+        reason: str,
+        *,
+        probe: bool,
+        retry_after_seconds: float = 0.0,
+    ) -> None:
+        """Slow down, since there was no room for `again`; where there is none for anything for long, hold."""
+        self._throttle(sent_at, share, retry_after_seconds)
+        if share >= 1.0 and self.pacing.crowded_out(self._now()):
+            self.account.retries["throttled"] += len(again.messages)
+            self._hold("429", reason, probe=probe, retry_after_seconds=retry_after_seconds)
+            again.ready_at = 0.0
+            self._put_again(again)
+        else:
+            self._go_again(again, "throttled")
+
     def _throttle(self, sent_at: float, share: float, retry_after_seconds: float = 0.0) -> None:
         if self.pacing.throttled(self._now(), sent_at, self._dice.random(), share, retry_after_seconds):
             now = self._now()
@@ -650,9 +672,8 @@ class Pipeline:
             return
         self.account.requests[course.name.lower()] += 1
         if course is Course.THROTTLED:
-            self._heard()
-            self._throttle(sent_at, 1.0, answer.retry_after_seconds)
-            self._go_again(batch, "throttled")
+            reason = f"{fault.status} {fault.error_type}: {fault.reason}"
+            self._crowded(batch, sent_at, 1.0, reason, probe=probe, retry_after_seconds=answer.retry_after_seconds)
         elif course is Course.SPLIT_SIZE:
             self._heard()
             self._split_size(batch, fault)

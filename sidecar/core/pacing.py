@@ -23,6 +23,8 @@ the limit so often that a third of all requests were refused for ever."""
 SLOW = 2.5
 """A request that takes so many times as long as usual is a sign of load."""
 SLOWER = 0.9
+_CROWDED_OUT_TIMES = 5
+_CROWDED_OUT_SECONDS = 10.0
 _LATENCY_WEIGHT = 0.1
 _TELLING_SHARE = 0.5
 
@@ -71,6 +73,7 @@ class Pacing:
         self._delay_max_seconds = delay_max_seconds
         self._pause_until = 0.0
         self._refused_in_a_row = 0
+        self._refused_since = 0.0
         self._slowed_at = -1.0
         self._usual_seconds = 0.0
         self._probes = 0
@@ -155,13 +158,23 @@ class Pacing:
         if sent_at <= self._slowed_at:
             return False
         self._slowed_at = now
-        self._refused_in_a_row = self._refused_in_a_row + 1 if share >= 1.0 else 0
+        if share < 1.0:
+            self._refused_in_a_row = 0
+        else:
+            self._refused_since = self._refused_since if self._refused_in_a_row else now
+            self._refused_in_a_row += 1
         self.limit = max(1.0, self.limit / 2)
         pause = share * backoff_seconds(
             max(1, self._refused_in_a_row), roll, self._delay_min_seconds, self._delay_max_seconds
         )
         self._pause_until = max(self._pause_until, now + max(pause, retry_after_seconds))
         return True
+
+    def crowded_out(self, now: float) -> bool:
+        """Whether 429 is all that came for so long that it is an outage: a full disk, a pool that stays full."""
+        if self.held is not None:
+            return True
+        return self._refused_in_a_row >= _CROWDED_OUT_TIMES and now - self._refused_since >= _CROWDED_OUT_SECONDS
 
     def hold(
         self, now: float, reason: str, roll: float, *, was_probe: bool, kind: str = "", retry_after_seconds: float = 0.0

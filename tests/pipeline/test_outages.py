@@ -206,3 +206,51 @@ def test_items_that_fail_inside_elasticsearch_are_tried_a_counted_number_of_time
         assert sum("broken" in request.ids for request in world.elastic.requests) == 5
 
     play(lambda: World(seed), scenario)
+
+
+FULL_DISK = Failure(
+    429, "cluster_block_exception", "index [docs] blocked by: [TOO_MANY_REQUESTS/12/disk usage exceeded];"
+)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("whole", [False, True])
+def test_where_429_is_all_that_comes_for_long_it_is_an_outage(seed: int, whole: bool) -> None:
+    """A disk at its flood stage: a hold, told once, with few requests; and it goes on by itself when there is room."""
+
+    async def scenario(world: World) -> None:
+        if whole:
+            world.elastic.trouble = lambda _: Refusal(429, "circuit_breaking_exception", "[parent] Data too large")
+        else:
+            world.elastic.item_fault = lambda _: FULL_DISK
+        world.publish_many(200)
+        await world.start()
+        await world.until(lambda: world.pipeline.held, 40.0)
+        await asyncio.sleep(200)
+        assert len(world.elastic.requests) < 40
+        assert len(world.log.named("elasticsearch.held")) == 1
+        assert not world.dead_letters
+        world.elastic.trouble, world.elastic.item_fault = lambda _: None, lambda _: None
+        await world.until_settled(60.0)
+        world.judge()
+        assert world.pipeline.held is None
+
+    play(lambda: World(seed, prefetch=200), scenario)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_pool_that_is_full_for_some_seconds_is_no_outage(seed: int) -> None:
+    """It slows down, and nothing else: with the pool's room back everything goes on at once."""
+
+    async def scenario(world: World) -> None:
+        world.elastic.item_fault = lambda _: FULL_DISK
+        world.publish_many(200)
+        await world.start()
+        await asyncio.sleep(4)
+        assert world.pipeline.held is None
+        world.elastic.item_fault = lambda _: None
+        await world.until_settled(15.0)
+        world.judge()
+        assert not world.log.named("elasticsearch.held")
+
+    play(lambda: World(seed, prefetch=200), scenario)
