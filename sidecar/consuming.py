@@ -232,11 +232,11 @@ class Consuming:
             self._held_since, self._trials = None, 0
         elif self._held_since is None:
             self._begin_holding()
-        if not self.consuming:
+        if self._held_since is not None and now >= self._give_up_at and self._has_messages(session):
+            await self._give_up_holding(session)
+        elif not self.consuming:
             if not self._waiting and self._window.roomy(*self._held(session)):
                 await self._begin(session)
-        elif self._held_since is not None and now >= self._give_up_at:
-            await self._give_up_holding(session)
         elif self._paused_at is not None and now >= self._paused_at + LONGEST_PAUSE_SECONDS:
             await self._step_aside(session)
         elif self._paused_at is None and self._held_since is None and self._settled_items >= self.prefetch:
@@ -248,7 +248,7 @@ class Consuming:
         if not self._stopping:
             if self._waiting:
                 moments.append(self._look_at)
-            if self.consuming and self._held_since is not None:
+            if self._held_since is not None and self._session is not None and self._has_messages(self._session):
                 moments.append(self._give_up_at)
             if self.consuming and self._paused_at is not None:
                 moments.append(self._paused_at + LONGEST_PAUSE_SECONDS)
@@ -348,9 +348,14 @@ class Consuming:
         self._wait(pause)
         self._log.warning("amqp.given_back", held_seconds=self._hold_max_seconds, reason=self._keeper.held)
 
+    def _has_messages(self, session: BrokerSession) -> bool:
+        """Whether there is something to give back, or may be at any moment."""
+        return self.consuming or any(ledger.outstanding for ledger in session.ledgers)
+
     async def _cancel(self, session: BrokerSession) -> None:
-        self.consuming = False
-        await session.cancel()
+        if self.consuming:
+            self.consuming = False
+            await session.cancel()
 
     # Memory ----------------------------------------------------------------------------------------------------------
 

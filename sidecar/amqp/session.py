@@ -178,7 +178,7 @@ class Session:
             if isinstance(error, asyncio.CancelledError):
                 # Who consumes now is not known, so nobody could be cancelled: only the session's end stops it.
                 self._lose("cut off while consuming began")
-            raise _translate(error, None) from error
+            raise self._failed(error) from error
 
     async def cancel(self) -> None:
         """Stop the deliveries: when this returns, no more come.
@@ -192,7 +192,7 @@ class Session:
             for channel, tag in self._consumer_tags.items():
                 await self._channels[channel].basic_cancel(tag, timeout=_CLOSE_SECONDS)
         except (*_FAILURES, TimeoutError) as error:
-            raise _translate(error, None) from error
+            raise self._failed(error) from error
         self._consumer_tags.clear()
 
     def settle(self, ledger: Ledger, settlements: list[Settlement]) -> None:
@@ -246,8 +246,8 @@ class Session:
                     self._follow(ledger, await self._open_channel(connection, wire, ledger.queue))
                 else:
                     self._follow(ledger, ledger.successor())
-        except _FAILURES as error:
-            raise _translate(error, None) from error
+        except (*_FAILURES, TimeoutError) as error:
+            raise self._failed(error) from error
 
     async def _nack(self, channel: int, settlements: list[tuple[int, bool]]) -> None:
         """Write nacks of single tags, or of all up to a tag, so slowly that a quorum queue keeps their order.
@@ -292,6 +292,12 @@ class Session:
         except _FAILURES as error:
             raise _translate(error, None) from error
         self._delay_queues[queue, milliseconds] = None
+
+    def _failed(self, error: BaseException) -> BrokerError:
+        """Return what to raise; the session is over, for nobody knows what the broker does now."""
+        translated = _translate(error, None)
+        self._lose(str(translated))
+        return translated
 
     async def close(self) -> None:
         """Close both connections; whatever is outstanding goes back to the queues."""

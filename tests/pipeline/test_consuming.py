@@ -221,6 +221,31 @@ def test_a_pause_is_never_so_long_that_the_broker_loses_patience(seed: int, seco
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_what_fills_the_memory_in_an_outage_goes_back_as_well(seed: int) -> None:
+    """Nobody consumes any more since there is no room; what is held goes back all the same when it takes too long."""
+
+    async def scenario(world: World) -> None:
+        assert isinstance(world, Large)
+        world.broker._chunk_items = (1, 3)
+        world.publish_large(300, SIZE)
+        await world.start()
+        await world.until(lambda: len(world.elastic.documents) > 20)
+        world.elastic.looks_see_trouble = True
+        world.elastic.trouble = lambda _: Trouble.REFUSED
+        await world.until(lambda: world.log.named("amqp.paused"))
+        assert in_hands(world) > 0
+        await world.until(lambda: not in_hands(world), 6 * MINUTE)
+        await asyncio.sleep(HOUR)
+        assert in_hands(world) == 0
+        assert max(returns(world)) <= 2
+        world.elastic.trouble = lambda _: None
+        await world.until_settled(2 * MINUTE)
+        world.judge(redelivered=True)
+
+    play(lambda: Large(seed, prefetch=1_000, memory_limit_bytes=LIMIT), scenario)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_message_above_the_limit_is_admitted_alone(seed: int) -> None:
     """It can't be refused, and it can't wait for room that will never be."""
 
