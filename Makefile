@@ -7,9 +7,11 @@ SHELL := bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.complete
-SEEDS ?= 2000
+# Test files run in two processes, each with servers of its own: most of their time is waiting.
+SIDE_BY_SIDE = -n 2 --dist loadfile --no-loadscope-reorder
+SECONDS_OF_CHAOS = $(or $(SECONDS),600)
 
-.PHONY: help setup provision demo test test-unit test-full lint format bench up down logs clean
+.PHONY: help setup provision demo test test-unit test-faults test-full chaos lint format bench up down logs clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,10 +35,16 @@ lint: $(STAMP) ## style, types, import rules
 	$(VENV)/bin/lint-imports --no-cache
 
 test: lint provision ## everything short, with real servers
-	$(PYTHON) -m pytest -m "not full"
+	$(PYTHON) -m pytest -m "not full" $(SIDE_BY_SIDE)
 
 test-unit: $(STAMP) ## what needs no servers, in seconds
-	$(PYTHON) -m pytest -m "not server and not full"
+	$(PYTHON) -m pytest -m "not server and not full" $(SIDE_BY_SIDE)
+
+test-faults: provision ## the fault suite: both servers killed, frozen, cut off, filled and blocked
+	$(PYTHON) -m pytest tests/faults -m "not full"
+
+chaos: provision ## random faults for SECONDS (600), from SEED, with a model that judges what came of it
+	$(PYTHON) -m tests.faults.chaos --seconds $(SECONDS_OF_CHAOS) $(if $(SEED),--seed $(SEED))
 
 test-full: lint provision ## what takes long as well
 	TEST_THOROUGHNESS=10 $(PYTHON) -m pytest
