@@ -42,6 +42,7 @@ _TRIAL_MAX_SECONDS = 300.0
 _LEAST_PROBES = 3
 """Of different items, before messages are given back: one of them may be what Elasticsearch doesn't survive."""
 _ASK_AGAIN_SECONDS = 1.0
+_ASKED_MOST = 10
 _WORN_DELIVERIES = 15
 """RabbitMQ 4 drops a message of a quorum queue at its 21st delivery unless the queue has another limit."""
 _WORN_LOG_SECONDS = 60.0
@@ -58,6 +59,11 @@ class Keeper(Protocol):
     @property
     def probes(self) -> int:
         """How many probes were sent, ever."""
+        ...
+
+    @property
+    def probing(self) -> bool:
+        """Whether a probe is out."""
         ...
 
     @property
@@ -129,6 +135,7 @@ class Consuming:
         self._held_since: float | None = None
         self._give_up_at = 0.0
         self._probes_before = 0
+        self._asked = 0
         self._paused_at: float | None = None
         self._settled_items = 0  # since the consumers began
         self._worn_silent_until = 0.0
@@ -330,10 +337,14 @@ class Consuming:
         self._held_since = self._now()
         self._give_up_at = self._held_since + self._hold_max_seconds
         self._probes_before = self._keeper.probes
+        self._asked = 0
 
     async def _give_up_holding(self, session: BrokerSession) -> None:
         """Give everything back: an outage is too long to sit it out with messages that others could have."""
-        if self._keeper.copies_on_their_way or self._keeper.probes < self._probes_before + _LEAST_PROBES:
+        # What is on its way would be there twice, or stored twice; a probe that hangs is not waited for.
+        on_its_way = self._keeper.copies_on_their_way or (self._keeper.probing and self._asked < _ASKED_MOST)
+        if on_its_way or self._keeper.probes < self._probes_before + _LEAST_PROBES:
+            self._asked += 1
             self._give_up_at = self._now() + _ASK_AGAIN_SECONDS
             return
         self.dropping = True

@@ -89,6 +89,8 @@ class Copying:
         self._on_their_way = 0
         self._copies = 0
         self._wake = asyncio.Event()
+        self._nothing_moves = asyncio.Event()  # no copy waits or is on its way, or the route takes none
+        self._nothing_moves.set()
 
     @property
     def idle(self) -> bool:
@@ -118,7 +120,12 @@ class Copying:
     def add(self, letters: Iterable[Letter]) -> None:
         """Have copies published, in order."""
         self._letters += [letter for letter in letters if not letter.message.ledger.closed]
+        self._nothing_moves.clear()
         self._wake.set()
+
+    async def settled(self) -> None:
+        """Wait until every copy is confirmed, or it is clear that none will be for now."""
+        await self._nothing_moves.wait()
 
     async def run(self) -> None:
         """Publish until cancelled."""
@@ -130,6 +137,7 @@ class Copying:
             count = 1 if tries else _AT_ONCE  # while the route refuses, one copy finds out
             letters, self._letters = self._letters[:count], self._letters[count:]
             if session is None or not letters:
+                self._nothing_moves.set()
                 continue
             self._on_their_way = len(letters)
             try:
@@ -138,6 +146,7 @@ class Copying:
                 # The session is gone. Should the copies be why (RabbitMQ closes the channel over an exchange that isn't
                 # there), the next session must live long enough to settle what is good.
                 tries += 1
+                self._nothing_moves.set()
                 if tries > 1:
                     self._note(str(error))
                 await self._pause(tries)
@@ -148,6 +157,8 @@ class Copying:
             refusal = next((refusal for refusal in refusals if refusal is not None), None)
             tries = tries + 1 if refusal is not None else 0
             self._note(refusal)
+            if tries or not self._letters:
+                self._nothing_moves.set()
             if tries:
                 await self._pause(tries)
             if self._letters:
@@ -177,6 +188,7 @@ class Copying:
         if refusal is None:
             self._log.info("dead_letters.resumed")
         else:
+            self._nothing_moves.set()
             self._log.error("dead_letters.held", reason=refusal)
         self._settler.copying_changed()
 

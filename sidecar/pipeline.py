@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -188,6 +189,11 @@ class Pipeline:
         return self._probes
 
     @property
+    def probing(self) -> bool:
+        """Whether a probe is out."""
+        return self.pacing.probing
+
+    @property
     def copies_on_their_way(self) -> bool:
         """Whether copies are published whose confirm isn't there yet."""
         return self._copying.on_their_way
@@ -261,6 +267,10 @@ class Pipeline:
                 await asyncio.wait(list(self._in_flight), timeout=deadline - self._now())
             for task in self._in_flight:
                 task.cancel()
+            # The last answers may have sent copies on their way: given back now, the originals would be there twice.
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await self._copying.settled()
 
     async def give_back(self) -> None:
         """Write every ack that is due, and have the broker take back the rest, in the order of delivery.

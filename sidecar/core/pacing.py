@@ -99,6 +99,11 @@ class Pacing:
         """Return until when nothing is sent, in seconds of the loop's clock."""
         return self._pause_until
 
+    @property
+    def probing(self) -> bool:
+        """Whether a probe is out."""
+        return self._probing
+
     def try_now(self) -> None:
         """Forget the pause before the next probe: there is a reason to hope."""
         self._pause_until = 0.0
