@@ -676,6 +676,8 @@ class Pipeline:
         """Deal with a request that was answered as a whole."""
         fault = bulk.fault(answer.status, answer.body)
         course = judge_request(fault)
+        for message in batch.messages:
+            message.unanswered = True  # bodies are taken in pieces: what came before the fault may be stored
         if course is Course.UNKNOWN:
             reason = f"Elasticsearch answered {fault.status}: {fault.error_type or fault.reason}"
             self._unanswered(batch, reason, probe=probe, retry_after_seconds=answer.retry_after_seconds)
@@ -709,8 +711,6 @@ class Pipeline:
         otherwise a fault of ours that fails every request would empty the queue into the dead letters. (Those that were
         on their way when it began may still succeed, and say nothing.)
         """
-        for message in batch.messages:
-            message.unanswered = True  # Elasticsearch may have stored items that come before the one at fault
         if batch.suspected_at < 0:
             batch.suspected_at = self._now()
         if len(batch.messages) > 1:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sidecar.core.policy import Choices
 from tests.fakes.elasticsearch import Failure, Refusal, Trouble
 from tests.pipeline.world import World, play
 
@@ -254,3 +255,20 @@ def test_a_pool_that_is_full_for_some_seconds_is_no_outage(seed: int) -> None:
         assert not world.log.named("elasticsearch.held")
 
     play(lambda: World(seed, prefetch=200), scenario)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_429_of_a_request_that_was_stored_in_part_is_no_conflict(seed: int) -> None:
+    """Bodies are taken in pieces: the second attempt finds what the first one stored, which is our own doing."""
+
+    async def scenario(world: World) -> None:
+        busy = Refusal(429, "circuit_breaking_exception", "[parent] Data too large", applied=5)
+        world.elastic.trouble = lambda request: busy if request.number == 0 else None
+        world.publish_many(10)
+        await world.start()
+        await world.until_settled()
+        world.judge(redelivered=True)
+        assert world.elastic.statuses[409] > 0
+        assert not world.dead_letters
+
+    play(lambda: World(seed, action="create", choices=Choices(on_conflict="dead-letter")), scenario)
