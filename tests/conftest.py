@@ -26,7 +26,7 @@ from tests.servers.waiting import run_coroutine
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
-SERVER_FOLDERS = ("integration", "contract")
+SERVER_FOLDERS = ("integration", "contract", "faults")
 _HERE = Path(__file__).parent
 
 

@@ -1,0 +1,60 @@
+"""A hold that lasts longer than RabbitMQ waits for an ack: the channel is gone, and no message with it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.faults.scene import DEADLINE_SECONDS, Scene
+from tests.integration.process import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TIMEOUT_SECONDS = 5
+TICK_MILLISECONDS = 500
+"""How often a channel looks: a minute by default, and then a timeout of seconds would take that long."""
+AWAY_SECONDS = 4.0
+MOST_DELIVERIES = 2
+
+
+@pytest.fixture
+def impatient(victim_broker: Any) -> Iterator[Any]:
+    """Return a broker that waits for an ack for a few seconds only; what it is told is forgotten afterwards."""
+    victim_broker.rabbitmqctl("eval", f"application:set_env(rabbit, consumer_timeout, {1000 * TIMEOUT_SECONDS}).")
+    victim_broker.rabbitmqctl("eval", f"application:set_env(rabbit, channel_tick_interval, {TICK_MILLISECONDS}).")
+    yield victim_broker
+    victim_broker.rabbitmqctl("eval", "application:set_env(rabbit, consumer_timeout, 1800000).")
+    victim_broker.rabbitmqctl("eval", "application:set_env(rabbit, channel_tick_interval, 60000).")
+
+
+def test_a_hold_longer_than_the_consumer_timeout(scene: Scene, impatient: Any) -> None:
+    """RabbitMQ takes everything back, once: it is left alone until Elasticsearch is there, and nothing is lost."""
+    count = 2000
+    scene.create_index({"at": {"type": "long"}})
+    scene.declare()
+    sidecar = scene.sidecar(BATCH_MAX_ITEMS="100", HOLD_MAX="10m")
+    sidecar.wait_for("amqp.consuming")
+    scene.http.cut()
+    scene.publish_more(count)
+    sidecar.wait_for("elasticsearch.held")
+    lost = sidecar.wait_for("amqp.lost", DEADLINE_SECONDS)
+    assert "timeout" in lost["reason"], lost
+    wait_until(lambda: scene.count() == count, DEADLINE_SECONDS, "all messages back", sidecar.told)
+    # Longer than it would take to consume and lose them again: the next session must not even begin.
+    time.sleep(TIMEOUT_SECONDS + AWAY_SECONDS)
+    assert scene.count() == count
+    assert len(sidecar.events("amqp.lost")) == 1
+    assert scene.amqp.queue_state(scene.queue).consumers == 0
+    # The first of them are those that were with the sidecar; all would take longer than this broker has patience.
+    worn = [one.headers.get("x-delivery-count", 0) for one in scene.amqp.peek(scene.queue, count // 20)]
+    print(f"deliveries that were given back: {min(worn)} to {max(worn)}")
+    assert max(worn) < MOST_DELIVERIES
+    scene.http.lift()
+    scene.wait_all_stored(sidecar)
+    account = sidecar.terminate()
+    # What went without an answer may be written again, but here nothing could be answered: nobody heard it.
+    scene.judge(account, most_rewritten=0)
+    assert account["stale"] == account["received"] - count

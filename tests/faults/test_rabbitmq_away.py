@@ -1,0 +1,69 @@
+"""RabbitMQ is killed, restarted and cut off while messages flow: each is a document in the end, and none is buried."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.faults.scene import DEADLINE_SECONDS, Stream
+from tests.integration.bench import QUORUM
+from tests.integration.process import wait_until
+
+if TYPE_CHECKING:
+    from tests.faults.scene import Scene
+    from tests.integration.process import SidecarProcess
+
+CLASSIC: dict[str, Any] = {"x-queue-type": "classic"}
+TYPES = {"quorum": QUORUM, "classic": CLASSIC}
+SIZES = [
+    # Queues of both types at once: starting a broker takes longer than all the rest.
+    pytest.param(("quorum", "classic"), 10_000, id="short"),
+    pytest.param(("quorum",), 100_000, id="long-quorum", marks=pytest.mark.full),
+    pytest.param(("classic",), 100_000, id="long-classic", marks=pytest.mark.full),
+]
+
+
+@pytest.mark.parametrize(("types", "count"), SIZES)
+def test_rabbitmq_killed_twice_and_cut_off_in_one_run(scene: Scene, types: tuple[str, ...], count: int) -> None:
+    """Killed, connections closed, killed again: every confirmed message is one document, and all that came adds up."""
+    scene.create_index({"at": {"type": "long"}})
+    queues = {f"{scene.queue}-{kind}": TYPES[kind] for kind in types}
+    for name, arguments in queues.items():
+        scene.amqp.declare_queue(name, arguments)
+    scene.reconnect()
+    # So many that there is something on its way whatever happens, and all of it is over in a minute.
+    stream = Stream(scene.rabbitmq.amqp_url, list(queues), count, round_items=100, pause_seconds=0.1 * 10_000 / count)
+    sidecar = scene.sidecar(AMQP_QUEUE=",".join(queues), BATCH_MAX_ITEMS="100", BATCH_MAX_AGE="200ms")
+    sidecar.wait_for("amqp.consuming")
+    stream.start()
+    try:
+        faults = [
+            ("killed", lambda: scene.rabbitmq.restart(graceful=False)),
+            ("closed", lambda: scene.rabbitmq.rabbitmqctl("close_all_connections", "test")),
+            ("killed again", lambda: scene.rabbitmq.restart(graceful=False)),
+            ("cut", scene.amqp_proxy.drop),
+        ]
+        for number, (name, fault) in enumerate(faults, start=1):
+            goal = number * count // (len(faults) + 1)
+            wait_until(lambda goal=goal: stream.confirmed >= goal, DEADLINE_SECONDS, f"messages until {name}")
+            fault()
+            _wait_for(sidecar, "amqp.consuming", number + 1)
+        wait_until(lambda: stream.confirmed == count, DEADLINE_SECONDS, "the whole stream", sidecar.told)
+    finally:
+        stream.stop()
+    for name in queues:
+        wait_until(lambda name=name: scene.count(name) == 0, DEADLINE_SECONDS, f"{name} empty", sidecar.told)
+        wait_until(lambda name=name: scene.held(name) == 0, DEADLINE_SECONDS, f"{name} settled", sidecar.told)
+    account = sidecar.terminate()
+    print(f"{len(faults)} faults, {stream.again} rounds published again; {account}")
+    assert scene.documents() == {str(at): {"at": at} for at in range(count)}
+    assert account["dead_letter"] == 0
+    assert all(scene.amqp.queue_state(f"{name}.dead") is None or scene.count(f"{name}.dead") == 0 for name in queues)
+    assert account["ack"] + account["stale"] + account["requeue"] == account["received"] >= count
+    assert len(sidecar.events("amqp.lost")) == len(faults)
+    assert sidecar.events("elasticsearch.held") == []
+
+
+def _wait_for(sidecar: SidecarProcess, name: str, times: int) -> None:
+    wait_until(lambda: len(sidecar.events(name)) >= times, DEADLINE_SECONDS, f"{name} {times} times", sidecar.told)
