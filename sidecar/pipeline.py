@@ -592,7 +592,7 @@ class Pipeline:
         plan = self._plan
         if rule.verdict is not Verdict.THROTTLED:
             message.attempts += 1
-        return decide(
+        fate = decide(
             rule,
             plan.choices,
             own_doing=own_doing(message),
@@ -601,6 +601,9 @@ class Pipeline:
                 message, versioned=plan.recipe.version is not None, most_rounds=plan.delayed_retry_max_rounds
             ),
         )
+        if fate is Fate.AGAIN and rule.verdict is not Verdict.COUNTED:
+            message.attempts -= 1  # it waits for its target, and that counts for nothing later
+        return fate
 
     def _round(self, message: Message, result: Result, rule: Rule) -> Letter:
         """Return the delayed copy of a message: a failure's rounds are counted, waiting for a target is not."""

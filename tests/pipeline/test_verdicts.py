@@ -289,3 +289,25 @@ def test_rejects_may_be_discarded() -> None:
         await world.end()
 
     play(lambda: World(on_reject="discard"), scenario)
+
+
+def test_waiting_for_a_target_counts_for_nothing_later() -> None:
+    """Held for a blocked target, then met by a failure that counts: it has all its attempts."""
+
+    async def scenario(world: World) -> None:
+        fail(world, BLOCKED)
+        world.publish_many(3)
+        await world.start()
+        await asyncio.sleep(60)
+        failures = [BROKEN] * 4
+
+        def fail_four_times(document: Any, _: object) -> Failure | None:
+            return failures.pop() if document["n"] == 0 and failures else None
+
+        world.elastic.reject = fail_four_times
+        await world.until_settled(120.0)
+        assert not failures
+        assert not world.dead_letters
+        await world.end()
+
+    play(lambda: World(choices=Choices(on_index_blocked="hold")), scenario)
