@@ -170,7 +170,12 @@ class Demo:
 
     async def keep(self) -> None:
         """Leave everything running, the sidecar again as well, until somebody ends it."""
+        before = len(self._sidecar.events("http.listening")) if self._sidecar is not None else 0
         self._sidecar = Sidecar(self._settings, self._folder)
+        while self._sidecar.running and len(self._sidecar.events("http.listening")) == before:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_SECONDS)
+        if not self._sidecar.running:
+            raise DemoError("the sidecar ended by itself")
         self._tell_how_to_play(self._sidecar)
         while self._sidecar.running:  # noqa: ASYNC110 - a process sets no event
             await asyncio.sleep(POLL_SECONDS)
@@ -179,11 +184,13 @@ class Demo:
     def _tell_how_to_play(self, sidecar: Sidecar) -> None:
         python = os.path.relpath(sys.executable)
         amqp, elasticsearch = self._servers.amqp_url, self._servers.elasticsearch_url
+        page = sidecar.events("http.listening")[-1]["address"]
         self._screen.quote(
             "\nLeft running, until Ctrl-C:",
             f"  RabbitMQ       {amqp}   queues {QUEUE} and {DEAD}\n"
             f"  Elasticsearch  {elasticsearch}   index {INDEX}\n"
-            f"  sidecar        process {sidecar.pid}, log {sidecar.log}\n\n"
+            f"  sidecar        process {sidecar.pid}, log {sidecar.log}\n"
+            f"  status page    http://{page}/\n\n"
             "Try, in another terminal:\n"
             f"  SIDECAR_AMQP_URL={amqp} {python} -m sidecar produce --queue {QUEUE} --count 5000 --bad-ratio 0.02\n"
             f"  curl '{elasticsearch}/{INDEX}/_count?pretty'\n"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parent.parent
 STOP_SECONDS = 30.0
 _LOG_LINES = 10
+OF_ITS_OWN = {"SIDECAR_LOG_FORMAT": "json", "SIDECAR_HTTP_ADDRESS": "127.0.0.1:0"}  # a port that nobody else has
 
 
 class Sidecar:
@@ -36,7 +37,7 @@ class Sidecar:
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "sidecar", "run"],
-                env={**inherited, "PYTHONPATH": os.pathsep.join(paths), "SIDECAR_LOG_FORMAT": "json", **settings},
+                env={**inherited, "PYTHONPATH": os.pathsep.join(paths), **OF_ITS_OWN, **settings},
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -1,6 +1,7 @@
 """``python -m devstack provision|up``: get the real servers, or run both until Ctrl-C.
 
-``provision`` installs nothing where a Docker engine answers: the servers come in containers there.
+``provision`` installs no servers where a Docker engine answers: they come in containers there. It also gets a browser
+for the tests, where it may.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from devstack.compose import engine_answers
 from devstack.elasticsearch import Elasticsearch
 from devstack.errors import StackError
 from devstack.processes import watch_exit
-from devstack.provision import provision
+from devstack.provision import provision, provision_browser
 from devstack.rabbitmq import RabbitMQ
 
 USAGE = "usage: python -m devstack provision|up"
@@ -27,10 +28,12 @@ def main(arguments: list[str]) -> int:
         if arguments == ["up"]:
             provision()
             _up()
-        elif engine_answers():
+            return 0
+        if engine_answers():
             print("A Docker engine answers: RabbitMQ and Elasticsearch will run in containers.")
         else:
             provision()
+        provision_browser()
     except StackError as error:
         print(f"devstack: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Makes the servers' programs present: RabbitMQ and a JDK by apt, Elasticsearch's zip by Maven.
+"""Makes the servers present: RabbitMQ and a JDK by apt, Elasticsearch's zip by Maven; and a browser for tests.
 
 `find_rabbitmq` and `find_elasticsearch` only look; `provision` installs what they don't find. Everything is kept: a
 second run finds all of it in well under a second.
@@ -37,6 +37,7 @@ _JDK_PACKAGES = ("openjdk-25-jre-headless", "openjdk-21-jre-headless")
 _FALLBACK_JDK_PACKAGE = "openjdk-17-jre-headless"
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _CACHE_NAME = "sidecar-servers"
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # Debian's layout first: the commands on its PATH are wrappers that become the user of the machine's own broker.
 _RABBITMQ_FOLDERS = ("/usr/lib/rabbitmq/bin",)
 _ERLANG_FOLDERS = ("/usr/lib/erlang/bin", "/usr/local/lib/erlang/bin")
@@ -114,6 +115,25 @@ def provision_elasticsearch(say: Callable[[str], None] = say_progress) -> Elasti
         finally:
             shutil.rmtree(archive_folder, ignore_errors=True)
     return require_elasticsearch()
+
+
+def provision_browser(say: Callable[[str], None] = say_progress) -> None:
+    """Install Chromium where it is missing and apt has it: a test looks at the status page, and is skipped without.
+
+    Nothing else needs one, so it is no failure where it can't be had.
+    """
+    if find_browser() is not None or not _apt_usable():
+        return
+    say("Installing chromium ...")
+    try:
+        _apt_install("chromium", why="no browser is installed")
+    except StackError as error:
+        say(f"Going on without a browser: {str(error).splitlines()[0]}")
+
+
+def find_browser() -> Path | None:
+    """Return Chromium's program if it is installed."""
+    return next((found for name in _BROWSERS if (found := _find_program(name, ())) is not None), None)
 
 
 def find_rabbitmq() -> RabbitMQTools | None:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sidecar.core.pacing import backoff_seconds
+from sidecar.core.state import Unready
 from sidecar.errors import BrokerError
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from sidecar.core.state import State
     from sidecar.pipeline import Pipeline
     from sidecar.ports import BrokerSession, Receive
 
@@ -52,12 +54,23 @@ class App:
         shutdown_seconds: float,
     ) -> None:
         self.session: BrokerSession | None = None
+        self._draining = False
+        self._unreachable = ""  # why there is no session
         self._pipeline = pipeline
         self._connect = connect
         self._dice = dice
         self._log = log
         self._shutdown_seconds = shutdown_seconds
         self._told: dict[str, None] = {}  # notes about queues, each once
+
+    def state(self) -> State:
+        """Return what is happening at this moment."""
+        state = self._pipeline.state()
+        if self._draining:
+            return state._replace(unready=Unready("draining", "the sidecar was told to stop"))
+        if not state.connected and self._unreachable:
+            return state._replace(unready=Unready("not-connected", self._unreachable))
+        return state
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set, then drain: what was not stored goes back to the queue.
@@ -69,6 +82,7 @@ class App:
             work = tasks.create_task(self._pipeline.run())
             serving = tasks.create_task(self._serve())
             await stop.wait()
+            self._draining = True
             deadline = asyncio.get_running_loop().time() + self._shutdown_seconds
             self._log.info("sidecar.draining", seconds=self._shutdown_seconds, **self._pipeline.account.summary())
             serving.cancel()
@@ -76,6 +90,7 @@ class App:
             await self._drain(deadline)
             work.cancel()
         account = self._pipeline.account
+        self._pipeline.tell_failures()
         self._log.info("sidecar.stopped", **account.summary(), **account.work())
 
     async def _pause(self, tries: int) -> None:
@@ -90,6 +105,7 @@ class App:
                 session = await self._connect(self._pipeline.receive)
             except BrokerError as error:
                 tries += 1
+                self._unreachable = str(error)
                 if tries == 1:
                     self._log.warning("amqp.unreachable", reason=str(error))
                 else:
@@ -106,7 +122,7 @@ class App:
             self._pipeline.attach(session)
             reason = await asyncio.shield(session.lost)
             self._log.warning("amqp.lost", reason=reason)
-            self.session = None
+            self.session, self._unreachable = None, reason
             self._pipeline.detach()
             await session.close()
             lasted_seconds = asyncio.get_running_loop().time() - began_at

@@ -102,6 +102,8 @@ class Consuming:
     Attributes:
         prefetch: of the present consumers, or of the last.
         reached: Elasticsearch answered at least once.
+        unavailable_reason: why it couldn't be used when it was last looked at, or None.
+        begun: consumers of this session were begun, and not given up; they may step aside for a while.
         consuming: the broker delivers.
         dropping: what arrives now is for nobody: the broker gets it back.
     """
@@ -118,6 +120,8 @@ class Consuming:
     ) -> None:
         self.prefetch = window.prefetch(0, 0)
         self.reached = False
+        self.unavailable_reason: str | None = None
+        self.begun = False
         self.consuming = False
         self.dropping = False
         self._window = window
@@ -156,7 +160,7 @@ class Consuming:
         the next session would end in the same way.
         """
         self._session = None
-        self.consuming = self.dropping = False
+        self.begun = self.consuming = self.dropping = False
         self._paused_at = self._held_since = None
         if self._keeper.held is not None:
             self._wait(0.0)
@@ -194,6 +198,11 @@ class Consuming:
     def hold_changed(self) -> None:
         """Note that a hold began or ended."""
         self._wake.set()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether nothing is consumed before Elasticsearch answers."""
+        return self._waiting
 
     @property
     def starved(self) -> bool:
@@ -277,7 +286,7 @@ class Consuming:
 
     async def _look(self) -> None:
         """Look whether Elasticsearch is there; where it is, consuming may begin."""
-        reason = await self._unavailable()
+        reason = self.unavailable_reason = await self._unavailable()
         self._looks += 1
         if reason is not None:
             if self._looks == 1:
@@ -305,6 +314,7 @@ class Consuming:
             self._begin_holding()
         self.consuming = True  # before it is: deliveries come before this knows
         await session.consume(self.prefetch)
+        self.begun = True
         self._log.info("amqp.consuming", prefetch=self.prefetch)
         if held:
             self._keeper.try_now()
@@ -326,9 +336,9 @@ class Consuming:
         count = 0
         for ledger, first_tag in firsts:
             tags = ledger.give_back_from(first_tag)
-            await session.requeue(ledger, tags)
-            self._keeper.returned(ledger, len(tags))
+            self._keeper.returned(ledger, len(tags))  # at once: the account must add up at any moment
             count += len(tags)
+            await session.requeue(ledger, tags)
         self.dropping = False
         self._log.info("amqp.paused", returned=count, reason="as much is held as SIDECAR_MEMORY_LIMIT allows")
         self._keeper.changed()
@@ -350,6 +360,7 @@ class Consuming:
         self.dropping = True
         self._resume(session)
         await self._cancel(session)
+        self.begun = False
         await self._keeper.give_back()
         self.dropping = False
         # Elasticsearch may well answer a look and go on to refuse what is sent. Each such round costs a message one of

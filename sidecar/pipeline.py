@@ -31,8 +31,11 @@ from sidecar.core.order import Order
 from sidecar.core.outbox import Outbox
 from sidecar.core.pacing import Pacing, Permit, backoff_seconds
 from sidecar.core.policy import Choices, Course, Fate, Rule, Verdict, decide, judge, judge_request
+from sidecar.core.properties import published_at
+from sidecar.core.state import State, Unready
 from sidecar.core.window import Window
 from sidecar.errors import SinkError
+from sidecar.ops.failures import FailureLog
 
 if TYPE_CHECKING:
     import random
@@ -151,6 +154,7 @@ class Pipeline:
             plan.retry_delay_max_seconds,
         )
         self._copying = Copying(route, self, log, wall_clock)
+        self._failures = FailureLog(log, self.target, wall_clock)
         self._consuming = Consuming(
             Window(plan.memory_limit_bytes, plan.prefetch, plan.batch_max_items),
             self,
@@ -198,6 +202,49 @@ class Pipeline:
         """Whether copies are published whose confirm isn't there yet."""
         return self._copying.on_their_way
 
+    def state(self) -> State:
+        """Return what is happening at this moment."""
+        session, pacing, consuming, now = self._session, self.pacing, self._consuming, self._now()
+        ledgers = session.ledgers if session is not None else []
+        return State(
+            account=self.account,
+            queues=tuple(ledger.queue for ledger in ledgers),
+            connected=session is not None,
+            reached_broker=self.account.sessions > 0,
+            reached_elasticsearch=consuming.reached,
+            unready=self._unready(),
+            held=pacing.held,
+            held_seconds=now - pacing.held_since if pacing.held is not None else 0.0,
+            next_try_seconds=max(0.0, pacing.pause_until() - now),
+            breaker=pacing.breaker,
+            copies_held=self._copying.held,
+            in_flight=sum(ledger.open for ledger in ledgers),
+            in_flight_bytes=sum(ledger.held_bytes for ledger in ledgers),
+            bulk_in_flight=len(self._in_flight),
+            bulk_limit=pacing.limit,
+            prefetch=consuming.prefetch,
+            failures=self._failures.groups(),
+        )
+
+    def _unready(self) -> Unready | None:
+        """Return why nothing is consumed or stored now; what has to be mended first comes first."""
+        consuming = self._consuming
+        if self._session is None:
+            return Unready("not-connected", "there is no connection to RabbitMQ")
+        if consuming.waiting:
+            return Unready("waiting-for-elasticsearch", consuming.unavailable_reason or self.pacing.held or "")
+        if self.pacing.held is not None:
+            return Unready("held", self.pacing.held)
+        if self._copying.held is not None:
+            return Unready("dead-letters-held", self._copying.held)
+        if not consuming.begun:
+            return Unready("starting", "consuming is about to begin")
+        return None
+
+    def tell_failures(self) -> None:
+        """Log what is left to be told of failures: the end is near."""
+        self._failures.finish()
+
     # Life ------------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -211,6 +258,7 @@ class Pipeline:
     def attach(self, session: BrokerSession) -> None:
         """Work for `session` from now on."""
         self._session = session
+        self.account.sessions += 1
         self._copying.attach(session)
         self._consuming.attach(session)
         self._wake.set()
@@ -349,8 +397,13 @@ class Pipeline:
             self._wake.set()
 
     def _put(self, complete: list[Batch]) -> None:
+        now, wall = self._now(), self._wall_clock()
         for batch in complete:
-            self.account.batches[batch.trigger or ""] += 1
+            self.account.complete(batch.trigger or "", len(batch.messages), batch.body_bytes)
+            since = published_at(batch.messages[0].properties, wall)
+            if since is not None:
+                waited = wall - (now - batch.opened_at) - since
+                self.account.queue_wait_seconds.observe(max(0.0, waited))
         self._outbox.put(complete)
 
     def _window_full(self) -> bool:
@@ -421,8 +474,10 @@ class Pipeline:
         task = asyncio.current_task()
         try:
             answer = await self._sink.bulk(self._path, bulk.body(batch.messages))
+            self.account.bulk_seconds.observe(self._now() - sent_at)
             self._conclude(batch, answer, sent_at, probe=probe)
         except SinkError as error:
+            self.account.bulk_seconds.observe(self._now() - sent_at)
             self._unanswered(batch, str(error), probe=probe)
         finally:
             if task is not None:
@@ -438,8 +493,9 @@ class Pipeline:
             self._succeeded_sent_at = max(self._succeeded_sent_at, sent_at)
             self.pacing.stored(self._now(), sent_at, len(messages) / self._plan.batch_max_items)
             self.account.requests["stored"] += 1
-            self.account.documents["success"] += len(messages)
+            self._count_stored(messages)
             self._store(messages)
+            self._note_stored(batch, messages, sent_at)
             return
         results = bulk.results(answer.body, len(messages)) if answer.status == OK else None
         if results is not None:
@@ -448,6 +504,27 @@ class Pipeline:
             self._apply(batch, results, sent_at, probe=probe)
         else:
             self._refused(batch, answer, sent_at, probe=probe)
+
+    def _count_stored(self, messages: list[Message]) -> None:
+        action = self._plan.recipe.constant_action
+        if action is not None:
+            self.account.documents[action, "success"] += len(messages)
+        else:
+            self.account.documents.update((message.action, "success") for message in messages)
+
+    def _note_stored(self, batch: Batch, stored: list[Message], sent_at: float) -> None:
+        """Measure how long the first message of a request took; one for all of them, or it would cost too much."""
+        now, wall = self._now(), self._wall_clock()
+        since = published_at(stored[0].properties, wall)
+        self.account.end_to_end_seconds.observe(now - batch.opened_at if since is None else max(0.0, wall - since))
+        self._log.debug(
+            "batch.stored",
+            items=len(stored),
+            of=len(batch.messages),
+            bytes=batch.body_bytes,
+            trigger=batch.trigger,
+            seconds=round(now - sent_at, 3),
+        )
 
     def _heard(self) -> None:
         """Note that Elasticsearch is there and speaks of our items: a hold is over."""
@@ -532,6 +609,7 @@ class Pipeline:
             self._go_again(batch.again(fates.later), "failed")
         if fates.stored:
             self._store(fates.stored)
+            self._note_stored(batch, fates.stored, sent_at)
         if letters:
             self._reject(letters)
         if delayed:
@@ -571,10 +649,11 @@ class Pipeline:
         for message, result in zip(messages, results, strict=True):
             if result.status in STORED_STATUSES:  # most of them, without looking it up in the table
                 fates.stored.append(message)
-                outcomes["failure_store" if result.failure_store else "success"] += 1
+                outcome = "failure_store" if result.failure_store else "success"
+                outcomes[message.action or action, outcome] += 1
                 continue
             rule = judge(result, message.action or action)
-            outcomes[_OUTCOMES[rule.verdict]] += 1
+            outcomes[message.action or action, _OUTCOMES[rule.verdict]] += 1
             fate = self._decide(message, rule)
             if fate is Fate.STORED:
                 fates.stored.append(message)
@@ -614,6 +693,7 @@ class Pipeline:
         return letter._replace(delay_milliseconds=max(1, int(1000 * seconds)), rounds=rounds(message) + counted)
 
     def _send_round(self, letters: list[Letter]) -> None:
+        self._failures.note(letters, "delay")
         self._release(letter.message for letter in letters)
         self.account.retries["delayed"] += len(letters)
         self._copying.add(letters)
@@ -746,15 +826,17 @@ class Pipeline:
             batch.unanswered += 1
         self._hold("unanswered", reason, probe=probe, retry_after_seconds=retry_after_seconds)
         batch.ready_at = 0.0
-        if probe or batch.unanswered <= 1:
-            self._put_again(batch)  # a probe that fails says that the outage goes on: it counts against nobody
-        elif len(batch.messages) > 1:
+        # A probe that fails says that the outage goes on: it counts against nobody.
+        suspect = not probe and batch.unanswered > 1
+        if suspect and len(batch.messages) == 1 and not self._may_try_again(batch.messages[0]):
+            self._reject([Letter(batch.messages[0], "retries-exhausted", reason)])
+            return
+        self.account.retries["unanswered"] += len(batch.messages)
+        if suspect and len(batch.messages) > 1:
             # Probes passed since, and the same items fail again: there may be one that nobody survives.
             self._split(batch, "unanswered")
-        elif self._may_try_again(batch.messages[0]):
-            self._put_again(batch)
         else:
-            self._reject([Letter(batch.messages[0], "retries-exhausted", reason)])
+            self._put_again(batch)
 
     def _hold(self, kind: str, reason: str, *, probe: bool, retry_after_seconds: float = 0.0) -> None:
         news = self.pacing.hold(
@@ -777,7 +859,7 @@ class Pipeline:
     def _reject(self, letters: Iterable[Letter]) -> None:
         """Have messages dead-lettered; what follows them on the same documents goes on at once."""
         letters = list(letters)
-        self._log_rejects(letters)
+        self._failures.note(letters, "discard" if self._plan.on_reject == "discard" else "dead_letter")
         self._release(letter.message for letter in letters)
         on_reject = self._plan.on_reject
         if on_reject == "dead-letter":
@@ -800,21 +882,6 @@ class Pipeline:
             self.account.settle(message.ledger.queue, "dead_letter")
         self._consuming.settled(len(messages))
         self._write_all_acks()
-
-    def _log_rejects(self, letters: list[Letter]) -> None:
-        groups: dict[tuple[str, str], list[Letter]] = {}
-        for letter in letters:
-            groups.setdefault((letter.reason, letter.error_type), []).append(letter)
-        for (reason, error_type), group in groups.items():
-            _, _, example = self.target(group[0].message)
-            self._log.warning(
-                "items.rejected",
-                reason=reason,
-                error_type=error_type,
-                count=len(group),
-                example_id=example.decode(errors="replace"),
-                example=group[0].detail,
-            )
 
     def target(self, message: Message) -> tuple[str, str, bytes]:
         """Return action, index and id, from the line that was made of the message, as far as one was."""

@@ -56,6 +56,10 @@ _ANY_NAME = re.compile(r"SIDECAR_[A-Z_]*[A-Z]")
 _QUOTED = re.compile(r"""(['"]).*\1""")
 _FINGERPRINT = re.compile(r"[0-9A-Fa-f]{2}(?::?[0-9A-Fa-f]{2}){31}")
 _VISIBLE = re.compile(r"[!-~]+")
+_ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%a-z]+\]|[^\s:/@\[\]]*):(?P<port>[0-9]{1,5})")
+MAX_PORT = 65_535
+_EMPTY_SAYS_SOMETHING = frozenset({"http_address"})
+"""Settings for which an empty value isn't none at all."""
 
 
 def _duration(value: object) -> object:
@@ -166,6 +170,20 @@ def _user_name(text: str) -> str:
     return text
 
 
+def _address(text: str) -> str:
+    if text and split_address(text) is None:
+        raise ValueError(f"must be host:port with a port up to {MAX_PORT} (0.0.0.0:9180, [::]:9180), or empty: off")
+    return text
+
+
+def split_address(text: str) -> tuple[str | None, int] | None:
+    """Return host (None for all of this machine's addresses) and port of ``host:port``; None where it isn't that."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match["port"]) > MAX_PORT:
+        return None
+    return match["host"].strip("[]") or None, int(match["port"])
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """What people call values of a type, where the type alone doesn't say it."""
@@ -188,6 +206,7 @@ ActionText = Annotated[str, AfterValidator(_action), Kind("choice or template")]
 IdText = Annotated[str, AfterValidator(_id), Kind("choice or template")]
 VersionText = Annotated[str, AfterValidator(_version), Kind("template")]
 File = Annotated[str, AfterValidator(_readable), Kind("file")]
+Address = Annotated[str, AfterValidator(_address), Kind("host:port")]
 Token = Annotated[SecretStr, AfterValidator(_token), Kind("secret")]
 
 
@@ -234,7 +253,7 @@ class AmqpSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read what `load` was given, not the process's environment: that is the command line's to read."""
         source = EnvSettingsSource(settings_cls)
-        source.env_vars = {name.lower(): text for name, text in _environment.get().items() if text}
+        source.env_vars = {name.lower(): text for name, text in _environment.get().items()}
         return init_settings, source
 
     amqp_url: AmqpUrls = Field(
@@ -385,6 +404,10 @@ class Settings(AmqpSettings):
         description="how long an outage is sat out with messages held; then they are requeued, consumption stops, and "
         "it resumes when a probe succeeds (stay below the broker's consumer timeout)",
     )
+    http_address: Address = Field(
+        "0.0.0.0:9180",
+        description="probes, metrics, status page; empty: off",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least level shown")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal")
     shutdown_timeout: Seconds = Field(25.0, description="the drain")
@@ -516,7 +539,7 @@ class Given(NamedTuple):
 
 
 def given(environment: Mapping[str, str], kind: type[AmqpSettings] = Settings) -> Given:
-    """Return what `environment`, ``.env`` and the files that they name say; empty values count as none.
+    """Return what `environment`, ``.env`` and the files that they name say; empty values count as none, mostly.
 
     Raises:
         ConfigError: ``.env`` can't be read.
@@ -525,7 +548,7 @@ def given(environment: Mapping[str, str], kind: type[AmqpSettings] = Settings) -
     found = Given({}, {}, {})
     for field in kind.model_fields:
         text, path = names.get(_name(field)), names.get(_name(field) + _FILE)
-        if text:
+        if text or (text is not None and field in _EMPTY_SAYS_SOMETHING):
             found.texts[field] = text
         if path and field + _FILE.lower() not in Settings.model_fields:
             found.files[field] = path

@@ -10,10 +10,13 @@ from sidecar.core.batcher import Batch
 from sidecar.core.compose import Composer, Recipe
 from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
+from sidecar.core.state import State
 from sidecar.core.template import Template
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from sidecar.core.account import Account
 
 FLAGS = {
     "content_type": 15,
@@ -150,3 +153,27 @@ def composer(action: str = "index", *, with_message_id: bool = True) -> Composer
     """Return a composer for one index, in which nothing but the id comes from the message."""
     recipe = Recipe(index=Template("docs"), action=Template(action), id_mode="auto" if with_message_id else "none")
     return Composer(recipe, lambda: "made")
+
+
+def state(account: Account, **values: object) -> State:
+    """Return the state of a sidecar that works on an empty queue, but for `values`."""
+    usual = State(
+        account=account,
+        queues=("work",),
+        connected=True,
+        reached_broker=True,
+        reached_elasticsearch=True,
+        unready=None,
+        held=None,
+        held_seconds=0.0,
+        next_try_seconds=0.0,
+        breaker="closed",
+        copies_held=None,
+        in_flight=0,
+        in_flight_bytes=0,
+        bulk_in_flight=0,
+        bulk_limit=4.0,
+        prefetch=6000,
+        failures=[],
+    )
+    return usual._replace(**values)  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 MASK = "***"
-NONE, REQUIRED, MISSING = "none", "required", "not given"
+NONE, REQUIRED, MISSING, EMPTY = "none", "required", "not given", "empty"
 _LOGIN_IN_URL = re.compile(r"://[^/\s]*@")
 _ORDINARY = re.compile(r"[A-Za-z0-9_.,:/@%+=*-]*")
 _LEAST_COLUMNS, _ENDLESS_COLUMNS = 120, 10_000
@@ -274,7 +274,8 @@ def _as_table(listed: list[Row]) -> str:
         # Names are looked for with grep; only what is read may be broken.
         table.add_column(heading, no_wrap=heading in {"setting", "type"}, overflow="fold")
     for row in listed:
-        value = Text(_one_line(row.value or _no_value(row)), style="bold" if row.is_given else "")
+        shown = _no_value(row) if row.value is None else row.value or EMPTY
+        value = Text(_one_line(shown), style="bold" if row.is_given else "")
         table.add_row(Text(row.name), row.type, Text(_plain(row.default)), value, Text(_plain(row.meaning)))
     on_terminal = sys.stdout.isatty()
     columns = max(_LEAST_COLUMNS, shutil.get_terminal_size().columns) if on_terminal else _ENDLESS_COLUMNS

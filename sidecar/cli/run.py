@@ -21,13 +21,37 @@ from sidecar.cli.recipe import choices, recipe
 from sidecar.cli.wiring import elasticsearch, reach, topology
 from sidecar.elastic.sink import ElasticSink
 from sidecar.ops.logs import configure
+from sidecar.ops.status import About
 from sidecar.pipeline import Pipeline, Plan
-from sidecar.settings import Settings, load
+from sidecar.settings import Settings, load, split_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from structlog.typing import FilteringBoundLogger
+
+    from sidecar.ops.http import Server
+
+TOLD_SETTINGS = (
+    "index",
+    "action",
+    "id",
+    "batch_max_items",
+    "batch_max_bytes",
+    "batch_max_age",
+    "bulk_concurrency",
+    "bulk_timeout",
+    "memory_limit",
+    "retry_max_attempts",
+    "delayed_retry_max_rounds",
+    "on_reject",
+    "on_conflict",
+    "on_index_missing",
+    "on_index_blocked",
+    "reject_guard",
+    "hold_max",
+    "shutdown_timeout",
+)
 
 
 @click.command("run")
@@ -58,7 +82,6 @@ async def _run(settings: Settings, log: FilteringBoundLogger) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop_or_exit, stop)
-    log.info("sidecar.started", version=__version__, queues=list(settings.amqp_queue), index=settings.index)
     sink = ElasticSink(elasticsearch(settings))
     dice = random.Random()
     pipeline = Pipeline(plan(settings), sink, dice=dice, log=log, wall_clock=time.time)
@@ -70,11 +93,41 @@ async def _run(settings: Settings, log: FilteringBoundLogger) -> None:
         log=log,
         shutdown_seconds=settings.shutdown_timeout,
     )
-    _tune_garbage_collection()
+    server = None
     try:
+        server, address = await _serve(settings, app)
+        log.info("sidecar.started", version=__version__, queues=list(settings.amqp_queue), index=settings.index)
+        if address is not None:
+            log.info("http.listening", address=address)
+        _tune_garbage_collection()
         await app.run(stop)
     finally:
         await sink.close()
+        if server is not None:
+            await server.close()  # last: until then a probe is told that the sidecar drains
+
+
+async def _serve(settings: Settings, app: App) -> tuple[Server | None, str | None]:
+    """Begin to answer probes and scrapes, where that isn't off; return where.
+
+    Raises:
+        ConfigError: the address is taken.
+    """
+    address = split_address(settings.http_address)
+    if address is None:
+        return None, None
+    from sidecar.ops.http import open_server  # takes memory, and can be off
+    from sidecar.ops.metrics import Metrics
+    from sidecar.ops.status import Status
+
+    status = Status(app.state, about(settings), clock=time.monotonic, wall_clock=time.time)
+    return await open_server(address, status, Metrics(app.state))
+
+
+def about(settings: Settings) -> About:
+    """Return what the status page tells of the settings: what explains the figures, and nothing that can be secret."""
+    told: dict[str, object] = {name: getattr(settings, name) for name in TOLD_SETTINGS}
+    return About(settings.amqp_queue, told | {"amqp_prefetch": settings.prefetch})
 
 
 def _tune_garbage_collection() -> None:

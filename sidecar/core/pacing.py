@@ -7,6 +7,7 @@ arguments; the answers are values.
 from __future__ import annotations
 
 import enum
+from typing import Literal
 
 FIRST_PROBE_SECONDS = 1.0
 PROBE_GROWTH = 1.5
@@ -62,11 +63,13 @@ class Pacing:
     Attributes:
         limit: requests that may be in flight; between 1 and `most_requests`.
         held: why nothing but probes is sent, or None.
+        held_since: when the present hold began, or the last, in seconds of the loop's clock.
     """
 
     def __init__(self, most_requests: int, delay_min_seconds: float, delay_max_seconds: float) -> None:
         self.limit = float(most_requests)
         self.held: str | None = None
+        self.held_since = 0.0
         self._held_kind = ""
         self._most_requests = most_requests
         self._delay_min_seconds = delay_min_seconds
@@ -94,6 +97,13 @@ class Pacing:
             return Permit.NOTHING if self._probing else Permit.PROBE
         free = in_flight - hung < int(self.limit) and in_flight < self._most_requests
         return Permit.REQUEST if free else Permit.NOTHING
+
+    @property
+    def breaker(self) -> Literal["closed", "open", "half-open"]:
+        """The breaker in the words that its kind has: half open while a probe is on its way."""
+        if self.held is None:
+            return "closed"
+        return "half-open" if self._probing else "open"
 
     def pause_until(self) -> float:
         """Return until when nothing is sent, in seconds of the loop's clock."""
@@ -195,6 +205,8 @@ class Pacing:
             retry_after_seconds: the least pause that Elasticsearch asks for.
         """
         news = self._held_kind != kind if was_probe else self.held is None
+        if self.held is None:
+            self.held_since = now
         if was_probe:
             self._probing = False
         if was_probe or self.held is None:

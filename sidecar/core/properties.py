@@ -35,6 +35,8 @@ FIELDS: dict[str, tuple[int, int]] = {
 """The properties of class basic, in the order in which their values follow the flags."""
 
 _MORE_FLAGS = 0x0001
+_NO_SECONDS = 100_000_000_000  # since 1970, the year 5138; milliseconds since 1973
+_BELIEVED_SECONDS = 366 * 86_400.0
 
 _FIXED_WIDTHS = dict(zip(b"tbBsuIilLfdDTV\x00", (1, 1, 1, 2, 2, 4, 4, 8, 8, 4, 8, 5, 8, 0, 0), strict=True))
 _SIZED = b"SAFx"
@@ -155,6 +157,25 @@ def number(properties: bytes, name: str) -> int | None:
     if at + width > len(properties):
         raise PropertiesError("the properties end too early")
     return int.from_bytes(properties[at : at + width], "big")
+
+
+def published_at(properties: bytes, now: float) -> float | None:
+    """Return when a message says that it was published, in seconds since 1970; None where that isn't to be believed.
+
+    The property has whole seconds by the standard; some publishers send milliseconds.
+
+    Args:
+        properties: raw.
+        now: in seconds since 1970.
+    """
+    try:
+        timestamp = number(properties, "timestamp")
+    except PropertiesError:
+        return None
+    if timestamp is None:
+        return None
+    seconds = timestamp / 1000 if timestamp > _NO_SECONDS else float(timestamp)
+    return seconds if abs(now - seconds) < _BELIEVED_SECONDS else None
 
 
 def headers(properties: bytes) -> bytes:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+import sidecar
 from sidecar.cli import COMMANDS
 from sidecar.cli.config import readme_table
+from sidecar.core.account import Account
 from sidecar.core.policy import ITEM_RULES
+from sidecar.ops.metrics import Metrics
 from sidecar.settings import PREFIX, Settings
+from tests.builders import state
 from tests.docs.settings_table import README, in_readme
 
 TEXT = README.read_text(encoding="utf-8")
@@ -42,3 +47,35 @@ def test_every_linked_file_exists() -> None:
     """Links within the repository lead somewhere."""
     for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
         assert (README.parent / target).exists(), target
+
+
+def between(name: str) -> str:
+    """Return what stands between two marks."""
+    return TEXT.partition(f"<!-- {name} -->")[2].partition(f"<!-- /{name} -->")[0]
+
+
+def test_the_table_of_metrics_is_that_of_the_code() -> None:
+    """Every metric with its labels, and none that isn't there."""
+    account = Account()
+    account.documents["index", "success"] += 1
+    account.retries["failed"] += 1
+    account.splits["refused"] += 1
+    body, _ = Metrics(lambda: state(account)).render("")
+    found: dict[str, set[str]] = {}
+    for name, labels in re.findall(r"^(sidecar_\w+)(?:\{(.*)\})? ", body.decode(), re.MULTILINE):
+        if name.endswith(("_count", "_sum")):
+            continue
+        found[name.removesuffix("_bucket")] = set(re.findall(r'(\w+)="', labels)) - {"le"}
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) ?\| ", between("metrics"), re.MULTILINE)
+    assert {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows} == found
+
+
+def test_the_table_of_log_events_is_that_of_the_code() -> None:
+    """Whoever greps for an event finds it explained."""
+    logged: set[str] = set()
+    for path in Path(sidecar.__file__).parent.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        logged.update(re.findall(r'log\.(?:debug|info|warning|error|exception)\(\s*"([a-z_.]+)"', text))
+        logged.update(re.findall(r'"(items\.[a-z]+)"', text))
+    told = set(re.findall(r"`([a-z_]+\.[a-z_]+)`", between("events")))
+    assert told == logged

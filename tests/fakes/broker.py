@@ -445,6 +445,7 @@ class SimulatedSession:
         for tag in tags:
             del channel.unacked[tag]
         self._write(lambda: self._take_some_back(channel, tags))
+        await asyncio.sleep(0.02)  # so that it takes time, as with the real one
 
     def _take_some_back(self, channel: _Channel, tags: list[int]) -> None:
         returned = [channel.outstanding.pop(tag) for tag in tags]

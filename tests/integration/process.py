@@ -39,7 +39,7 @@ class SidecarProcess:
 
     def __init__(self, environment: dict[str, str], log: Path) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
-        self.environment = inherited | {"SIDECAR_LOG_FORMAT": "json"} | environment
+        self.environment = inherited | {"SIDECAR_LOG_FORMAT": "json", "SIDECAR_HTTP_ADDRESS": ""} | environment
         self.log = log
         with log.open("ab") as sink:
             self.process = subprocess.Popen(

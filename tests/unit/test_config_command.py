@@ -219,3 +219,11 @@ def test_the_table_of_the_readme_says_nothing_of_this_machine(listed: Listed, mo
     monkeypatch.setenv("SIDECAR_INDEX", "hunter2")
     assert "hunter2" not in readme_table()
     assert [line.split("`")[1] for line in readme_table().splitlines()[2:]] == NAMES
+
+
+def test_an_empty_address_is_shown_as_such(listed: Listed) -> None:
+    """It means off; the default would be a lie."""
+    environment = REQUIRED | {"SIDECAR_HTTP_ADDRESS": ""}
+    (line,) = [line for line in listed("table", environment).stdout.splitlines() if "SIDECAR_HTTP_ADDRESS" in line]
+    assert line.split()[3] == "empty"
+    assert "\nSIDECAR_HTTP_ADDRESS=\n" in listed("env", environment).stdout

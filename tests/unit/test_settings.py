@@ -9,7 +9,7 @@ from typing import Protocol
 import pytest
 
 from sidecar.errors import ConfigError
-from sidecar.settings import MAX_PREFETCH, Settings, load
+from sidecar.settings import MAX_PREFETCH, Settings, load, split_address
 
 REQUIRED = {"SIDECAR_AMQP_QUEUE": "work", "SIDECAR_INDEX": "logs"}
 
@@ -593,3 +593,37 @@ def test_problems_between_settings_are_told_beside_bad_ones(loaded: Load) -> Non
         "SIDECAR_INDEX",
         "SIDECAR_VERSION",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("0.0.0.0:9180", ("0.0.0.0", 9180)),
+        ("127.0.0.1:0", ("127.0.0.1", 0)),
+        ("[::]:9180", ("::", 9180)),
+        ("[::1]:80", ("::1", 80)),
+        (":9180", (None, 9180)),
+        ("localhost:65535", ("localhost", 65535)),
+        ("", None),
+    ],
+)
+def test_the_address_of_probes_is_host_and_port(
+    loaded: Load, text: str, address: tuple[str | None, int] | None
+) -> None:
+    """Or empty, which means off: the only setting of which an empty value says something."""
+    assert split_address(loaded(SIDECAR_HTTP_ADDRESS=text).http_address) == address
+
+
+def test_probes_are_answered_where_nothing_else_is_said(loaded: Load) -> None:
+    """On all addresses: they come from other machines."""
+    assert loaded().http_address == "0.0.0.0:9180"
+
+
+@pytest.mark.parametrize(
+    "text", ["9180", "0.0.0.0", "host:", "host:x", "host:65536", "::1:80", "http://host:80", "a b:1"]
+)
+def test_an_address_that_is_none_is_refused_with_examples(loaded: Load, text: str) -> None:
+    """Before anything listens."""
+    (problem,) = problems(loaded, SIDECAR_HTTP_ADDRESS=text)
+    assert problem.startswith("SIDECAR_HTTP_ADDRESS: must be host:port")
+    assert "off" in problem

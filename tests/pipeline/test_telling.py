@@ -1,0 +1,193 @@
+"""What is told of the work: times, states, and the log in a storm."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.builders import properties
+from tests.fakes.elasticsearch import Failure, Trouble, must_be_number
+from tests.pipeline.world import DEAD, QUEUE, World, play
+
+if TYPE_CHECKING:
+    from sidecar.core.state import State
+
+AGE_SECONDS = 30
+
+
+def state(world: World) -> State:
+    """Return what the sidecar tells."""
+    assert world.app is not None
+    return world.app.state()
+
+
+def reason(world: World) -> str | None:
+    """Return why it isn't ready."""
+    unready = state(world).unready
+    return unready.reason if unready is not None else None
+
+
+@pytest.mark.parametrize("milliseconds", [False, True])
+def test_times_are_measured_from_publishing_where_a_message_says_when(milliseconds: bool) -> None:
+    """One value for a batch: its first message's."""
+
+    async def scenario(world: World) -> None:
+        published = int(world._wall_clock()) - AGE_SECONDS
+        timestamp = published * 1000 if milliseconds else published
+        for number in range(30):
+            world.broker.publish(QUEUE, b'{"n":%d}' % number, properties(timestamp=timestamp))
+        await world.start()
+        await world.until_settled()
+        account = world.pipeline.account
+        for histogram in (account.queue_wait_seconds, account.end_to_end_seconds):
+            assert histogram.count == 3
+            assert AGE_SECONDS <= histogram.total / 3 <= AGE_SECONDS + 5
+        assert account.end_to_end_seconds.total >= account.queue_wait_seconds.total
+        assert (account.bulk_seconds.count, account.batch_items.total) == (3, 30)
+
+    play(World, scenario)
+
+
+@pytest.mark.parametrize("timestamp", [None, 0, 5, 2**63, 1_600_000_000])
+def test_a_time_that_is_missing_or_absurd_measures_nothing(timestamp: int | None) -> None:
+    """Then the time until it is stored begins with the batch."""
+
+    async def scenario(world: World) -> None:
+        raw = b"\0\0" if timestamp is None else properties(timestamp=timestamp)
+        for number in range(10):
+            world.broker.publish(QUEUE, b'{"n":%d}' % number, raw)
+        await world.start()
+        await world.until_settled()
+        account = world.pipeline.account
+        assert account.queue_wait_seconds.count == 0
+        assert account.end_to_end_seconds.count == 1
+        assert 0.0 <= account.end_to_end_seconds.total <= 5.0
+
+    play(World, scenario)
+
+
+def test_a_publisher_whose_clock_is_ahead_makes_no_negative_times() -> None:
+    """Clocks differ."""
+
+    async def scenario(world: World) -> None:
+        raw = properties(timestamp=int(world._wall_clock()) + 100)
+        world.broker.publish(QUEUE, b"{}", raw)
+        await world.start()
+        await world.until_settled()
+        account = world.pipeline.account
+        assert (account.queue_wait_seconds.total, account.end_to_end_seconds.total) == (0.0, 0.0)
+        assert account.queue_wait_seconds.count == 1
+
+    play(World, scenario)
+
+
+def test_readiness_names_what_is_to_be_mended() -> None:
+    """First RabbitMQ, then Elasticsearch, then the route of dead letters; and the end."""
+
+    async def scenario(world: World) -> None:
+        world.broker.down = True
+        await world.start()
+        await asyncio.sleep(3.0)
+        assert reason(world) == "not-connected"
+        assert not state(world).reached_broker
+        assert state(world).reached_elasticsearch
+        world.broker.down = False
+        await world.until(lambda: reason(world) is None)
+        assert state(world).connected
+        world.elastic.trouble = lambda _: Trouble.REFUSED
+        world.publish_many(30)
+        await world.until(lambda: reason(world) == "held")
+        held_at = asyncio.get_running_loop().time()
+        await asyncio.sleep(20.0)
+        told = state(world)
+        assert told.held is not None
+        assert told.unready is not None
+        assert told.unready.detail == told.held
+        assert told.breaker in {"open", "half-open"}
+        assert told.held_seconds == pytest.approx(asyncio.get_running_loop().time() - held_at, abs=0.1)
+        assert told.next_try_seconds <= 30.0
+        world.elastic.trouble = lambda _: None
+        await world.until(lambda: reason(world) is None)
+        assert (state(world).breaker, state(world).held_seconds) == ("closed", 0.0)
+        world.broker.declare(DEAD).full = True
+        world.publish(b"not json", guilty=True)
+        await world.until(lambda: reason(world) == "dead-letters-held")
+        world.broker.declare(DEAD).full = False
+        await world.until(lambda: reason(world) is None)
+        await world.until_settled()
+        world.elastic.latency_seconds = (3.0, 3.0)
+        world.publish_many(30, start=100)
+        await world.until(lambda: state(world).bulk_in_flight > 0)
+        stopping = asyncio.create_task(world.stop())
+        await asyncio.sleep(0.1)
+        assert reason(world) == "draining"
+        await stopping
+
+    play(World, scenario)
+
+
+@pytest.mark.parametrize("on_reject", ["dead-letter", "discard"])
+def test_a_storm_of_rejects_is_few_lines_and_each_reject_is_in_one(on_reject: str) -> None:
+    """Also those that are told last: the end waits for no timer."""
+
+    async def scenario(world: World) -> None:
+        world.elastic.reject = must_be_number("n")
+        for number in range(5_000):
+            world.publish((b'{"n":"no %d"}' if number % 2 else b"not json %d") % number, f"id-{number}", guilty=True)
+        await world.start()
+        seconds = await world.until_settled(600.0)
+        verdict = "discard" if on_reject == "discard" else "dead_letter"
+        assert {group.kind.verdict for group in state(world).failures} == {verdict}
+        assert sum(group.count for group in state(world).failures) == 5_000
+        await world.stop()
+        lines = world.log.named("items.rejected")
+        assert sum(line["count"] for line in lines) == 5_000  # type: ignore[misc]
+        assert len(lines) <= 2 * (3 + 1 + seconds / 10)
+        assert all(line["example_id"] for line in lines)
+
+    play(lambda: World(on_reject=on_reject, reject_guard=0), scenario)
+
+
+def test_what_goes_round_by_the_delay_queue_is_told_as_well() -> None:
+    """It would be silent otherwise: a blocked index fills no dead-letter queue."""
+
+    async def scenario(world: World) -> None:
+        blocked = Failure(403, "cluster_block_exception", "index [x] blocked by: [FORBIDDEN/8/index write]")
+        world.elastic.reject = lambda _document, _id: blocked
+        world.publish(b'{"n":1}', "id-1")
+        await world.start()
+        await world.until(lambda: world.log.named("items.delayed"))
+        (line,) = world.log.named("items.delayed")
+        assert (line["error_type"], line["count"], line["example_id"]) == ("cluster_block_exception", 1, "id-1")
+        (group,) = state(world).failures
+        assert group.kind.verdict == "delay"
+        world.elastic.reject = lambda _document, _id: None
+        await world.until_settled()
+        await world.until(lambda: world.elastic.documents, 60.0)
+
+    play(World, scenario)
+
+
+def test_documents_are_counted_by_action_also_where_it_differs_from_message_to_message() -> None:
+    """Stored as a whole or item by item."""
+
+    async def scenario(world: World) -> None:
+        world.elastic.reject = must_be_number("n")
+        for number in range(9):
+            raw = properties(type=b"create" if number % 3 else b"index", message_id=b"id-%d" % number)
+            world.broker.publish(QUEUE, b'{"n":%d}' % number, raw)
+        await world.start()
+        await world.until_settled()
+        world.broker.publish(QUEUE, b'{"n":"x"}', properties(type=b"create", message_id=b"bad"))
+        await world.until_settled()
+        documents = world.pipeline.account.documents
+        assert documents == {
+            ("create", "success"): 6,
+            ("index", "success"): 3,
+            ("create", "failed_client"): 1,
+        }
+        assert world.pipeline.account.outcomes() == {"success": 9, "failed_client": 1}
+
+    play(lambda: World(action="{type}"), scenario)

@@ -1,0 +1,85 @@
+"""`sidecar.core.failures`: lines that a person can read, whatever the storm."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.core.failures import LINES_AT_ONCE, WINDOW_SECONDS, Failures, Kind, Line
+
+BROKEN = Kind("dead_letter", "rejected", "document_parsing_exception")
+OTHER = Kind("dead_letter", "malformed", "")
+
+
+def note(failures: Failures, count: int, now: float, kind: Kind = BROKEN, ident: str = "x") -> list[Line]:
+    """Note failures of one batch."""
+    return failures.note(kind, count, ident, "why", now=now, wall=1_700_000_000.0 + now)
+
+
+def test_the_first_batches_are_told_at_once_and_a_storm_in_summaries() -> None:
+    """100,000 rejects in 1,000 batches of ten for 25 s: five lines, and no reject that isn't in one of them."""
+    failures = Failures()
+    lines: list[Line] = []
+    for batch in range(1_000):
+        now = batch * 0.025
+        due = failures.due()
+        if due is not None and due <= now:
+            lines += failures.take(now)
+        lines += note(failures, 100, now)
+    lines += failures.take_all()
+    assert sum(line.count for line in lines) == 100_000
+    assert len(lines) == LINES_AT_ONCE + 3
+    assert [line.over_seconds for line in lines] == [0.0] * LINES_AT_ONCE + [WINDOW_SECONDS] * 3
+    assert failures.due() is None
+
+
+def test_each_kind_has_lines_of_its_own() -> None:
+    """A storm of one doesn't hide the first of another."""
+    failures = Failures()
+    for _ in range(10):
+        note(failures, 5, 0.0)
+    assert note(failures, 1, 0.1, OTHER) == [Line(OTHER, 1, "x", "why")]
+
+
+def test_after_a_quiet_time_the_next_is_told_at_once() -> None:
+    """What comes now and then is told each time."""
+    failures = Failures()
+    for at in range(20):
+        assert len(note(failures, 1, at * (WINDOW_SECONDS + 0.1))) == 1
+
+
+def test_nothing_waits_longer_than_a_window() -> None:
+    """What was kept back is told when the window ends, also where nothing more comes."""
+    failures = Failures()
+    for _ in range(LINES_AT_ONCE):
+        note(failures, 1, 0.0)
+    assert failures.due() is None
+    assert note(failures, 7, 1.0, ident="late") == []
+    assert failures.due() == WINDOW_SECONDS
+    assert failures.take(WINDOW_SECONDS - 0.1) == []
+    (line,) = failures.take(WINDOW_SECONDS)
+    assert (line.count, line.example_id, line.over_seconds) == (7, "late", WINDOW_SECONDS)
+    assert failures.take_all() == []
+
+
+def test_groups_tell_the_latest_first() -> None:
+    """With the count of all, the time and an id of the last."""
+    failures = Failures()
+    note(failures, 2, 0.0, ident="a")
+    note(failures, 3, 1.0, OTHER)
+    note(failures, 4, 2.0, ident="b")
+    first, second = failures.groups()
+    assert (first.kind, first.count, first.example_id, first.last_at) == (BROKEN, 6, "b", 1_700_000_002.0)
+    assert (second.kind, second.count) == (OTHER, 3)
+
+
+@pytest.mark.parametrize("per_kind", [1, 10])
+def test_kinds_are_bounded_and_none_is_lost_untold(per_kind: int) -> None:
+    """Whatever types there are: memory has a bound, and every failure is in a line."""
+    failures = Failures()
+    lines: list[Line] = []
+    for number in range(500):
+        for _ in range(per_kind):
+            lines += note(failures, 1, float(number), Kind("dead_letter", "rejected", f"type-{number}"))
+    lines += failures.take_all()
+    assert len(failures.groups()) == 50
+    assert sum(line.count for line in lines) == 500 * per_kind
