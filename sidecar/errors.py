@@ -5,6 +5,7 @@
   - `BrokerError`: RabbitMQ is away, or refused something
     - `WireError`: bytes that are not AMQP 0-9-1
   - `SinkError`: a bulk request went without an answer, so its outcome is unknown
+  - `RefusedTemplateError`: Elasticsearch doesn't take a template
 """
 
 from __future__ import annotations
@@ -36,3 +37,7 @@ class WireError(BrokerError):
 
 class SinkError(SidecarError):
     """A request to Elasticsearch went without an answer: whether it was applied is unknown."""
+
+
+class RefusedTemplateError(SidecarError):
+    """Elasticsearch refuses a template, or to show or take any: trying again changes nothing."""

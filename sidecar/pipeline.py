@@ -145,6 +145,7 @@ class Pipeline:
         self._order = Order()
         self._batcher = Batcher(plan.batch_max_items, plan.batch_max_bytes, plan.batch_max_age_seconds)
         self._outbox = Outbox(plan.batch_max_items, plan.batch_max_bytes)
+        self._correlates = plan.recipe.correlates
         self._path = bulk.path(plan.recipe.path_index)
         self._chunks: asyncio.Queue[list[Message]] = asyncio.Queue()
         route = Route(
@@ -390,11 +391,22 @@ class Pipeline:
         if not messages:
             return
         first = not self._batcher.open_groups
-        complete = self._batcher.add(messages, self._now())
+        complete = self._correlate(messages) if self._correlates else self._batcher.add(messages, self._now())
         if complete:
             self._put(complete)
         if complete or first or self._draining:
             self._wake.set()
+
+    def _correlate(self, messages: list[Message]) -> list[Batch]:
+        """Add messages to the groups that they belong to, and ack those that are mere signals.
+
+        At once: there is nothing of them to be stored, and their acks cover no message before them that isn't settled.
+        """
+        complete = self._batcher.correlate(messages, self._now())
+        signals = [message for message in messages if message.correlation.is_signal]
+        if signals:
+            self.acknowledge(signals, "ack")
+        return complete
 
     def _put(self, complete: list[Batch]) -> None:
         now, wall = self._now(), self._wall_clock()
@@ -705,7 +717,7 @@ class Pipeline:
     @staticmethod
     def _letter(message: Message, result: Result, rule: Rule) -> Letter:
         reason = rule.reason or "retries-exhausted"
-        detail = bulk.blank(result.reason, message.body)
+        detail = bulk.blank(result.reason, message.source or message.body)
         return Letter(message, reason, detail, result.status, result.error_type)
 
     def _crowded(
@@ -800,7 +812,7 @@ class Pipeline:
             self._split(batch, "refused")
         elif self._succeeded_sent_at >= batch.suspected_at:
             message = batch.messages[0]
-            detail = bulk.blank(fault.reason, message.body)
+            detail = bulk.blank(fault.reason, message.source or message.body)
             self._heard()
             self._reject([Letter(message, "rejected", detail, fault.status, fault.error_type)])
         else:

@@ -36,7 +36,9 @@ from sidecar.core.compose import (
     Recipe,
 )
 from sidecar.core.copies import LONGEST_DELAY_SECONDS
-from sidecar.core.document import MAX_DOCUMENT_BYTES
+from sidecar.core.correlation import set_size
+from sidecar.core.document import MAX_DOCUMENT_BYTES, RefusedError
+from sidecar.core.fields import FieldNameError, Fields
 from sidecar.core.template import Template, TemplateError
 from sidecar.errors import ConfigError
 
@@ -125,6 +127,33 @@ def _version(text: str) -> str:
     return text
 
 
+def _fields(fields: dict[str, Any]) -> dict[str, str]:
+    compiled = {}
+    for at, (name, text) in enumerate(fields.items(), 1):
+        if not isinstance(text, str):
+            raise ValueError(f"the value of its field {at} is no text; values are templates")  # noqa: TRY004 - pydantic
+        try:
+            compiled[name] = _compiled(text)
+        except ValueError as error:
+            raise ValueError(f"{error}, of its field {at}") from None
+    try:
+        Fields(compiled)
+    except FieldNameError as error:
+        raise ValueError(str(error)) from None
+    return fields
+
+
+def _set_size(text: str) -> str:
+    constant = _compiled(text).constant
+    if constant is not None:
+        try:
+            if not set_size(constant):
+                raise ValueError("is empty")
+        except RefusedError:
+            raise ValueError("must be a whole number from 1 to a billion, or a template that gives one") from None
+    return text
+
+
 def _readable(path: str) -> str:
     try:
         with Path(path).open("rb"):
@@ -132,6 +161,12 @@ def _readable(path: str) -> str:
     except (OSError, ValueError) as error:
         # Not by its name: whoever puts the certificate itself here would find it in the log.
         raise ValueError(f"must be the path of a file that can be read ({_why(error)})") from None
+
+
+def _folder(path: str) -> str:
+    if not Path(path).is_dir():
+        raise ValueError("must be the path of a folder")
+    return path
 
 
 def _why(error: OSError | ValueError) -> str:
@@ -205,6 +240,7 @@ TemplateText = Annotated[str, AfterValidator(_template), Kind("template")]
 ActionText = Annotated[str, AfterValidator(_action), Kind("choice or template")]
 IdText = Annotated[str, AfterValidator(_id), Kind("choice or template")]
 VersionText = Annotated[str, AfterValidator(_version), Kind("template")]
+SetSizeText = Annotated[str, AfterValidator(_set_size), Kind("number or template")]
 File = Annotated[str, AfterValidator(_readable), Kind("file")]
 Address = Annotated[str, AfterValidator(_address), Kind("host:port")]
 Token = Annotated[SecretStr, AfterValidator(_token), Kind("secret")]
@@ -230,6 +266,9 @@ def _urls(schemes: tuple[str, ...]) -> AfterValidator:
     return AfterValidator(check)
 
 
+FieldTemplates = Annotated[
+    dict[str, Any], NoDecode, BeforeValidator(_json_object), AfterValidator(_fields), Kind("JSON object")
+]
 JsonObject = Annotated[dict[str, Any], NoDecode, BeforeValidator(_json_object), Kind("JSON object")]
 AmqpUrls = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), _urls(("amqp", "amqps")), Kind("URLs")]
 HttpUrls = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), _urls(("http", "https")), Kind("URLs")]
@@ -280,7 +319,7 @@ class AmqpSettings(BaseSettings):
     amqp_prefetch: Annotated[int | None, Otherwise("derived")] = Field(
         None,
         gt=0,
-        description="deliveries unsettled at once; derived from batch size and concurrency",
+        description="deliveries unsettled at once; derived from batch size, complete count and concurrency",
     )
     amqp_ca_file: File | None = Field(None, description="TLS: certificates of the authorities that are trusted, PEM")
     amqp_cert_file: File | None = Field(None, description="mutual TLS: the client's certificate (SASL EXTERNAL), PEM")
@@ -354,9 +393,28 @@ class Settings(AmqpSettings):
     version_type: Literal["external", "external_gte"] = Field(
         "external", description="whether a version must be higher (`external`) or may be equal (`external_gte`)"
     )
+    fields: FieldTemplates = Field(
+        {},
+        description="JSON object of field → template, added to documents that haven't the field, without re-encoding "
+        "them; always as text, and not at all where the template comes out empty",
+    )
+    content: Literal["json", "text"] = Field(
+        "json", description='`json`, or `text` (any UTF-8, wrapped as `{"message": …}`)'
+    )
     batch_max_items: int = Field(1000, gt=0, description="completion by count, in messages")
     batch_max_bytes: Bytes = Field(5 * 1024 * 1024, description="completion by size of the request body")
     batch_max_age: Seconds = Field(1.0, description="completion by age of the *first* item")
+    batch_key: TemplateText | None = Field(None, description="correlation key; one open group a key")
+    batch_flush_when: TemplateText | None = Field(
+        None,
+        description="a message for which it is not empty completes its group; with an empty body it is a pure signal, "
+        "acked and not stored",
+    )
+    batch_complete_count: SetSizeText | None = Field(
+        None,
+        description="size of the complete set, in messages (for instance from a header); such a group is complete by "
+        "that and not by `SIDECAR_BATCH_MAX_ITEMS`",
+    )
     bulk_concurrency: int = Field(
         4, gt=0, description="most requests in flight; the adaptive limit moves between 1 and this"
     )
@@ -408,6 +466,12 @@ class Settings(AmqpSettings):
         "0.0.0.0:9180",
         description="probes, metrics, status page; empty: off",
     )
+    mappings_dir: Annotated[str, AfterValidator(_folder), Kind("folder")] | None = Field(
+        None, description="folder of index and component templates (`*.json`), for `sidecar mappings`"
+    )
+    mappings_apply: bool = Field(
+        default=False, description="install those templates at start, before anything is consumed"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least level shown")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal")
     shutdown_timeout: Seconds = Field(25.0, description="the drain")
@@ -415,12 +479,24 @@ class Settings(AmqpSettings):
     @property
     def prefetch(self) -> int:
         """The prefetch: given, or room for all batches in flight, the next one, and one that waits for its acks."""
-        return self.amqp_prefetch or min(MAX_PREFETCH, self.batch_max_items * (self.bulk_concurrency + 2))
+        return self.amqp_prefetch or min(MAX_PREFETCH, self._largest_batch * (self.bulk_concurrency + 2))
+
+    @property
+    def _set_items(self) -> int | None:
+        """The size of complete sets where it is the same for all."""
+        constant = Template(self.batch_complete_count).constant if self.batch_complete_count is not None else None
+        return set_size(constant) if constant is not None else None
+
+    @property
+    def _largest_batch(self) -> int:
+        return max(self.batch_max_items, self._set_items or 0)
 
     def _problems(self) -> list[str]:
         problems = super()._problems() + self._prefetch_problems()
         if self.retry_delay_min > self.retry_delay_max:
             problems.append("SIDECAR_RETRY_DELAY_MIN is above SIDECAR_RETRY_DELAY_MAX")
+        if self.mappings_apply and self.mappings_dir is None:
+            problems.append("SIDECAR_MAPPINGS_APPLY installs templates of a folder: SIDECAR_MAPPINGS_DIR is missing")
         return [*problems, *self._request_problems(), *self._login_problems(), *self._operation_problems()]
 
     def _request_problems(self) -> list[str]:
@@ -478,12 +554,13 @@ class Settings(AmqpSettings):
         return problems
 
     def _prefetch_problems(self) -> list[str]:
-        needed = self.batch_max_items
+        needed = self._set_items or self.batch_max_items
+        setting = "SIDECAR_BATCH_COMPLETE_COUNT" if self._set_items is not None else "SIDECAR_BATCH_MAX_ITEMS"
         if self.amqp_prefetch is not None and self.amqp_prefetch > MAX_PREFETCH:
             return [f"SIDECAR_AMQP_PREFETCH is {self.amqp_prefetch}; the protocol takes at most {MAX_PREFETCH}"]
         if self.prefetch < needed:
             wanted = f"{needed} x (concurrency {self.bulk_concurrency} + 2) = {needed * (self.bulk_concurrency + 2)}"
-            problem = f"the prefetch of {self.prefetch} can't fill a batch of {needed} (SIDECAR_BATCH_MAX_ITEMS)"
+            problem = f"the prefetch of {self.prefetch} can't fill a batch of {needed} ({setting})"
             return [f"{problem}: batches would only ever complete by age. Room for all is {wanted}"]
         return []
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "check": "looks at the settings and both servers, and lists every problem with its mend",
     "config": "every setting: name, type, default, present value, meaning",
     "dlq": "dead letters: grouped by error, one in full, back to their queue, removed",
+    "mappings": "the templates in a folder against the cluster: what differs, and putting it right",
     "produce": "load and demo generator",
 }
 EXIT_FAILED, EXIT_CONFIGURATION = 1, 2

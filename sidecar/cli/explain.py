@@ -128,6 +128,10 @@ def command(
     accepted, rejects = composer.compose([message], time.time())
     if rejects:
         _tell_reject(rejects[0], settings, style)
+    group = _group(message) if made.correlates else {}
+    if made.correlates and message.correlation.is_signal:
+        _tell_signal(group, style)
+        return
     request = bulk.body(accepted)
     path = bulk.path(made.path_index)
     answer: dict[str, object] = {}
@@ -136,10 +140,12 @@ def command(
     elif status is not None:
         answer = {"verdict": _verdict(message, bulk.Result(status, error_type, error_reason), made, settings)}
     if style == "json":
-        _write_json({"accepted": True, "method": "POST", "path": path, "body": request.decode(), **answer})
+        _write_json({"accepted": True, "method": "POST", "path": path, "body": request.decode(), **group, **answer})
         return
     click.echo(f"POST {path}\n")
     click.echo(request, nl=False)
+    if group:
+        click.echo(f"\n{_told_group(message)}")
     for told in answer.values():
         assert isinstance(told, dict)
         _tell(told)
@@ -159,8 +165,7 @@ def _knows_queue() -> bool:
 
 
 def _fields(made: Recipe) -> set[str]:
-    templates = (made.index, made.action, made.id, made.routing, made.pipeline, made.version)
-    return {field for template in templates if template is not None for field in template.fields}
+    return {field for template in made.templates for field in template.fields}
 
 
 # The message ---------------------------------------------------------------------------------------------------------
@@ -215,6 +220,34 @@ def _message(
     names = (_short(exchange, "the exchange"), _short(routing_key, "the routing key"))
     raw_route = b"".join(bytes([len(name)]) + name for name in names)
     return Message(Ledger(queue, 1), 1, int(redelivered), raw_route, raw_properties, body, len(body))
+
+
+def _group(message: Message) -> dict[str, object]:
+    """Return what a message says of its group, for programs."""
+    correlation = message.correlation
+    told = {
+        "key": correlation.key.decode(),
+        "complete_count": correlation.set_items or None,
+        "completes": correlation.completes,
+    }
+    return {"group": told}
+
+
+def _told_group(message: Message) -> str:
+    """Return the same for people."""
+    correlation = message.correlation
+    told = f"belongs to the group {correlation.key.decode()!r}" if correlation.key else "belongs to the one group"
+    if correlation.set_items:
+        told += f", which is complete with {correlation.set_items:,} messages"
+    return told + (", and completes it" if correlation.completes else "")
+
+
+def _tell_signal(group: dict[str, object], style: str) -> None:
+    done = "a signal: it completes its group, is acked and not stored"
+    if style == "json":
+        _write_json({"accepted": True, "signal": True, "done": done, **group})
+    else:
+        click.echo(done)
 
 
 # What would be done --------------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sidecar.core.compose import IdMode, Recipe
+from sidecar.core.document import MAX_DOCUMENT_BYTES
+from sidecar.core.fields import Fields
 from sidecar.core.policy import Choices
 from sidecar.core.template import Template
 
@@ -29,6 +31,12 @@ def recipe(settings: Settings) -> Recipe:
         version=template(settings.version),
         version_type=settings.version_type,
         index_allow=settings.index_allow,
+        content=settings.content,
+        fields=Fields({name: Template(text) for name, text in settings.fields.items()}) if settings.fields else None,
+        most_bytes=min(MAX_DOCUMENT_BYTES, settings.memory_limit),
+        batch_key=template(settings.batch_key),
+        batch_flush_when=template(settings.batch_flush_when),
+        batch_complete_count=template(settings.batch_complete_count),
     )
 
 

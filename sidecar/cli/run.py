@@ -9,7 +9,9 @@ import random
 import signal
 import sys
 import time
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -17,9 +19,12 @@ import click
 from sidecar import __version__
 from sidecar.amqp.session import Connecting, open_session
 from sidecar.app import App
+from sidecar.cli import EXIT_FAILED
 from sidecar.cli.recipe import choices, recipe
 from sidecar.cli.wiring import elasticsearch, reach, topology
+from sidecar.elastic import mappings
 from sidecar.elastic.sink import ElasticSink
+from sidecar.errors import RefusedTemplateError, SinkError
 from sidecar.ops.logs import configure
 from sidecar.ops.status import About
 from sidecar.pipeline import Pipeline, Plan
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from sidecar.elastic.mappings import Template
     from sidecar.ops.http import Server
 
 TOLD_SETTINGS = (
@@ -52,6 +58,7 @@ TOLD_SETTINGS = (
     "hold_max",
     "shutdown_timeout",
 )
+_MAPPINGS_PAUSE_SECONDS = 2.0
 
 
 @click.command("run")
@@ -62,9 +69,12 @@ def command() -> None:
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_run(settings, log))
+    except RefusedTemplateError as error:
+        log.error("mappings.refused", reason=str(error))  # noqa: TRY400 - the reason says it all
+        sys.exit(EXIT_FAILED)
     except BaseExceptionGroup as group:
         log.exception("sidecar.failed", exc_info=group)
-        sys.exit(1)
+        sys.exit(EXIT_FAILED)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -82,6 +92,7 @@ async def _run(settings: Settings, log: FilteringBoundLogger) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop_or_exit, stop)
+    templates = mappings.load(Path(settings.mappings_dir)) if settings.mappings_apply and settings.mappings_dir else []
     sink = ElasticSink(elasticsearch(settings))
     dice = random.Random()
     pipeline = Pipeline(plan(settings), sink, dice=dice, log=log, wall_clock=time.time)
@@ -99,6 +110,7 @@ async def _run(settings: Settings, log: FilteringBoundLogger) -> None:
         log.info("sidecar.started", version=__version__, queues=list(settings.amqp_queue), index=settings.index)
         if address is not None:
             log.info("http.listening", address=address)
+        await _install(templates, sink, stop, log)
         _tune_garbage_collection()
         await app.run(stop)
     finally:
@@ -128,6 +140,30 @@ def about(settings: Settings) -> About:
     """Return what the status page tells of the settings: what explains the figures, and nothing that can be secret."""
     told: dict[str, object] = {name: getattr(settings, name) for name in TOLD_SETTINGS}
     return About(settings.amqp_queue, told | {"amqp_prefetch": settings.prefetch})
+
+
+async def _install(
+    templates: list[Template], sink: ElasticSink, stop: asyncio.Event, log: FilteringBoundLogger
+) -> None:
+    """Install templates, however long Elasticsearch is away: without them documents would make mappings of their own.
+
+    Raises:
+        RefusedTemplateError: it doesn't take one, and never will.
+    """
+    tries = 0
+    while templates and not stop.is_set():
+        try:
+            for change in await mappings.apply(sink.ask, templates):
+                template = change.template
+                log.info("mappings.applied", kind=template.kind, template=template.name, was=change.state)
+        except SinkError as error:
+            tries += 1
+            if tries == 1:
+                log.warning("elasticsearch.unreachable", reason=str(error))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _MAPPINGS_PAUSE_SECONDS)
+        else:
+            return
 
 
 def _tune_garbage_collection() -> None:

@@ -2,6 +2,9 @@
 
 There is no timer inside: `due` says when to come back. The clock of a group starts with its *first* item and is never
 re-armed, so that a trickle can't starve it (an age limit, not an idle timer).
+
+A message may say itself which group it belongs to, how many make up the complete set, or that the set is complete with
+it (`Batcher.correlate`). Nothing is remembered of a group that is complete: what comes late opens a new one.
 """
 
 from __future__ import annotations
@@ -9,7 +12,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sidecar.core.message import Message
+
+MAX_OPEN_GROUPS = 1000
+"""Beyond that the oldest goes: of a key that never repeats each message would be a group that waits for its age."""
 
 Trigger = Literal["count", "bytes", "age", "message", "complete", "pressure", "drain"]
 
@@ -22,6 +30,8 @@ class Batch:
         body_bytes: what they take in a request's body.
         opened_at: when the first item came, in seconds of the loop's clock.
         trigger: what completed it; None while it is open.
+        set_items: how many messages its complete set has, where one of them has told; else 0.
+        earlier_items: messages of its set that left before it, since all don't fit into one request by bytes.
         mendable: whether it may share a request with others. A set that is complete by count, bytes or message stays
             as it is; what was cut short by age or pressure, or was refused and goes again, may be joined.
         tries: how often it was sent and throttled or not answered, which sets the backoff.
@@ -33,10 +43,12 @@ class Batch:
 
     __slots__ = (
         "body_bytes",
+        "earlier_items",
         "mendable",
         "messages",
         "opened_at",
         "ready_at",
+        "set_items",
         "suspected_at",
         "tries",
         "trigger",
@@ -49,6 +61,8 @@ class Batch:
         self.opened_at = opened_at
         self.trigger: Trigger | None = None
         self.mendable = False
+        self.set_items = 0
+        self.earlier_items = 0
         self.tries = 0
         self.ready_at = 0.0
         self.unanswered = 0
@@ -84,12 +98,16 @@ class Batcher:
         max_items: messages that complete a group.
         max_bytes: bytes of request body that a group doesn't exceed, unless its first item does so alone.
         max_age_seconds: the age of the first item that completes a group.
+        max_groups: open groups, of messages that say by themselves which one they belong to.
     """
 
-    def __init__(self, max_items: int, max_bytes: int, max_age_seconds: float) -> None:
+    def __init__(
+        self, max_items: int, max_bytes: int, max_age_seconds: float, max_groups: int = MAX_OPEN_GROUPS
+    ) -> None:
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._max_age_seconds = max_age_seconds
+        self._max_groups = max_groups
         self._groups: dict[bytes, Batch] = {}  # in order of their first items: a dict remembers insertion
 
     @property
@@ -136,6 +154,53 @@ class Batcher:
                 return piece[:count]
         return piece
 
+    def correlate(self, messages: Iterable[Message], now: float) -> list[Batch]:
+        """Add messages to the groups that they say they belong to; return the batches that this completes, in order.
+
+        Of a set whose size is told, that is what completes it, and not the number of items that a batch has otherwise.
+        What the latest message says of it counts. A set too large for one request by bytes goes in several.
+        """
+        complete: list[Batch] = []
+        groups = self._groups
+        for message in messages:
+            key, set_items, completes, is_signal = message.correlation
+            group = groups.get(key)
+            if is_signal:
+                if group is not None:
+                    complete.append(self._close(key, "message"))
+                continue
+            size_bytes = message.bulk_bytes
+            if group is None:
+                if len(groups) >= self._max_groups:
+                    complete += self.take_oldest()
+                group = groups[key] = Batch([], 0, now)
+            elif group.body_bytes + size_bytes > self._max_bytes and group.messages:
+                complete.append(self._close(key, "bytes"))
+                group = groups[key] = self._rest_of(group, now)
+            group.messages.append(message)
+            group.body_bytes += size_bytes
+            group.set_items = set_items or group.set_items
+            trigger = self._completion(group, completes=completes)
+            if trigger is not None:
+                complete.append(self._close(key, trigger))
+        return complete
+
+    @staticmethod
+    def _rest_of(group: Batch, now: float) -> Batch:
+        """Return the group of what comes of the same set after `group` was full by bytes."""
+        rest = Batch([], 0, now)
+        if group.set_items:
+            rest.set_items = group.set_items
+            rest.earlier_items = group.earlier_items + len(group.messages)
+        return rest
+
+    def _completion(self, group: Batch, *, completes: bool) -> Trigger | None:
+        if completes:
+            return "message"
+        if group.set_items:
+            return "complete" if group.earlier_items + len(group.messages) >= group.set_items else None
+        return "count" if len(group.messages) >= self._max_items else None
+
     def _close(self, correlation: bytes, trigger: Trigger) -> Batch:
         batch = self._groups.pop(correlation)
         batch.trigger = trigger
@@ -158,10 +223,21 @@ class Batcher:
         return aged
 
     def take_oldest(self) -> list[Batch]:
-        """Take the oldest group, because nothing can arrive any more that would complete it (``pressure``)."""
-        for correlation in self._groups:
-            return [self._cut_short(correlation, "pressure")]
-        return []
+        """Take the oldest group, because nothing can arrive any more that would complete it (``pressure``).
+
+        Where there are many small ones, it is the older half of them, as far as they fit into one request together:
+        one at a time, a key that never repeats would cost a request for each message.
+        """
+        taken: list[bytes] = []
+        items = size_bytes = 0
+        for correlation, group in self._groups.items():
+            items += len(group.messages)
+            size_bytes += group.body_bytes
+            fits = items <= self._max_items and size_bytes <= self._max_bytes and len(taken) < len(self._groups) // 2
+            if taken and not fits:
+                break
+            taken.append(correlation)
+        return [self._cut_short(correlation, "pressure") for correlation in taken]
 
     def take_all(self) -> list[Batch]:
         """Take all groups, oldest first, because no more messages will be read (``drain``)."""

@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from sidecar.core.document import LINE_BREAK, MAX_DOCUMENT_BYTES, RefusedError, document, fragment, json_string
-from sidecar.core.properties import PropertiesError, header, short, short_reader
+from sidecar.core.content import plain_body, text_document
+from sidecar.core.correlation import Correlation, set_size
+from sidecar.core.document import LINE_BREAK, MAX_DOCUMENT_BYTES, SPACE, RefusedError, document, fragment, json_string
+from sidecar.core.properties import FlaggedError, PropertiesError, header, short, short_reader
 from sidecar.core.template import RETRY_COUNT, MissingFieldError, Scene, Template
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from sidecar.core.fields import Fields
     from sidecar.core.message import Message
 
 ACTIONS = ("index", "create", "update", "upsert", "delete")
@@ -38,6 +41,7 @@ _CLOSING = b'"}}\n'
 _STRING_OVERHEAD = 5
 
 IdMode = Literal["auto", "generated", "none", "template"]
+Content = Literal["json", "text"]
 
 
 class Reject(NamedTuple):
@@ -55,7 +59,11 @@ class Reject(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What becomes of messages; the meaning of each is that of the setting of its name."""
+    """What becomes of messages; the meaning of each is that of the setting of its name.
+
+    Attributes:
+        most_bytes: what a compressed body may hold.
+    """
 
     index: Template
     action: Template = field(default_factory=lambda: Template("index"))
@@ -66,6 +74,35 @@ class Recipe:
     version: Template | None = None
     version_type: str = "external"
     index_allow: tuple[str, ...] = ()
+    content: Content = "json"
+    fields: Fields | None = None
+    most_bytes: int = MAX_DOCUMENT_BYTES
+    batch_key: Template | None = None
+    batch_flush_when: Template | None = None
+    batch_complete_count: Template | None = None
+
+    @property
+    def correlates(self) -> bool:
+        """Whether a message says by itself which group it belongs to, or when that is complete."""
+        return bool(self.batch_key or self.batch_flush_when or self.batch_complete_count)
+
+    @property
+    def templates(self) -> list[Template]:
+        """All templates that messages are looked at with."""
+        single = (
+            self.index,
+            self.action,
+            self.id,
+            self.routing,
+            self.pipeline,
+            self.version,
+            self.batch_key,
+            self.batch_flush_when,
+            self.batch_complete_count,
+        )
+        return [template for template in single if template is not None] + (
+            self.fields.templates if self.fields else []
+        )
 
     @property
     def path_index(self) -> str | None:
@@ -103,12 +140,12 @@ class Composer:
         self._make_id = make_id
         self._action = recipe.constant_action
         plain = self._action in {"index", "create"} and recipe.path_index is not None
-        extras = recipe.routing or recipe.pipeline or recipe.version
-        if plain and not extras and recipe.id_mode in {"auto", "none"}:
+        extras = recipe.routing or recipe.pipeline or recipe.version or recipe.fields or recipe.correlates
+        if plain and not extras and recipe.content == "json" and recipe.id_mode in {"auto", "none"}:
             action = (self._action or "").encode()
             self._opening = b'{"%s":{"_id":"' % action
             self._anonymous = b'{"%s":{}}\n' % action
-            self._read_id = short_reader("message_id") if recipe.id_mode == "auto" else None
+            self._read_id = short_reader("message_id", stop_at="content_encoding")
             self.compose = self._compose_plain
         else:
             self.compose = self._compose_by_recipe
@@ -122,18 +159,18 @@ class Composer:
         composed: list[Message] = []
         rejects: list[Reject] = []
         add, opening, anonymous, read_id = composed.append, self._opening, self._anonymous, self._read_id
+        with_id = self._recipe.id_mode == "auto"
         for message in messages:
             body = message.body
             try:
-                ident = read_id(message.properties) if read_id is not None else None
-                if not ident:
+                ident = read_id(message.properties)
+                if not ident or not with_id:
                     message.line = anonymous
                 elif _PLAIN(ident):
                     message.key = ident
                     message.line = opening + ident + _CLOSING
                 else:
-                    message.key = ident
-                    message.line = opening[:-1] + json_string(ident, "message_id") + _CLOSING[1:]
+                    self._name(message, ident)
                 # The cheap look, all of it in C: a plain document passes without a single call of ours.
                 if (
                     not body
@@ -144,6 +181,11 @@ class Composer:
                     or len(body) > MAX_DOCUMENT_BYTES
                 ):
                     message.becomes(document(body))
+            except FlaggedError:
+                refusal = self._compose_encoded(message)
+                if refusal is not None:
+                    rejects.append(refusal)
+                    continue
             except RefusedError as refused:
                 rejects.append(Reject(message, refused.reason, refused.detail))
                 continue
@@ -153,12 +195,31 @@ class Composer:
             add(message)
         return composed, rejects
 
+    def _name(self, message: Message, ident: bytes) -> None:
+        message.key = ident
+        message.line = self._opening[:-1] + json_string(ident, "message_id") + _CLOSING[1:]
+
+    def _compose_encoded(self, message: Message) -> Reject | None:
+        """Compose a message with a ``content_encoding`` as the others of the plain path."""
+        try:
+            ident = short(message.properties, "message_id") if self._recipe.id_mode == "auto" else None
+            if ident:
+                self._name(message, ident)
+            else:
+                message.line = self._anonymous
+            message.becomes(document(plain_body(message, self._recipe.most_bytes)))
+        except RefusedError as refused:
+            return Reject(message, refused.reason, refused.detail)
+        except PropertiesError as error:
+            return Reject(message, "malformed", str(error))
+        return None
+
     def _compose_by_recipe(self, messages: Iterable[Message], now: float) -> tuple[list[Message], list[Reject]]:
         composed: list[Message] = []
         rejects: list[Reject] = []
         for message in messages:
             try:
-                self._compose_one(message, Scene(message, now))
+                self._compose_one(message, Scene(message, now, self._recipe.most_bytes))
             except RefusedError as refused:
                 rejects.append(Reject(message, refused.reason, refused.detail))
             except MissingFieldError as missing:
@@ -172,6 +233,11 @@ class Composer:
     def _compose_one(self, message: Message, scene: Scene) -> None:
         recipe = self._recipe
         message.received_at = scene.received_at
+        if recipe.correlates:
+            message.correlation = self._correlation(scene)
+            if message.correlation.is_signal:
+                message.source = None
+                return
         action = message.action = self._action or self._render_action(scene)
         index = recipe.index.render(scene)
         ident = self._ident(message, scene)
@@ -190,7 +256,40 @@ class Composer:
         verb = "update" if action == "upsert" else action
         message.line = b'{"%s":{%s}}\n' % (verb.encode(), b",".join(parameters))
         message.key = index + b"\0" + ident if ident is not None else None
-        message.becomes(_source(action, message.body))
+        message.becomes(self._source(action, scene))
+
+    def _correlation(self, scene: Scene) -> Correlation:
+        recipe = self._recipe
+        key = recipe.batch_key.render(scene) if recipe.batch_key is not None else b""
+        told = recipe.batch_complete_count.render(scene) if recipe.batch_complete_count is not None else b""
+        completes = recipe.batch_flush_when is not None and recipe.batch_flush_when.render(scene) != b""
+        is_signal = completes and not scene.content().strip(SPACE) and not self._deletes(scene)
+        return Correlation(key, set_size(told), completes, is_signal)
+
+    def _deletes(self, scene: Scene) -> bool:
+        """Whether a message is a deletion, which has no need of a body."""
+        try:
+            return (self._action or self._render_action(scene)) == "delete"
+        except (RefusedError, MissingFieldError):
+            return False  # a signal need not name an action
+
+    def _source(self, action: str, scene: Scene) -> bytes | None:
+        if action == "delete":
+            return None
+        body, fields = scene.content(), self._recipe.fields
+        if self._recipe.content == "text":
+            line = text_document(body)
+        elif action in {"update", "upsert"}:
+            line = fragment(body)
+        else:
+            line = document(body)
+        if fields:
+            line = fields.add(line, scene)
+        if action == "update":
+            return b'{"doc":%s}' % line
+        if action == "upsert":
+            return b'{"doc":%s,"doc_as_upsert":true}' % line
+        return line
 
     def _render_action(self, scene: Scene) -> str:
         action = self._recipe.action.render(scene).decode()
@@ -248,13 +347,3 @@ def _version(text: bytes, action: str, ident: bytes | None) -> bytes:
     if not text.isdigit() or len(digits) > MAX_VERSION_DIGITS or int(digits) > MAX_VERSION:
         raise RefusedError("malformed", "the version is not a whole number from 0 to 2^63-1")
     return digits
-
-
-def _source(action: str, body: bytes) -> bytes | None:
-    if action == "delete":
-        return None
-    if action == "update":
-        return b'{"doc":%s}' % fragment(body)
-    if action == "upsert":
-        return b'{"doc":%s,"doc_as_upsert":true}' % fragment(body)
-    return document(body)

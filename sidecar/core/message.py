@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sidecar.core.correlation import Correlation
     from sidecar.core.ledger import Ledger
 
 
@@ -30,6 +31,7 @@ class Message:
         action: (compose) what is to be done with the document, where that differs from message to message; else empty.
         received_at: (compose) its first delivery here, in seconds since 1970, where templates need it; else 0.
         attempts: (policy) the attempts that count towards the limit.
+        correlation: (compose) the group that it belongs to; set only where messages say so by themselves.
         unanswered: (policy) whether an earlier attempt may have been applied without our knowing.
     """
 
@@ -37,6 +39,7 @@ class Message:
         "action",
         "attempts",
         "body",
+        "correlation",
         "follower",
         "held_bytes",
         "key",
@@ -50,6 +53,8 @@ class Message:
         "tag",
         "unanswered",
     )
+
+    correlation: Correlation
 
     def __init__(
         self, ledger: Ledger, tag: int, redelivered: int, route: bytes, properties: bytes, body: bytes, held_bytes: int

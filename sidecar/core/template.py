@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 
 from sidecar.core import properties
+from sidecar.core.content import plain_body
+from sidecar.core.document import MAX_DOCUMENT_BYTES
 from sidecar.errors import SidecarError
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ class Scene:
     Args:
         message: whose values are wanted.
         now: seconds since 1970.
+        most_bytes: a compressed body that holds more is refused.
 
     Attributes:
         exchange: that it was first published to.
@@ -79,10 +82,12 @@ class Scene:
         received_at: when it was first delivered here, in seconds since 1970.
     """
 
-    __slots__ = ("_body", "exchange", "message", "received_at", "routing_key")
+    __slots__ = ("_body", "_content", "_most_bytes", "exchange", "message", "received_at", "routing_key")
 
-    def __init__(self, message: Message, now: float) -> None:
+    def __init__(self, message: Message, now: float, most_bytes: int = MAX_DOCUMENT_BYTES) -> None:
         self.message = message
+        self._most_bytes = most_bytes
+        self._content: bytes | None = None
         self.exchange = message.exchange
         self.routing_key = message.routing_key
         self.received_at = now
@@ -102,11 +107,21 @@ class Scene:
             datetime.fromtimestamp(seconds, UTC)  # raises for what is outside of the years 1 to 9999
             self.received_at = seconds
 
+    def content(self) -> bytes:
+        """Return the body, with its ``content_encoding`` undone.
+
+        Raises:
+            RefusedError: that can't be done.
+        """
+        if self._content is None:
+            self._content = plain_body(self.message, self._most_bytes)
+        return self._content
+
     def body(self) -> object:
         """Return the parsed body; None where it is no JSON."""
         if self._body is _UNPARSED:
             try:
-                self._body = orjson.loads(self.message.body)
+                self._body = orjson.loads(self.content())
             except orjson.JSONDecodeError:
                 self._body = None
         return self._body
@@ -239,7 +254,7 @@ def _getter(field: str, style: str) -> Getter | None:
     if field == "priority":
         return lambda scene: properties.number(scene.message.properties, "priority")
     if field == "sha256":
-        return lambda scene: hashlib.sha256(scene.message.body).hexdigest()
+        return lambda scene: hashlib.sha256(scene.content()).hexdigest()
     if field in _PLAIN:
         return _ROUTE[field]
     if field.startswith("header.") and field != "header.":
@@ -293,7 +308,7 @@ def _header(scene: Scene, name: bytes) -> object:
 def _body(scene: Scene, path: list[str]) -> object:
     value = _walk(scene.body(), path)
     if isinstance(value, float):  # its spelling in the document may be another: 1e2, or 23 digits
-        value = _walk(json.loads(scene.message.body, parse_float=str, parse_int=str), path)
+        value = _walk(json.loads(scene.content(), parse_float=str, parse_int=str), path)
     return value
 
 

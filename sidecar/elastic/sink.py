@@ -193,6 +193,14 @@ class ElasticSink:
         """
         return await self._perform("POST", path, body, _HEADERS)
 
+    async def ask(self, method: str, path: str, body: bytes | None = None) -> Answer:
+        """Send a request that isn't about documents, JSON if anything, and return the answer, whatever it says.
+
+        Raises:
+            SinkError: no answer came.
+        """
+        return await self._perform(method, path, body, {"accept": ACCEPT, "content-type": ACCEPT})
+
     async def unavailable(self) -> str | None:
         """Return why Elasticsearch can't be used now; None when it answers.
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.core.batcher import Batch, Batcher
+from sidecar.core.correlation import Correlation
 from tests.builders import examples, ledger, message, tags
+
+if TYPE_CHECKING:
+    from sidecar.core.message import Message
 
 MAX_AGE = 1.0
 
@@ -101,3 +105,112 @@ def test_cutting_the_stream_into_chunks_makes_no_difference(chunk: int, max_item
     complete = [batch for at in range(0, count, chunk) for batch in batcher.add(held[at : at + chunk], 0.0)]
     assert [len(batch.messages) for batch in complete] == [max_items] * (count // max_items)
     assert batcher.items == count % max_items
+
+
+# Messages that say by themselves where they belong -------------------------------------------------------------------
+
+
+class Said(NamedTuple):
+    """A message and what it says of its group, and how long after the last one it comes."""
+
+    pause: float
+    size: int
+    correlation: Correlation
+
+
+said = st.builds(
+    Said,
+    st.sampled_from([0.0, 0.0, 0.0, 0.1, 0.6, 2.0]),
+    st.integers(1, 40),
+    st.builds(
+        Correlation,
+        st.sampled_from([b"a", b"a", b"b", b"c"]),
+        st.sampled_from([0, 0, 0, 1, 2, 3, 5, 9]),
+        st.sampled_from([False, False, False, True]),
+        st.booleans(),
+    ).map(lambda one: one if one.completes else one._replace(is_signal=False)),
+)
+
+
+@settings(max_examples=examples(200))
+@given(
+    st.lists(said, max_size=40),
+    st.integers(1, 7),
+    st.sampled_from([20, 60, 1_000, 1_000]),
+    st.sampled_from([1, 2, 9, 9]),
+    st.integers(1, 12),
+)
+def test_every_message_is_in_one_batch_of_its_key_and_the_completion_rules_hold(
+    arrivals: list[Said], max_items: int, max_bytes: int, max_groups: int, chunk_items: int
+) -> None:
+    """Each batch is judged by what is in it, and by what was said until then, not by how the batcher works."""
+    batcher = Batcher(max_items, max_bytes, MAX_AGE, max_groups)
+    of = ledger()
+    now = 0.0
+    held: list[Message] = []
+    complete: list[Batch] = []
+    open_at_most = 0
+
+    pending: list[Message] = []
+
+    def hand_on() -> None:
+        complete.extend(batcher.correlate(pending, now))
+        pending.clear()
+
+    for tag, one in enumerate(arrivals, 1):
+        if one.pause or len(pending) == chunk_items:
+            hand_on()
+        now += one.pause
+        while (due := batcher.due()) is not None and due <= now:
+            complete.extend(batcher.take_aged(now))
+        made = message(tag, b"x" * (one.size - 1), of=of)
+        made.correlation = one.correlation
+        if one.correlation.is_signal:
+            made.source = None
+        held.append(made)
+        pending.append(made)
+        open_at_most = max(open_at_most, batcher.open_groups)
+    hand_on()
+    open_at_most = max(open_at_most, batcher.open_groups)
+    assert open_at_most <= max_groups
+    complete.extend(batcher.take_all())
+
+    documents = [one for one in held if not one.correlation.is_signal]
+    assert sorted(one.tag for batch in complete for one in batch.messages) == [one.tag for one in documents]
+    for key in (b"a", b"b", b"c"):
+        mine = [batch for batch in complete if batch.messages[0].correlation.key == key]
+        assert all(one.correlation.key == key for batch in mine for one in batch.messages), "a batch has one key"
+        in_order = [one.tag for batch in mine for one in batch.messages]
+        assert in_order == [one.tag for one in documents if one.correlation.key == key], "in order within the key"
+        carried_items, carried_size = 0, 0  # of a set that went in several requests
+        for batch in mine:
+            _judge(batch, max_items, max_bytes, carried_items, carried_size, held)
+            said_sizes = [one.correlation.set_items for one in batch.messages if one.correlation.set_items]
+            size = said_sizes[-1] if said_sizes else carried_size
+            again = batch.trigger == "bytes" and size
+            carried_items, carried_size = (carried_items + len(batch.messages), size) if again else (0, 0)
+
+
+def _judge(batch: Batch, max_items: int, max_bytes: int, carried: int, size: int, held: list[Message]) -> None:
+    """Check that a batch ended where it had to, and not before."""
+    items = batch.messages
+    assert batch.body_bytes == sum(one.bulk_bytes for one in items)
+    assert batch.body_bytes <= max_bytes or len(items) == 1
+    assert batch.mendable == (batch.trigger in ("age", "pressure", "drain"))
+    of_key = [one for one in held if one.correlation.key == items[0].correlation.key]
+    between = of_key[of_key.index(items[0]) : of_key.index(items[-1])]
+    assert not any(one.correlation.is_signal for one in between), "it went on after a signal"
+    for count, one in enumerate(items, 1):
+        size = one.correlation.set_items or size
+        ends = one.correlation.completes or (carried + count >= size if size else count >= max_items)
+        last = one is items[-1]
+        assert last or not ends, "it went on after it was complete"
+        if last and batch.trigger in ("count", "complete"):
+            assert ends
+            assert (batch.trigger == "complete") == bool(size)
+        elif last and batch.trigger == "message" and not one.correlation.completes:
+            key = one.correlation.key
+            following = [other for other in held if other.tag > one.tag and other.correlation.key == key]
+            assert following[0].correlation.is_signal, "completed by a message that isn't there"
+        elif last and batch.trigger != "message":
+            assert not ends

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from sidecar.core.batcher import Batcher, keep_live
+from typing import TYPE_CHECKING, Any
+
+from sidecar.core.batcher import Batch, Batcher, keep_live
+from sidecar.core.correlation import Correlation
 from tests.builders import batch, ledger, message, messages, tags
+
+if TYPE_CHECKING:
+    from sidecar.core.ledger import Ledger
+    from sidecar.core.message import Message
 
 AGE = 1.0
 
@@ -163,3 +170,113 @@ def test_keep_live_leaves_a_live_batch_as_it_is() -> None:
     one = batch(held := messages(2))
     assert keep_live(one) == []
     assert one.messages is held
+
+
+# Messages that say by themselves where they belong -------------------------------------------------------------------
+
+
+def said(tag: int, key: bytes = b"", *, of: Ledger, size: int = 10, **says: Any) -> Message:
+    """Return a message that says which group it belongs to."""
+    one = message(tag, b"x" * (size - 1), of=of)
+    one.correlation = Correlation(key, **says)
+    if one.correlation.is_signal:
+        one.source = None
+    return one
+
+
+def told(complete: list[Batch]) -> list[tuple[list[int], str | None, bool]]:
+    """Return what there is to know of batches."""
+    return [(tags(one.messages), one.trigger, one.mendable) for one in complete]
+
+
+def test_each_key_has_one_open_group_whatever_interleaves() -> None:
+    """They complete independently, in the order in which they are complete."""
+    batcher, of = Batcher(3, 1 << 20, AGE), ledger()
+    keys = [b"a", b"b", b"a", b"b", b"b", b"a", b"a"]
+    complete = batcher.correlate([said(tag, key, of=of) for tag, key in enumerate(keys, 1)], now=0.0)
+    assert told(complete) == [([2, 4, 5], "count", False), ([1, 3, 6], "count", False)]
+    assert (batcher.items, batcher.open_groups) == (1, 1)
+
+
+def test_a_message_may_complete_its_group_and_no_other() -> None:
+    """It is the last one of it."""
+    batcher, of = Batcher(100, 1 << 20, AGE), ledger()
+    held = [said(1, b"a", of=of), said(2, b"b", of=of), said(3, b"a", of=of, completes=True), said(4, b"a", of=of)]
+    assert told(batcher.correlate(held, now=0.0)) == [([1, 3], "message", False)]
+    assert batcher.open_groups == 2
+
+
+def test_a_signal_completes_its_group_and_is_in_no_batch() -> None:
+    """What came before it, even in the same chunk; without an open group it does nothing."""
+    batcher, of = Batcher(100, 1 << 20, AGE), ledger()
+    signal = {"completes": True, "is_signal": True}
+    held = [said(1, b"b", of=of, **signal), said(2, b"a", of=of), said(3, b"a", of=of, **signal), said(4, b"a", of=of)]
+    assert told(batcher.correlate(held, now=0.0)) == [([2], "message", False)]
+    assert (batcher.items, batcher.open_groups) == (1, 1)
+
+
+def test_a_set_is_complete_when_all_are_there() -> None:
+    """Not before, though it has more items than a batch has otherwise; the size may be told by one of them only."""
+    batcher, of = Batcher(3, 1 << 20, AGE), ledger()
+    held = [said(tag, b"a", of=of, set_items=5 if tag == 2 else 0) for tag in range(1, 7)]
+    assert told(batcher.correlate(held, now=0.0)) == [([1, 2, 3, 4, 5], "complete", False)]
+    assert batcher.items == 1, "what comes late opens a new group"
+
+
+def test_of_a_sets_size_the_latest_word_counts() -> None:
+    """Whoever fills the set may learn on the way how large it is."""
+    batcher, of = Batcher(100, 1 << 20, AGE), ledger()
+    held = [said(tag, of=of, set_items=size) for tag, size in enumerate([9, 9, 4, 2], 1)]
+    assert told(batcher.correlate(held, now=0.0)) == [([1, 2, 3, 4], "complete", False)]
+
+
+def test_a_set_too_large_for_a_request_goes_in_several_and_is_counted_as_one() -> None:
+    """Its rest doesn't wait for as many messages again."""
+    batcher, of = Batcher(100, 35, AGE), ledger()
+    complete = batcher.correlate([said(tag, of=of, set_items=8) for tag in range(1, 10)], now=0.0)
+    assert told(complete) == [([1, 2, 3], "bytes", False), ([4, 5, 6], "bytes", False), ([7, 8], "complete", False)]
+    assert batcher.items == 1
+
+
+def test_an_item_larger_than_the_limit_goes_alone_there_too() -> None:
+    """The first of a group always fits."""
+    batcher, of = Batcher(100, 35, AGE), ledger()
+    held = [said(1, of=of), said(2, of=of, size=99), said(3, of=of)]
+    assert told(batcher.correlate(held, now=0.0)) == [([1], "bytes", False), ([2], "bytes", False)]
+    assert batcher.items == 1
+
+
+def test_open_groups_are_bounded_in_number() -> None:
+    """The oldest go first, cut short, and half of them at once: they may share a request."""
+    batcher, of = Batcher(100, 1 << 20, AGE, max_groups=6), ledger()
+    held = [said(tag, b"%d" % tag, of=of) for tag in range(1, 8)]
+    assert told(batcher.correlate(held, now=0.0)) == [([tag], "pressure", True) for tag in (1, 2, 3)]
+    assert batcher.open_groups == 4
+
+
+def test_pressure_takes_no_more_groups_than_fit_into_a_request() -> None:
+    """By items and by bytes, but always one."""
+    for max_items, max_bytes, taken in ((2, 1 << 20, 2), (100, 35, 3), (1, 1 << 20, 1), (100, 5, 1)):
+        batcher, of = Batcher(max_items, 1 << 20, AGE), ledger()
+        batcher.correlate([said(tag, b"%d" % tag, of=of, set_items=9) for tag in range(1, 11)], now=0.0)
+        batcher._max_bytes = max_bytes
+        assert len(batcher.take_oldest()) == taken
+
+
+def test_a_group_comes_of_age_whatever_it_waits_for() -> None:
+    """A set of which one message was lost doesn't hold up the others."""
+    batcher, of = Batcher(100, 1 << 20, AGE), ledger()
+    batcher.correlate([said(1, b"a", of=of, set_items=9)], now=0.0)
+    batcher.correlate([said(2, b"b", of=of), said(3, b"a", of=of)], now=0.5)
+    assert told(batcher.take_aged(1.0)) == [([1, 3], "age", True)]
+    assert batcher.due() == 1.5
+
+
+def test_a_group_of_a_dead_epoch_is_forgotten_with_what_was_told_of_it() -> None:
+    """The broker has its messages again, and counts anew."""
+    batcher, old, new = Batcher(100, 1 << 20, AGE), ledger(), ledger()
+    batcher.correlate([said(tag, of=old, set_items=3) for tag in (1, 2)], now=0.0)
+    old.close()
+    assert len(batcher.drop_closed()) == 2
+    assert told(batcher.correlate([said(tag, of=new, set_items=3) for tag in (1, 2)], now=0.0)) == []
+    assert batcher.items == 2

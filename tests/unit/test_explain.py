@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path  # noqa: TC003 - pytest looks at the annotations of fixtures
@@ -68,6 +69,8 @@ SAMPLES = [
     (b'{"v":7}', {"VERSION": "{body.v}", "VERSION_TYPE": "external_gte"}),
     (b'{"a":1}', {"INDEX": "{routing_key}-{exchange}-{timestamp:%Y.%m}", "ACTION": "{header.action|create}"}),
     (b'{"a":1}', {"INDEX": "{app_id}-{queue}-{type}", "ID": "none"}),
+    (b'{"a":1e2}', {"FIELDS": '{"@timestamp": "{timestamp}", "a": "x", "q.n": "{header.tenant}"}'}),
+    (b'a\n"text"', {"CONTENT": "text", "ACTION": "upsert", "FIELDS": '{"t": "{type}"}'}),
 ]
 
 
@@ -280,3 +283,56 @@ def test_bad_settings_are_all_told(explained: Explained) -> None:
     result = explained(b"{}", INDEX="{nothing}", ACTION="eat")
     assert isinstance(result.exception, ConfigError)
     assert len(result.exception.problems) == 2
+
+
+def test_what_was_compressed_is_shown_as_it_is_sent(explained: Explained) -> None:
+    """And what isn't what it says it is, is refused as by `run`."""
+    gzipped = "--property", "content_encoding=gzip"
+    told = as_json(explained(gzip.compress(b'{"a":1e2}'), *gzipped, "--format", "json"))
+    assert told["body"] == '{"index":{}}\n{"a":1e2}\n'
+    told = as_json(explained(b'{"a":1e2}', *gzipped, "--format", "json"), exit_code=1)
+    assert told["reject"]["reason"] == "malformed"
+
+
+GROUPS = {"BATCH_KEY": "{correlation_id}", "BATCH_COMPLETE_COUNT": "{header.size|}", "BATCH_FLUSH_WHEN": "{type|}"}
+
+
+def test_the_group_of_a_message_is_shown(explained: Explained) -> None:
+    """Its key, the size of the set, and whether it completes it."""
+    arguments = ("--correlation-id", "set-7", "--header", "size=250")
+    told = as_json(explained(b"{}", *arguments, "--format", "json", **GROUPS))
+    assert told["group"] == {"key": "set-7", "complete_count": 250, "completes": False}
+    shown = explained(b"{}", *arguments, "--type", "end", **GROUPS).stdout
+    assert "belongs to the group 'set-7', which is complete with 250 messages, and completes it" in shown
+    assert "group" not in explained(b"{}").stdout
+
+
+def test_a_signal_is_told_as_one(explained: Explained) -> None:
+    """Nothing would be sent of it; with a body it would."""
+    arguments = ("--correlation-id", "set-7", "--type", "end")
+    told = as_json(explained(b"", *arguments, "--format", "json", **GROUPS))
+    assert told["signal"] is True
+    assert "body" not in told
+    result = explained(b"", *arguments, **GROUPS)
+    assert (result.exit_code, result.stdout) == (0, "a signal: it completes its group, is acked and not stored\n")
+    assert "signal" not in as_json(explained(b"{}", *arguments, "--format", "json", **GROUPS))
+
+
+@pytest.mark.parametrize(("body", "signal"), [(b"", True), (b" \n", True), (b"{}", False)])
+def test_a_deletion_is_no_signal_though_it_has_no_body(explained: Explained, body: bytes, signal: bool) -> None:
+    """What the body of a deletion is has never mattered; without a flush message an empty body is no document."""
+    flush = ("--type", "end", "--message-id", "7", "--correlation-id", "k", "--format", "json")
+    assert ("signal" in as_json(explained(body, *flush, **GROUPS))) == signal
+    for action in ("delete", "{header.none|delete}"):
+        told = as_json(explained(body, *flush, **GROUPS, ACTION=action))
+        assert told["body"].startswith('{"delete"')
+        assert told["group"]["completes"]
+    assert as_json(explained(body, *flush[2:], **GROUPS), exit_code=0 if body == b"{}" else 1)
+
+
+def test_the_queue_is_asked_for_where_a_field_or_a_key_needs_it(explained: Explained) -> None:
+    """Otherwise the bytes shown were others than those of `run`."""
+    for settings in ({"FIELDS": '{"q": "{queue}"}'}, {"BATCH_KEY": "{queue}"}):
+        result = explained(b"{}", **settings)
+        assert result.exit_code == 2
+        assert "the settings ask for queue" in result.stderr

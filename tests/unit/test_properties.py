@@ -168,3 +168,16 @@ def test_properties_are_found_behind_further_flag_words() -> None:
     raw = struct.pack(">HH", 0x8001 | 1 << FLAGS["message_id"], 0) + short_string(b"t") + short_string(b"id")
     assert core.short(raw, "message_id") == b"id"
     assert core.short(raw, "content_type") == b"t"
+
+
+def test_a_reader_stops_at_a_property_that_it_is_told_of() -> None:
+    """Before and after it has learned where the value begins; it never learns from one that it stopped at."""
+    read = core.short_reader("message_id", stop_at="content_encoding")
+    plain, flagged = properties(message_id=b"7"), properties(message_id=b"8", content_encoding=b"gzip")
+    for _ in range(2):
+        with pytest.raises(core.FlaggedError):
+            read(flagged)
+        assert read(plain) == b"7"
+    with pytest.raises(core.FlaggedError):
+        read(properties(content_encoding=b"gzip"))
+    assert core.short_reader("message_id")(flagged) == b"8"

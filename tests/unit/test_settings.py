@@ -232,6 +232,8 @@ def test_the_prefetch_is_derived_from_what_can_be_in_flight(loaded: Load) -> Non
         ({"SIDECAR_AMQP_PREFETCH": "999"}, ["999", "1000", "6000"]),
         ({"SIDECAR_AMQP_PREFETCH": "65536"}, ["65536", "65535"]),
         ({"SIDECAR_BATCH_MAX_ITEMS": "70000"}, ["65535", "70000"]),
+        ({"SIDECAR_BATCH_COMPLETE_COUNT": "70000"}, ["65535", "70000", "SIDECAR_BATCH_COMPLETE_COUNT"]),
+        ({"SIDECAR_BATCH_COMPLETE_COUNT": "2500", "SIDECAR_AMQP_PREFETCH": "2499"}, ["2499", "2500", "15000"]),
     ],
 )
 def test_a_prefetch_that_cannot_fill_a_batch_is_refused_with_the_sum(
@@ -240,6 +242,51 @@ def test_a_prefetch_that_cannot_fill_a_batch_is_refused_with_the_sum(
     """Batches would only ever complete by age; and the protocol has 16 bits for it."""
     (problem,) = problems(loaded, **given)
     assert [number for number in says if number not in problem] == []
+
+
+def test_the_prefetch_has_room_for_complete_sets(loaded: Load) -> None:
+    """Where their size is the same for all; a set smaller than a batch needs no more than itself."""
+    assert loaded(SIDECAR_BATCH_COMPLETE_COUNT="2500").prefetch == 2500 * (4 + 2)
+    assert loaded(SIDECAR_BATCH_COMPLETE_COUNT="250").prefetch == 1000 * (4 + 2)
+    assert loaded(SIDECAR_BATCH_COMPLETE_COUNT="{header.n}").prefetch == 1000 * (4 + 2)
+    assert loaded(SIDECAR_BATCH_COMPLETE_COUNT="250", SIDECAR_AMQP_PREFETCH="250").prefetch == 250
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "1.5", "many", "00", "9" * 20])
+def test_a_set_has_a_positive_whole_number_of_messages(loaded: Load, size: str) -> None:
+    """Where it is the same for all, that is known at the start."""
+    (problem,) = problems(loaded, SIDECAR_BATCH_COMPLETE_COUNT=size)
+    assert problem.startswith("SIDECAR_BATCH_COMPLETE_COUNT: must be a whole number from 1")
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ('["a"]', "dictionary"),
+        ("{", "must be a JSON object"),
+        ('{"a": 5}', "the value of its field 1 is no text"),
+        ('{"a": "x", "b": "{nothing}"}', "this is no field; there are"),
+        ('{"a": "x", "b": "{nothing}"}', "at character 2, of its field 2"),
+        ('{"_id": "{message_id}"}', "Elasticsearch's own"),
+        ('{"a": "x", "a.b": "y"}', "a.b would lie inside of a"),
+    ],
+)
+def test_a_mistake_in_fields_is_told_at_the_start(loaded: Load, fields: str, says: str) -> None:
+    """With its place."""
+    (problem,) = problems(loaded, SIDECAR_FIELDS=fields)
+    assert problem.startswith("SIDECAR_FIELDS: ")
+    assert says in problem
+
+
+def test_templates_to_install_need_a_folder(loaded: Load, tmp_path: Path) -> None:
+    """One that is there."""
+    assert problems(loaded, SIDECAR_MAPPINGS_APPLY="true") == [
+        "SIDECAR_MAPPINGS_APPLY installs templates of a folder: SIDECAR_MAPPINGS_DIR is missing"
+    ]
+    assert problems(loaded, SIDECAR_MAPPINGS_DIR=str(tmp_path / "none")) == [
+        "SIDECAR_MAPPINGS_DIR: must be the path of a folder"
+    ]
+    assert loaded(SIDECAR_MAPPINGS_APPLY="true", SIDECAR_MAPPINGS_DIR=str(tmp_path)).mappings_apply
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,104 @@
+"""``sidecar mappings``: the templates of a folder against the cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sidecar.cli import EXIT_FAILED
+from sidecar.cli.wiring import elasticsearch
+from sidecar.elastic import mappings
+from sidecar.elastic.sink import ElasticSink
+from sidecar.errors import RefusedTemplateError, SinkError
+from sidecar.settings import PREFIX, Settings, given, load
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from sidecar.elastic.mappings import Ask, Change, Template
+
+DEFAULT_FOLDER = "mappings"
+_DONE = {"same": "unchanged", "missing": "installed", "different": "changed", "newer": "left as it is"}
+_FOLDER = click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help=f"Of the templates.  [default: SIDECAR_MAPPINGS_DIR, or {DEFAULT_FOLDER}]",
+)
+
+
+@click.group("mappings")
+def command() -> None:
+    """Compare the index and component templates of a folder with the cluster's, or install them.
+
+    A file's name is its template's. One with index_patterns is an index template, any other a component template.
+    """
+
+
+@command.command("diff")
+@_FOLDER
+def diff(*, folder: Path | None) -> None:
+    """Show what differs. Exit status: 0 nothing, 1 something, or Elasticsearch can't be asked."""
+    changes = _do(mappings.compare, folder)
+    for change in changes:
+        _tell(change, _state(change))
+    if any(change.state != "same" for change in changes):
+        sys.exit(EXIT_FAILED)
+
+
+@command.command("apply")
+@_FOLDER
+def apply(*, folder: Path | None) -> None:
+    """Install what is missing or different, components first, and say what was changed.
+
+    A template of a higher version in the cluster stays as it is. Exit status: 1 where Elasticsearch refuses one.
+    """
+    for change in _do(mappings.apply, folder):
+        _tell(change, f"{_DONE[change.state]}{f': {_state(change)}' if change.state == 'newer' else ''}")
+
+
+def _do(work: Callable[[Ask, list[Template]], Awaitable[list[Change]]], folder: Path | None) -> list[Change]:
+    settings = _settings()
+    templates = mappings.load(folder or Path(settings.mappings_dir or DEFAULT_FOLDER))
+    connection = elasticsearch(settings)
+
+    async def done() -> list[Change]:
+        sink = ElasticSink(connection)
+        try:
+            return await work(sink.ask, templates)
+        finally:
+            await sink.close()
+
+    try:
+        return asyncio.run(done())
+    except (SinkError, RefusedTemplateError) as error:
+        click.echo(f"sidecar: {error}", err=True)
+        sys.exit(EXIT_FAILED)
+
+
+def _settings() -> Settings:
+    """Return the settings; neither queue nor index need be among them, for nothing is moved here."""
+    found = given(os.environ)
+    absent = {"amqp_queue", "index"} - found.texts.keys() - found.files.keys()
+    return load({**os.environ, **{PREFIX + name.upper(): "any" for name in absent}})
+
+
+def _state(change: Change) -> str:
+    if change.state == "newer":
+        own = mappings.version(change.template.content)
+        return f"the cluster has a higher version than {own}, which stays"
+    return change.state
+
+
+def _tell(change: Change, told: str) -> None:
+    click.echo(f"{change.template.kind} template {click.style(change.template.name, bold=True)}: {told}")
+    if change.state == "missing":
+        return
+    for path in sorted(change.there.keys() | change.wanted.keys()):
+        for sign, side, colour in (("-", change.there, "red"), ("+", change.wanted, "green")):
+            if path in side:
+                click.secho(f"  {sign} {path}: {side[path]}", fg=colour)

@@ -1,0 +1,41 @@
+"""What a message says of the group that it belongs to (``SIDECAR_BATCH_KEY``, ``_FLUSH_WHEN``, ``_COMPLETE_COUNT``)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sidecar.core.document import RefusedError
+
+MAX_SET_ITEMS = 1_000_000_000
+_MAX_DIGITS = 10
+_WANTED = "the size of the complete set is not a whole number from 1 to a billion"
+
+
+class Correlation(NamedTuple):
+    """Which group a message belongs to, and what it says of that.
+
+    Attributes:
+        key: of the group.
+        set_items: how many messages the complete group has; 0 where this message doesn't tell.
+        completes: the group is complete with this message.
+        is_signal: the message does nothing but that: there is no document in it.
+    """
+
+    key: bytes = b""
+    set_items: int = 0
+    completes: bool = False
+    is_signal: bool = False
+
+
+def set_size(told: bytes) -> int:
+    """Return the size of a complete set; 0 where nothing is told.
+
+    Raises:
+        RefusedError: it is no size.
+    """
+    if not told:
+        return 0
+    digits = told.lstrip(b"0")
+    if not told.isdigit() or not digits or len(digits) > _MAX_DIGITS or int(digits) > MAX_SET_ITEMS:
+        raise RefusedError("malformed", _WANTED)
+    return int(digits)

@@ -1,0 +1,162 @@
+"""Fields that are added to documents (``SIDECAR_FIELDS``): spliced into the bytes, never decoded and encoded again.
+
+They go in behind the first ``{``: whatever follows there means the same as before, valid JSON or not. A document's own
+value wins, and is nearly never looked for in earnest: a search for the name's bytes tells most documents without it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+import orjson
+
+from sidecar.core.document import SPACE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sidecar.core.template import Scene, Template
+
+METADATA = frozenset(
+    ("_id", "_index", "_routing", "_source", "_type", "_version", "_seq_no", "_primary_term", "_field_names",
+     "_ignored", "_nested_path", "_size", "_tier", "_data_stream_timestamp"),
+)  # fmt: skip
+"""Names that Elasticsearch keeps for itself: it refuses documents with them."""
+
+
+class FieldNameError(ValueError):
+    """A field's name that can't be one; says why."""
+
+
+class _Field(NamedTuple):
+    """A field to add.
+
+    Attributes:
+        path: its name between the dots.
+        owners: the names, in quotes, by one of which a document that has the field must begin the way to it.
+        escaped: finds what may be one of those spelled with escapes.
+        opening: its name with the colon, as JSON.
+        template: its value.
+    """
+
+    path: list[str]
+    owners: list[bytes]
+    escaped: re.Pattern[bytes]
+    opening: bytes
+    template: Template
+
+
+class Fields:
+    """The fields that are added to each document.
+
+    A value is a JSON string always; one that comes out empty adds no field.
+
+    Args:
+        templates: the value of each field, by its name. Dots in a name mean to Elasticsearch what they do in any
+            document: the fields of an object.
+
+    Raises:
+        FieldNameError: a name that Elasticsearch would refuse, or two of which one lies inside the other.
+    """
+
+    def __init__(self, templates: Mapping[str, Template]) -> None:
+        for name in templates:
+            _check(name, templates)
+        self._fields = [_field(name, template) for name, template in templates.items()]
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._fields)
+
+    @property
+    def templates(self) -> list[Template]:
+        """Their values, in order."""
+        return [field.template for field in self._fields]
+
+    def add(self, line: bytes, scene: Scene) -> bytes:
+        """Return a document with the fields that it has not.
+
+        Args:
+            line: the document, from { to }.
+            scene: what the values come from.
+
+        Raises:
+            MissingFieldError: the message has no such value, and there is no default.
+        """
+        added = []
+        for field in self._fields:
+            if _seems_there(line, field) and not _is_absent(line, field.path):
+                continue
+            value = field.template.render(scene)
+            if value:
+                added.append(field.opening + orjson.dumps(value.decode()))
+        if not added:
+            return line
+        rest = line[1:]
+        # `{}` may have spaces in it; nothing else may follow a { that begins with a }.
+        comma = b"" if rest.lstrip(SPACE).startswith(b"}") else b","
+        return b"{" + b",".join(added) + comma + rest
+
+
+def _check(name: str, templates: Mapping[str, Template]) -> None:
+    path = name.split(".")
+    if not all(part.strip() for part in path):
+        raise FieldNameError("a field's name is empty, or has an empty part between its dots")
+    if name in METADATA:
+        raise FieldNameError(f"{name} is Elasticsearch's own; no document may have such a field")
+    for end in range(1, len(path)):
+        outer = ".".join(path[:end])
+        if outer in templates:
+            raise FieldNameError(f"{name} would lie inside of {outer}, which is a text")
+
+
+def _field(name: str, template: Template) -> _Field:
+    path = name.split(".")
+    owners = [".".join(path[: end + 1]) for end in range(len(path))]
+    # Any character may be spelled \u0041; some writers do so with all but ASCII, and hardly any with a letter.
+    spelled = "|".join(sorted({f"{ord(unit):04x}" for unit in _utf16(name)}))
+    shorthand = "|\\\\[^u]" if orjson.dumps(name) != b'"%s"' % name.encode() or "/" in name else ""
+    return _Field(
+        path,
+        [orjson.dumps(owner) for owner in owners],
+        re.compile(f"\\\\u(?:{spelled}){shorthand}".encode(), re.IGNORECASE),
+        orjson.dumps(name) + b":",
+        template,
+    )
+
+
+def _utf16(text: str) -> list[str]:
+    """Return the 16-bit units of a text as characters: JSON escapes what is beyond them in two halves."""
+    data = text.encode("utf-16-be", errors="surrogatepass")
+    return [chr(int.from_bytes(data[at : at + 2], "big")) for at in range(0, len(data), 2)]
+
+
+def _seems_there(line: bytes, field: _Field) -> bool:
+    if any(owner in line for owner in field.owners):
+        return True
+    return b"\\" in line and field.escaped.search(line) is not None
+
+
+def _is_absent(line: bytes, path: list[str]) -> bool:
+    """Whether a document has no such field for certain; what is no JSON is Elasticsearch's to refuse, as it is."""
+    try:
+        document = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        try:
+            document = json.loads(line)
+        except (ValueError, RecursionError):
+            return False
+    return not _has(document, path)
+
+
+def _has(value: object, path: list[str]) -> bool:
+    """Whether the field, or anything in the place of an object around it, is there."""
+    if not isinstance(value, dict):
+        return True
+    for end in range(1, len(path) + 1):
+        name = ".".join(path[:end])
+        if name in value and (end == len(path) or _has(value[name], path[end:])):
+            return True
+    return False
