@@ -10,8 +10,9 @@ STAMP := $(VENV)/.complete
 # Test files run in two processes, each with servers of its own: most of their time is waiting.
 SIDE_BY_SIDE = -n 2 --dist loadfile --no-loadscope-reorder
 SECONDS_OF_CHAOS = $(or $(SECONDS),600)
+DAYS_TO_SIMULATE = $(if $(findstring -,$(SEEDS)),$(SEEDS),0-$(or $(SEEDS),10000))
 
-.PHONY: help setup provision demo test test-unit test-faults test-full chaos lint format bench up down logs clean
+.PHONY: help setup provision demo test test-unit test-faults test-full chaos simulate lint format bench up down logs clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +46,9 @@ test-faults: provision ## the fault suite: both servers killed, frozen, cut off,
 
 chaos: provision ## random faults for SECONDS (600), from SEED, with a model that judges what came of it
 	$(PYTHON) -m tests.faults.chaos --seconds $(SECONDS_OF_CHAOS) $(if $(SEED),--seed $(SEED))
+
+simulate: $(STAMP) ## SEEDS (10000, or 5000-9000) simulated bad days on all cores, or on JOBS; see docs/reliability.md
+	$(PYTHON) -m tests.simulation --seeds $(DAYS_TO_SIMULATE) $(if $(JOBS),--jobs $(JOBS))
 
 test-full: lint provision ## what takes long as well
 	TEST_THOROUGHNESS=10 $(PYTHON) -m pytest

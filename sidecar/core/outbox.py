@@ -110,13 +110,18 @@ class Outbox:
             roll: a uniform number from 0 to 1. What was given back comes again in the same order, and were it always
                 the first, an item that nobody survives could keep a hold up for ever.
         """
-        # What goes again may be at fault itself: only when fresh ones have their turn as well does a hold end that
-        # a single poisonous item began.
-        source = self._fresh or self._again
-        if not source:
+        waiting = len(self)
+        if not waiting:
             return None
-        batch = source.popleft() if isinstance(source, deque) else source.pop(0)
-        at = int(roll * len(batch.messages))
+        # Any batch, fresh or not, and any item of it: what goes again may be at fault itself.
+        place = roll * waiting
+        chosen = int(place)
+        if chosen < len(self._fresh):
+            batch = self._fresh[chosen]
+            del self._fresh[chosen]
+        else:
+            batch = self._again.pop(chosen - len(self._fresh))
+        at = int((place - chosen) * len(batch.messages))
         probe = batch.again([batch.messages[at]])
         probe.ready_at = 0.0
         if len(batch.messages) > 1:

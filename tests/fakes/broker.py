@@ -115,6 +115,12 @@ class Broker:
         exchanges: direct ones, by name: the queue of each routing key.
         on_ack: told of each message whose ack was written.
         on_publish: told of each copy that was stored.
+        on_delay: told of each copy that a delay queue took.
+        on_deliver: told of each chunk that a client received.
+        on_return: told of each message that came back, and why: ``nack``, or ``lost`` with its channel.
+        on_lost: told of each session that was lost, and why.
+        delays_refused: the delay queues take nothing (they are full).
+        consumer_timeout_seconds: a delivery that stays unsettled for so long costs its channel; None: it may.
     """
 
     def __init__(
@@ -134,6 +140,13 @@ class Broker:
         self._alarm_ended: asyncio.Future[None] | None = None
         self.on_ack: Callable[[Stored], None] | None = None
         self.on_publish: Callable[[str, Stored], None] | None = None
+        self.on_delay: Callable[[Copy], None] | None = None
+        self.on_deliver: Callable[[SimulatedSession, list[Stored]], None] | None = None
+        self.on_return: Callable[[Stored, str], None] | None = None
+        self.on_lost: Callable[[SimulatedSession, str], None] | None = None
+        self.delays_refused = False
+        self.consumer_timeout_seconds: float | None = None
+        self.turn = 0
         self._dice = dice
         self._latency_seconds = latency_seconds
         self._chunk_items = chunk_items
@@ -193,8 +206,13 @@ class Broker:
         return stored
 
     def pump(self) -> None:
-        """Have the consumers served that something is there for."""
-        for session in self.sessions:
+        """Have the consumers served that something is there for, in turn: who was served comes last the next time."""
+        live = [session for session in self.sessions if not session.over]
+        if len(live) == 1:
+            live[0].pump()
+            return
+        live.sort(key=lambda session: session.served)
+        for session in live:
             session.pump()
 
     def route(self, exchange: bytes, routing_key: bytes) -> Queue | None:
@@ -279,6 +297,7 @@ class SimulatedSession:
         self._wire_free_at = 0.0
         self._publishing: list[asyncio.Future[None]] = []
         self._ended = False
+        self.served = 0  # the turn in which it was served last
         self._blocked = False
         self._unread: deque[Callable[[], None]] = deque()
         self._stuck: asyncio.TimerHandle
@@ -361,6 +380,8 @@ class SimulatedSession:
                 chunk.append((channel.next_tag, message))
                 channel.next_tag += 1
             channel.coming.append(chunk)
+            self._broker.turn += 1
+            self.served = self._broker.turn
             self._write(lambda channel=channel: self._read(lambda: self._arrive(channel)))  # type: ignore[misc]
 
     def _arrive(self, channel: _Channel) -> None:
@@ -377,8 +398,17 @@ class SimulatedSession:
             channel.unacked[tag] = stored
         ledger.admit()
         if not ledger.closed:
+            if self._broker.on_deliver is not None:
+                self._broker.on_deliver(self, [stored for _, stored in chunk])
             self._receive(messages)
+        if self._broker.consumer_timeout_seconds is not None:
+            seconds = self._broker.consumer_timeout_seconds
+            asyncio.get_running_loop().call_later(seconds, self._lose_patience, channel, chunk)
         self.pump()
+
+    def _lose_patience(self, channel: _Channel, chunk: list[tuple[int, Stored]]) -> None:
+        if not self._ended and any(channel.outstanding.get(tag) is stored for tag, stored in chunk):
+            self.lose("406 PRECONDITION_FAILED - delivery acknowledgement timed out")
 
     def _write(self, act: Callable[[], None]) -> None:
         """Have something happen at the other end of the wire, after everything that was written before."""
@@ -449,6 +479,7 @@ class SimulatedSession:
 
     def _take_some_back(self, channel: _Channel, tags: list[int]) -> None:
         returned = [channel.outstanding.pop(tag) for tag in tags]
+        self._tell_returned(returned, "nack")
         queue = self._broker.queues.get(channel.ledger.queue)
         if queue is not None:
             queue.take_back(returned)
@@ -461,14 +492,20 @@ class SimulatedSession:
             channel = self._channel(ledger)
             assert list(channel.unacked) == tags
             channel.unacked.clear()
-            self._write(lambda channel=channel: self._take_back(channel))  # type: ignore[misc]
+            self._write(lambda channel=channel: self._take_back(channel, "nack"))  # type: ignore[misc]
             successor = ledger.successor()
             self.ledgers[self.ledgers.index(ledger)] = successor
             channel.ledger = successor
         await self._round_trip()
 
-    def _take_back(self, channel: _Channel) -> None:
+    def _tell_returned(self, returned: list[Stored], why: str) -> None:
+        if self._broker.on_return is not None:
+            for message in returned:
+                self._broker.on_return(message, why)
+
+    def _take_back(self, channel: _Channel, why: str) -> None:
         returned = list(channel.outstanding.values())
+        self._tell_returned(returned, why)
         channel.outstanding.clear()
         channel.unacked.clear()
         queue = self._broker.queues.get(channel.ledger.queue)
@@ -508,7 +545,10 @@ class SimulatedSession:
         self, copy: Copy, at: int, refusals: list[str | None], answered: list[int], done: asyncio.Future[None]
     ) -> None:
         if copy.delay is not None:
-            self._delay(copy)
+            if self._broker.delays_refused:
+                refusals[at] = REFUSED
+            else:
+                self._delay(copy)
             self._write(lambda: self._confirm(at, refusals, answered, done))
             return
         try:
@@ -536,6 +576,8 @@ class SimulatedSession:
         name, milliseconds = copy.delay
         assert copy.routing_key == f"{name}.delay.{milliseconds}".encode()
         self._broker.delayed.append(copy)
+        if self._broker.on_delay is not None:
+            self._broker.on_delay(copy)
 
         def come_back() -> None:
             self._broker.delayed.remove(copy)
@@ -565,6 +607,8 @@ class SimulatedSession:
         """End the session as a broken connection does: what was on the wire is lost, acks included."""
         if not self.lost.done() and not self._ended:
             self.lost.set_result(reason)
+            if self._broker.on_lost is not None:
+                self._broker.on_lost(self, reason)
         self._end(reason)
 
     def _end(self, reason: str) -> None:
@@ -580,7 +624,7 @@ class SimulatedSession:
         for channel in self.channels:
             channel.consuming = False
             channel.coming.clear()
-            self._take_back(channel)
+            self._take_back(channel, "lost")
 
     def unblocked(self) -> None:
         """Tell that publishes are taken again, where it was told that they weren't."""

@@ -49,6 +49,8 @@ class Trouble(enum.Enum):
     """No answer comes until the client's patience ends; nothing was applied."""
     HANGS_AFTER = enum.auto()
     """No answer comes until the client's patience ends, but all was applied."""
+    LATE = enum.auto()
+    """No answer comes until the client's patience ends, and then all is applied."""
     UNREADABLE = enum.auto()
     """Applied; the answer is cut in the middle."""
     SHORT = enum.auto()
@@ -129,6 +131,48 @@ class Request:
     ids: list[str | None] = field(default_factory=list)
 
 
+class Client:
+    """A client of its own, where there are several: the port `sidecar.ports.Sink`.
+
+    Attributes:
+        in_flight: requests that it waits for.
+        open_documents: how many operations on each document it waits for.
+        crowded: documents of which there were two at a time.
+    """
+
+    def __init__(self, elasticsearch: Elasticsearch) -> None:
+        self.in_flight = 0
+        self.open_documents: Counter[tuple[str, str]] = Counter()
+        self.crowded: list[tuple[str, str]] = []
+        self._elasticsearch = elasticsearch
+
+    async def bulk(self, path: str, body: bytes) -> Answer:
+        """Take one request."""
+        return await self._elasticsearch.bulk(path, body, client=self)
+
+    async def unavailable(self) -> str | None:
+        """Say whether Elasticsearch answers."""
+        return await self._elasticsearch.unavailable()
+
+
+@dataclass(slots=True, eq=False)
+class Sent:
+    """A request as its client sees it.
+
+    Attributes:
+        outcome: ``waiting``; the status of its answer; ``unanswered``; or ``cut off``, where the client went away.
+    """
+
+    client: Client | Elasticsearch
+    at: float
+    items: list[Item]
+    answer: asyncio.Future[Answer]
+    life: int
+    outcome: str = "waiting"
+    body: bytes = b""
+    request: Request | None = None
+
+
 class RequestFault(Exception):  # noqa: N818 - it is a value that ends the reading of a request
     """The request is refused as a whole."""
 
@@ -162,6 +206,11 @@ class Elasticsearch:
         in_flight: requests that a client waits for; `most_in_flight` is the most there ever were.
         open_documents: how many operations on each document clients wait for.
         crowded: documents of which there were two at a time.
+        on_sent: told of each request that left a client.
+        on_ended: told of each request when its client stopped waiting for it.
+        on_result: told of each item that was dealt with: an int is a success.
+        down: connections are refused.
+        slow_seconds: the least and the most that a request takes besides: a long pause of a garbage collector.
     """
 
     def __init__(
@@ -187,6 +236,12 @@ class Elasticsearch:
         self.applied: Counter[bytes] = Counter()
         self.open_documents: Counter[tuple[str, str]] = Counter()
         self.crowded: list[tuple[str, str]] = []
+        self.on_sent: Callable[[Sent], None] | None = None
+        self.on_ended: Callable[[Sent], None] | None = None
+        self.on_result: Callable[[Request, Item, int | Failure], None] | None = None
+        self.down = False
+        self.slow_seconds: tuple[float, float] | None = None
+        self._lives = 0
         self.in_flight = 0
         self.most_in_flight = 0
         self.capacity_items = capacity_items
@@ -200,12 +255,13 @@ class Elasticsearch:
 
     # The port --------------------------------------------------------------------------------------------------------
 
-    async def bulk(self, path: str, body: bytes) -> Answer:
+    async def bulk(self, path: str, body: bytes, *, client: Client | None = None) -> Answer:
         """Take one request.
 
         Raises:
             SinkError: no answer came.
         """
+        place = client or self
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Answer] = loop.create_future()
         items: list[Item] = []
@@ -216,48 +272,71 @@ class Elasticsearch:
         except RequestFault as fault:
             refusal = fault.refusal
         # What is on its way arrives even when the client doesn't wait any more: so it is no part of the client's task.
-        loop.call_later(self._latency(), self._arrive, items, len(body), refusal, answer)
+        sent = Sent(place, loop.time(), items, answer, self._lives)
+        loop.call_later(self._latency(), self._arrive, sent, len(body), refusal)
         names = [(item.index, item.document_id) for item in items if item.document_id is not None]
-        self._depart(names)
+        self._depart(names, place)
+        if self.on_sent is not None:
+            self.on_sent(sent)
+        sent.outcome = "cut off"
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                return await answer
+                got = await answer
+            sent.outcome, sent.body = str(got.status), got.body
         except TimeoutError:
+            sent.outcome = "unanswered"
             raise SinkError("no answer from Elasticsearch: Connection timed out") from None
+        except SinkError:
+            sent.outcome = "unanswered"
+            raise
+        else:
+            return got
         finally:
-            self.in_flight -= 1
-            self.open_documents.subtract(names)
+            place.in_flight -= 1
+            place.open_documents.subtract(names)
+            if self.on_ended is not None:
+                self.on_ended(sent)
+
+    def restart(self) -> None:
+        """End and begin anew: documents stay; of the requests in work a part is applied, and none is answered."""
+        self._lives += 1
+        self._busy_items = 0
 
     async def unavailable(self) -> str | None:
         """Say whether it answers, which is what its trouble leaves of it."""
         loop = asyncio.get_running_loop()
         await asyncio.sleep(self._latency())
+        if self.down:
+            return "no answer from Elasticsearch: Connection refused"
         trouble = self.trouble(Request(LOOK, loop.time(), 0, 0)) if self.looks_see_trouble else None
-        if trouble in (Trouble.HANGS_BEFORE, Trouble.HANGS_AFTER):
+        if trouble in (Trouble.HANGS_BEFORE, Trouble.HANGS_AFTER, Trouble.LATE):
             await asyncio.sleep(_LOOK_SECONDS)
             return "no answer from Elasticsearch: Connection timed out"
         if isinstance(trouble, Refusal):
             return f"Elasticsearch answered {trouble.status}" if trouble.status in _NOT_THERE else None
         return "no answer from Elasticsearch" if trouble in (Trouble.REFUSED, Trouble.LOST_BEFORE) else None
 
-    def _depart(self, names: list[tuple[str, str]]) -> None:
-        self.in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        self.open_documents.update(names)
-        self.crowded += [name for name in names if self.open_documents[name] > 1]
+    def _depart(self, names: list[tuple[str, str]], place: Client | Elasticsearch) -> None:
+        place.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, place.in_flight)
+        place.open_documents.update(names)
+        place.crowded += [name for name in names if place.open_documents[name] > 1]
 
     def _latency(self) -> float:
         return self._dice.uniform(*self.latency_seconds)
 
     # A request -------------------------------------------------------------------------------------------------------
 
-    def _arrive(
-        self, items: list[Item], size_bytes: int, refusal: Refusal | None, answer: asyncio.Future[Answer]
-    ) -> None:
+    def _arrive(self, sent: Sent, size_bytes: int, refusal: Refusal | None) -> None:
+        items, answer = sent.items, sent.answer
+        if self.down or sent.life != self._lives:
+            _break(answer, "Connection refused" if self.down else "Server disconnected")
+            return
         now = asyncio.get_running_loop().time()
         ids = [item.document_id for item in items]
         request = Request(len(self.requests), now, len(items), size_bytes, ids=ids)
         self.requests.append(request)
+        sent.request = request
         if refusal is not None:
             # What was read before the fault may be applied already: bodies are taken in pieces.
             refusal = refusal._replace(applied=self._dice.randint(0, len(items)))
@@ -290,7 +369,11 @@ class Elasticsearch:
             return
         admitted = self._admit(items)
         work = self._latency() + self.item_seconds * len(items)
-        loop.call_later(work, self._finish, request, items, admitted, trouble, answer)
+        if self.slow_seconds is not None:
+            work += self._dice.uniform(*self.slow_seconds)
+        if trouble is Trouble.LATE:
+            work += self._timeout_seconds + self._dice.uniform(0.0, 30.0)
+        loop.call_later(work, self._finish, request, items, admitted, trouble, answer, self._lives)
 
     def _admit(self, items: list[Item]) -> list[bool]:
         """Say of each item whether the write pool has room for it: piece by piece of the body, and shard by shard."""
@@ -318,7 +401,11 @@ class Elasticsearch:
         admitted: list[bool],
         trouble: Trouble | None,
         answer: asyncio.Future[Answer],
+        life: int,
     ) -> None:
+        if life != self._lives:
+            self._cut_short(request, items, answer)
+            return
         results = []
         for at, (item, has_room) in enumerate(zip(items, admitted, strict=True)):
             if has_room:
@@ -332,7 +419,7 @@ class Elasticsearch:
         failed = any(isinstance(result, Failure) for _, result in results)
         if trouble is None:
             request.outcome = "partial" if failed else "stored"
-        if trouble is Trouble.HANGS_AFTER:
+        if trouble in (Trouble.HANGS_AFTER, Trouble.LATE):
             return
         if trouble is Trouble.LOST_AFTER:
             _break(answer, "Server disconnected")
@@ -342,10 +429,23 @@ class Elasticsearch:
             body = body[: len(body) // 2]
         asyncio.get_running_loop().call_later(self._latency(), _give, answer, Answer(200, body))
 
+    def _cut_short(self, request: Request, items: list[Item], answer: asyncio.Future[Answer]) -> None:
+        """Apply of a request what the restart left of it: any number of its first items."""
+        request.outcome = "restarted"
+        for at, item in enumerate(items[: self._dice.randint(0, len(items))]):
+            self._apply(request, item, at)
+        _break(answer, "Server disconnected")
+
     # One item --------------------------------------------------------------------------------------------------------
 
     def _apply(self, request: Request, item: Item, position: int) -> int | Failure:
         """Apply an operation; return its status, or what was wrong with it."""
+        result = self._apply_one(request, item, position)
+        if self.on_result is not None:
+            self.on_result(request, item, result)
+        return result
+
+    def _apply_one(self, request: Request, item: Item, position: int) -> int | Failure:
         fault = _name_fault(item) or self.item_fault(item)
         if fault is not None:
             return fault
@@ -400,13 +500,16 @@ class Elasticsearch:
     def _update(self, request: Request, item: Item, fragment: dict[str, object]) -> int | Failure:
         key = item.index, item.document_id or ""
         present = self.documents.get(key)
+        change = fragment.get("doc")
+        wrong = self.reject(change, item.document_id) if isinstance(change, dict) else None
+        if wrong is not None:
+            return wrong
         if present is None:
             upsert = fragment.get("upsert") or (fragment.get("doc") if fragment.get("doc_as_upsert") else None)
             if upsert is None:
                 return Failure(404, "document_missing_exception", f"[{key[1]}]: document missing")
             return self._write(request, item, key, json.dumps(upsert, separators=(",", ":")).encode())
         document = json.loads(present)
-        change = fragment.get("doc")
         merged = {**document, **(change if isinstance(change, dict) else {})}
         if merged == document:
             return 200

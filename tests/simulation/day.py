@@ -1,0 +1,290 @@
+"""A day as plain data, made from a seed: what is published, what goes wrong, and how everything is set.
+
+Nothing is drawn on the way: a day can be printed, kept, and made smaller by leaving something out.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, NamedTuple
+
+PEACE_AT_SECONDS = 60.0
+_LAST_PUBLISH_SECONDS = 40.0
+_COMPANION_SHARE = 0.3
+BEACONS = 10
+"""Good messages at the end of each day: an item at fault is only blamed when others pass."""
+
+
+class Publication(NamedTuple):
+    """A message that will be published.
+
+    Attributes:
+        at: virtual seconds.
+        number: unlike that of any other; it is in the body, and in a header.
+        kind: ``good``; ``lines`` (good, with a line break); ``mapping`` (Elasticsearch refuses the document);
+            ``malformed``; ``array``; ``poison`` (it spoils whole requests); ``huge`` (more than Elasticsearch takes).
+        document: its ``message_id``; empty: it has none.
+        index: where it goes, where the message says.
+        action: what is to be done, where the message says.
+        size: how long its body is made, in bytes, at least.
+    """
+
+    at: float
+    number: int
+    kind: str = "good"
+    document: str = ""
+    index: str = "documents"
+    action: str = "index"
+    size: int = 0
+
+    @property
+    def body(self) -> bytes:
+        """The body, unlike that of any other."""
+        padding = "" if not self.size else f',"p":"{"p" * self.size}"'
+        form = {
+            "good": '{"n":%d%s}',
+            "huge": '{"n":%d%s}',
+            "lines": '{"n":\n%d%s}',
+            "mapping": '{"n":"no %d"%s}',
+            "malformed": "not json %d%s",
+            "array": "[%d]%s",
+            "poison": '{"n":%d,"x":"poison"%s}',
+        }[self.kind]
+        return (form % (self.number, padding if self.kind not in ("malformed", "array") else "")).encode()
+
+    @property
+    def guilty(self) -> bool:
+        """Whether it deserves the dead-letter queue; a delete looks at no body."""
+        return self.kind not in ("good", "lines") and self.action != "delete"
+
+
+class Fault(NamedTuple):
+    """Something that goes wrong for a while.
+
+    Attributes:
+        at: when it begins, in virtual seconds.
+        seconds: how long it lasts; for ``SIGTERM`` and ``kill`` how long until the sidecar starts again.
+        kind: see the tables below.
+        share: of the requests or items that it meets.
+        target: an index, or the number of a sidecar.
+        applied: of a refused request, how many of its first items are applied all the same.
+    """
+
+    at: float
+    seconds: float
+    kind: str
+    share: float = 1.0
+    target: str = ""
+    applied: int = 0
+
+
+REQUEST_FAULTS = (
+    "REFUSED", "LOST_BEFORE", "LOST_AFTER", "HANGS_BEFORE", "HANGS_AFTER", "LATE", "UNREADABLE", "SHORT",
+    "proxy 503", "proxy 502", "breaker", "login", "forbidden", "refuses all", "parameter",
+)  # fmt: skip
+"""What a whole request meets: tests.fakes.elasticsearch.Trouble by name, or an answer that says no."""
+ITEM_FAULTS = ("blocked", "closed", "missing", "no privilege", "shards", "failing", "item breaker")
+"""What single items meet, by their index."""
+CLUSTER_FAULTS = ("pool", "rejecting", "restart", "slow", "slow")
+"""What the cluster meets: a small write pool, none at all, a restart, requests that take seconds."""
+BROKER_FAULTS = ("session lost", "broker away", "full", "silent", "unroutable", "alarm", "delays full")
+SIDECAR_FAULTS = ("SIGTERM", "kill")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How the sidecars and the servers are set; what the pipeline knows by the same name means the same."""
+
+    action: str = "index"
+    id_mode: str = "auto"
+    versions: bool = False
+    indices: int = 1
+    sidecars: int = 1
+    batch_max_items: int = 10
+    batch_max_bytes: int = 100_000
+    batch_max_age_seconds: float = 0.5
+    bulk_concurrency: int = 4
+    prefetch: int = 100
+    memory_limit_bytes: int = 1 << 26
+    hold_max_seconds: float = 300.0
+    retry_max_attempts: int = 50
+    on_conflict: str = "ack"
+    on_index_missing: str = "delay"
+    on_index_blocked: str = "delay"
+    on_reject: str = "dead-letter"
+    shutdown_seconds: float = 25.0
+    chunk_items: int = 400
+    capacity_items: int = 0
+    slow: bool = False
+    timeout_seconds: float = 30.0
+    max_content_bytes: int = 100_000_000
+    looks_see_trouble: bool = True
+    consumer_timeout_seconds: float = 0.0
+    delivery_limit: int = 0
+
+    @property
+    def by_recipe(self) -> bool:
+        """Whether messages say more than their id: the sidecar takes the longer way then."""
+        return self.action == "mixed" or self.versions or self.indices > 1 or self.id_mode == "generated"
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """Everything that will happen.
+
+    Attributes:
+        seed: of what the plan doesn't say: latencies, sizes of chunks, jitter.
+    """
+
+    seed: int
+    setting: Setting
+    messages: tuple[Publication, ...]
+    faults: tuple[Fault, ...]
+
+    def as_json(self) -> str:
+        """Return it as JSON, to keep and to play again."""
+        return json.dumps({
+            "seed": self.seed,
+            "setting": asdict(self.setting),
+            "messages": self.messages,
+            "faults": self.faults,
+        })  # fmt: skip
+
+    @classmethod
+    def from_json(cls, text: str) -> Day:
+        """Return what `as_json` wrote."""
+        plain: dict[str, Any] = json.loads(text)
+        return cls(
+            plain["seed"],
+            Setting(**plain["setting"]),
+            tuple(Publication(*one) for one in plain["messages"]),
+            tuple(Fault(*one) for one in plain["faults"]),
+        )
+
+    def unusual(self) -> dict[str, object]:
+        """Return the settings that differ from the usual ones."""
+        usual = Setting()
+        names = [one.name for one in fields(Setting)]
+        return {name: value for name in names if (value := getattr(self.setting, name)) != getattr(usual, name)}
+
+    def without_faults(self, *kinds: str) -> Day:
+        """Return the day without faults of some kinds."""
+        return replace(self, faults=tuple(fault for fault in self.faults if fault.kind not in kinds))
+
+
+def draw(seed: int) -> Day:
+    """Return the day of a seed."""
+    dice = random.Random(f"simulation {seed}")
+    setting = _setting(dice)
+    return Day(seed, setting, _messages(dice, setting), _faults(dice, setting))
+
+
+def _setting(dice: random.Random) -> Setting:
+    pick = dice.choice
+    action = pick(("index", "index", "index", "index", "create", "upsert", "mixed"))
+    id_mode = pick(("auto", "auto", "auto", "auto", "none", "generated")) if action in ("index", "create") else "auto"
+    versions = action in ("index", "mixed") and id_mode == "auto" and dice.random() < 0.35
+    batch = pick((1, 5, 10, 10, 30))
+    sidecars = pick((1, 1, 1, 1, 2, 3))
+    hold_max_seconds = pick((5.0, 20.0, 300.0))
+    small = dice.random() < 0.2
+    return Setting(
+        action=action,
+        id_mode=id_mode,
+        versions=versions,
+        indices=pick((1, 1, 1, 3)),
+        sidecars=sidecars,
+        batch_max_items=batch,
+        batch_max_bytes=pick((300, 100_000, 100_000)),
+        batch_max_age_seconds=pick((0.05, 0.5, 1.0)),
+        bulk_concurrency=pick((1, 2, 4, 8)),
+        # Where only poisonous items fit in, none of them can be told from a fault that fails every request.
+        prefetch=max(8, batch * pick((1, 3, 10))),
+        memory_limit_bytes=pick((40_000, 12_000)) if small else 1 << 26,
+        hold_max_seconds=hold_max_seconds,
+        retry_max_attempts=pick((5, 50)),
+        on_conflict=pick(("ack", "ack", "dead-letter")),
+        on_index_missing=pick(("dead-letter", "delay", "hold")),
+        on_index_blocked=pick(("delay", "delay", "dead-letter", "hold")),
+        on_reject=pick(("dead-letter", "dead-letter", "dead-letter", "dead-letter", "broker", "discard")),
+        shutdown_seconds=pick((5.0, 25.0, 25.0)),
+        chunk_items=pick((1, 5, 20)) if small else pick((3, 400)),
+        capacity_items=pick((0, 0, 0, 10, 40)),
+        slow=dice.random() < 0.3,
+        timeout_seconds=pick((10.0, 30.0)),
+        max_content_bytes=pick((100_000_000, 100_000_000, 2_000)),
+        looks_see_trouble=dice.random() < 0.7,
+        consumer_timeout_seconds=pick((0.0, 0.0, hold_max_seconds + 20.0)),  # as `sidecar check` asks for
+        delivery_limit=pick((0, 20)),
+    )
+
+
+def _messages(dice: random.Random, setting: Setting) -> tuple[Publication, ...]:
+    count = dice.choice((5, 20, 40, 80))
+    hot = dice.choice((0, 0, 3, 10))
+    with_ids = dice.choice((0.5, 1.0, 1.0)) if setting.action in ("index", "create") and not setting.versions else 1.0
+    bad_share = dice.choice((0.0, 0.0, 0.05, 0.2))
+    poisons = dice.choice((0, 0, 0, 1, 2))
+    kinds = ["mapping", "mapping", "malformed", "array"]
+    if setting.max_content_bytes < 1_000_000:
+        kinds.append("huge")
+    poisonous = dice.sample(range(count), min(poisons, count))
+    size = dice.choice((0, 0, 0, 200))
+    at = 0.0
+    messages = []
+    while len(messages) < count:
+        for _ in range(min(count - len(messages), dice.choice((1, 1, 5, 40)))):
+            number = len(messages)
+            kind = dice.choice(("good", "good", "good", "lines")) if dice.random() >= bad_share else dice.choice(kinds)
+            kind = "poison" if number in poisonous else kind
+            document = ""
+            if dice.random() < with_ids:
+                document = f"hot-{dice.randrange(hot)}" if hot and dice.random() < 0.7 else f"id-{number}"
+            messages.append(
+                Publication(
+                    at=round(at, 3),
+                    number=number,
+                    kind=kind,
+                    document=document,
+                    # One document stays in one index.
+                    index=_index(int(document.partition("-")[2] or number), setting),
+                    action="delete" if setting.action == "mixed" and dice.random() < 0.3 else "index",
+                    size=2_500 if kind == "huge" else size,
+                )
+            )
+        at = min(_LAST_PUBLISH_SECONDS, at + dice.choice((0.0, 0.1, 0.7, 4.0)))
+    return tuple(messages)
+
+
+def _index(number: int, setting: Setting) -> str:
+    return "documents" if setting.indices == 1 else f"index-{number % setting.indices}"
+
+
+def _faults(dice: random.Random, setting: Setting) -> tuple[Fault, ...]:
+    faults = []
+    for _ in range(dice.choice((0, 1, 1, 2, 3, 5))):
+        family = dice.choice((REQUEST_FAULTS, REQUEST_FAULTS, ITEM_FAULTS, CLUSTER_FAULTS, BROKER_FAULTS, BROKER_FAULTS,
+                              SIDECAR_FAULTS, SIDECAR_FAULTS))  # fmt: skip
+        kind = dice.choice(family)
+        at = dice.uniform(0.0, 30.0) if dice.random() < 0.5 else dice.uniform(0.0, 3.0)
+        seconds = dice.choice((dice.uniform(0.1, 2.0), dice.uniform(0.1, 25.0)))
+        share = 1.0 if dice.random() < 0.6 else dice.uniform(0.1, 0.9)
+        if kind in ("refuses all", "parameter"):
+            share = 1.0  # a fault that fails some requests with a 400 and others not can't be told from items at fault
+        target = ""
+        if family is ITEM_FAULTS:
+            target = _index(dice.randrange(3), setting)
+        elif kind in (*SIDECAR_FAULTS, "session lost"):
+            target = str(dice.randrange(setting.sidecars))
+            seconds = dice.choice((0.0, seconds))
+        applied = dice.choice((0, 0, 3, 100)) if kind in ("proxy 503", "proxy 502", "breaker") else 0
+        faults.append(Fault(round(at, 3), round(seconds, 3), kind, round(share, 2), target, applied))
+        if family in (REQUEST_FAULTS, CLUSTER_FAULTS) and (kind == "slow" or dice.random() < _COMPANION_SHARE):
+            # Bugs hide where two things go wrong at once; that requests are slow is nothing bad by itself.
+            second = dice.choice(("session lost", "session lost", *SIDECAR_FAULTS))
+            moment = dice.uniform(at, at + min(seconds, 5.0))
+            pause = dice.choice((0.0, 2.0))
+            faults.append(Fault(round(moment, 3), pause, second, 1.0, str(dice.randrange(setting.sidecars))))
+    return tuple(sorted(faults))

@@ -1,0 +1,512 @@
+"""What must hold, by the contract: the judge knows the plan, what the broker saw and what Elasticsearch did.
+
+It asks the product for two things only, its account and its ledgers, in order to hold them against what it knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from tests.simulation.day import BEACONS
+
+if TYPE_CHECKING:
+    from sidecar.ports import Copy
+    from tests.fakes.broker import Broker, SimulatedSession, Stored
+    from tests.fakes.elasticsearch import Elasticsearch, Failure, Item, Sent
+    from tests.simulation.day import Day, Publication
+    from tests.simulation.world import Life
+
+DOC_OPENS, DOC_CLOSES = b'{"doc":', b',"doc_as_upsert":true}'
+MESSAGE_BYTES = 1024  # what a message is reckoned at, besides its own bytes
+_BLOCKED = ("cluster_block_exception", "index_closed_exception", "security_exception")
+_YOUNG_SECONDS = 0.5  # a request that was not waited for longer was cut off without need
+_OVER_THE_LIMIT_SECONDS = 2.0
+_SOURCE_FAULTS = ("proxy 503", "proxy 502", "login", "forbidden", "parameter", "REFUSED", "LOST_BEFORE", "LOST_AFTER")
+
+
+class Discrepancy(AssertionError):  # noqa: N818 - it is what a person would call it
+    """Something doesn't hold.
+
+    Attributes:
+        rule: its name, the same for all discrepancies of a kind.
+        number: of the message that it is about; None: it is about no single one.
+    """
+
+    def __init__(self, rule: str, detail: str, number: int | None = None) -> None:
+        super().__init__(f"{rule}: {detail}")
+        self.rule = rule
+        self.number = number
+
+
+class Fate:
+    """What is known of a message.
+
+    Attributes:
+        deliveries: how often it came to a sidecar.
+        returns: how often it went back.
+        acks: how often its ack was written.
+        applied: how often its operation was applied, or found to be unnecessary.
+        conflicts: how often a conflict was answered.
+        dead: copies in the dead-letter queue.
+        delays: copies in delay queues.
+        unknown: how often something happened after which nobody can know whether it is stored: a request without an
+            answer or refused as a whole, a delivery that was lost with its channel.
+        counted: results that count against it.
+        refused: how often it was in a request that was answered with a 413 or 429.
+        waits: results for which it waits in place, and which don't count.
+        errors: the types of all errors that its items met.
+        uncertain: an operation of it may be applied long after, or others may overtake it.
+    """
+
+    __slots__ = (
+        "acks",
+        "applied",
+        "conflicts",
+        "counted",
+        "dead",
+        "delays",
+        "deliveries",
+        "errors",
+        "publication",
+        "refused",
+        "returns",
+        "uncertain",
+        "unknown",
+        "waits",
+    )
+
+    def __init__(self, publication: Publication) -> None:
+        self.publication = publication
+        self.deliveries = self.returns = self.acks = self.applied = self.conflicts = self.dead = self.delays = 0
+        self.unknown = self.counted = self.refused = self.waits = 0
+        self.errors: dict[str, None] = {}
+        self.uncertain = False
+
+    def __repr__(self) -> str:
+        """Show what is known."""
+        known = {name: getattr(self, name) for name in self.__slots__ if name not in ("publication", "errors")}
+        told = ", ".join(f"{name} {value}" for name, value in known.items() if value)
+        return (
+            f"{self.publication.body[:40]!r} ({told or 'nothing'}{', ' if self.errors else ''}{', '.join(self.errors)})"
+        )
+
+
+class Judge:
+    """Watches a day and judges it.
+
+    Args:
+        day: the plan.
+        broker: the simulated one.
+        elastic: the simulated one.
+        lives: of all sidecars there ever were.
+        strict: excuse nothing that is known (see `tests/simulation/test_known.py`).
+
+    Attributes:
+        fates: of every message, by number.
+        first: the first discrepancy that was found, or None.
+    """
+
+    def __init__(
+        self, day: Day, broker: Broker, elastic: Elasticsearch, lives: list[Life], *, strict: bool = False
+    ) -> None:
+        self.day = day
+        self.setting = day.setting
+        self.fates: dict[int, Fate] = {}
+        self.first: Discrepancy | None = None
+        self.histories: dict[tuple[str, str], list[int]] = {}
+        self.nacks = self.rejects = self.acks = self.dead = self.delays = self.losses = 0
+        self.copied_and_given_back = 0
+        self._broker = broker
+        self._elastic = elastic
+        self._lives = lives
+        self._strict = strict
+        self._by_body: dict[bytes, int] = {}
+        self._by_source: dict[bytes, int] = {}
+        self._open: dict[int, list[tuple[Life, Sent]]] = {}  # the requests in which a message is
+        self._anonymous = self.setting.id_mode == "none"
+
+    def fault(self, rule: str, detail: str, number: int | None = None) -> None:
+        """Note a discrepancy; it is raised between two turns, for callbacks can't."""
+        if self.first is None:
+            self.first = Discrepancy(rule, detail, number)
+
+    def _about(self, number: int, rule: str, detail: str = "") -> None:
+        self.fault(rule, f"#{number} {self.fates[number]!r}{': ' if detail else ''}{detail}", number)
+
+    # What happens ----------------------------------------------------------------------------------------------------
+
+    def published(self, publication: Publication) -> None:
+        """Note a message that was published."""
+        number, body = publication.number, publication.body
+        self.fates[number] = Fate(publication)
+        self._by_body[body] = number
+        self._by_source[body] = number
+        self._by_source[body.replace(b"\n", b" ")] = number
+
+    def number(self, body: bytes) -> int:
+        """Return the number of a message by its body."""
+        return self._by_body[body]
+
+    def item_number(self, item: Item) -> int | None:
+        """Return the number of the message that an item was made of; None: of none that was published."""
+        routing = item.parameters.get("routing")
+        if routing is not None:
+            return int(str(routing)[1:])
+        source = item.source
+        if item.action == "update" and source.startswith(DOC_OPENS) and source.endswith(DOC_CLOSES):
+            source = source[len(DOC_OPENS) : -len(DOC_CLOSES)]
+        return self._by_source.get(source)
+
+    def delivered(self, life: Life, session: SimulatedSession, chunk: list[Stored]) -> None:
+        """Note deliveries; and see whether there was room for them."""
+        life.received += len(chunk)
+        for stored in chunk:
+            self.fates[self._by_body[stored.body]].deliveries += 1
+        if session.prefetch > self.setting.prefetch:
+            self.fault("prefetch", f"{session.prefetch} asked for, {self.setting.prefetch} configured")
+        size = sum(map(_held_bytes, chunk))
+        life.largest_chunk_bytes = max(life.largest_chunk_bytes, size)
+        if self.setting.memory_limit_bytes < 1_000_000 and self._over_the_limit(life):
+            asyncio.get_running_loop().call_later(_OVER_THE_LIMIT_SECONDS, self._look_at_memory, life, 1)
+
+    def _held(self, life: Life) -> int:
+        """What the sidecar holds and may not forget: delivered, and neither settled nor stored."""
+        return sum(
+            _held_bytes(stored)
+            for session in life.sessions[-1:]
+            for channel in session.channels
+            for stored in channel.unacked.values()
+            if not self._decided(self.fates[self._by_body[stored.body]])
+        )
+
+    def _decided(self, fate: Fate) -> bool:
+        """Whether nothing more is to be done for a message: its ack may still wait, but it needs no room."""
+        discarded = self.setting.on_reject == "discard" and self._deserves(fate)
+        return bool(fate.applied or fate.conflicts or fate.dead or fate.delays or discarded)
+
+    def _over_the_limit(self, life: Life) -> bool:
+        return self._held(life) > self.setting.memory_limit_bytes + life.largest_chunk_bytes
+
+    def _look_at_memory(self, life: Life, looks: int) -> None:
+        if life.over or not self._over_the_limit(life):
+            return
+        held, limit = self._held(life), self.setting.memory_limit_bytes
+        self.fault(
+            "memory", f"{life.name} holds {held} bytes, the limit is {limit}, a chunk {life.largest_chunk_bytes}"
+        )
+
+    def acked(self, stored: Stored) -> None:
+        """Note an ack: nothing is acked that is nowhere else."""
+        number = self._by_body[stored.body]
+        fate = self.fates[number]
+        fate.acks += 1
+        self.acks += 1
+        conflict = fate.conflicts and (self.setting.on_conflict == "ack" or self._own_doing(fate))
+        discarded = self.setting.on_reject == "discard" and self._deserves(fate)
+        if not (fate.applied or conflict or fate.dead or fate.delays or discarded):
+            self._about(number, "acked unstored")
+
+    @staticmethod
+    def _own_doing(fate: Fate) -> bool:
+        return bool(fate.unknown or fate.deliveries > 1 or fate.delays)
+
+    def _deserves(self, fate: Fate) -> bool:
+        """Whether a message may leave for the dead letters."""
+        setting = self.setting
+        return (
+            fate.publication.guilty
+            or (setting.on_index_missing == "dead-letter" and "index_not_found_exception" in fate.errors)
+            or (setting.on_index_blocked == "dead-letter" and any(name in fate.errors for name in _BLOCKED))
+            or fate.counted >= setting.retry_max_attempts
+            or bool(fate.conflicts and setting.on_conflict == "dead-letter" and not fate.applied)
+        )
+
+    def copied(self, stored: Stored) -> None:
+        """Note a dead letter."""
+        number = self._by_body[stored.body]
+        fate = self.fates[number]
+        fate.dead += 1
+        self.dead += 1
+        if not self._deserves(fate):
+            self._about(number, "innocent dead")
+        if self.setting.on_reject != "dead-letter":
+            self._about(number, "unwanted copy")
+        if fate.dead > 1 and not fate.unknown:
+            self._about(number, "dead twice")
+
+    def delayed(self, copy: Copy) -> None:
+        """Note a copy in a delay queue."""
+        number = self._by_body[copy.body]
+        fate = self.fates[number]
+        fate.delays += 1
+        fate.uncertain = True
+        self.delays += 1
+        if fate.publication.guilty and not fate.errors:
+            self._about(number, "guilty delayed")
+
+    def returned(self, stored: Stored, why: str) -> None:
+        """Note a delivery that went back to the queue."""
+        number = self._by_body[stored.body]
+        fate = self.fates[number]
+        fate.returns += 1
+        if why == "lost":
+            fate.unknown += 1
+            self.losses += 1
+        else:
+            self.nacks += 1
+            fate.unknown += self._given_back_in_work(number, fate)
+
+    def _given_back_in_work(self, number: int, fate: Fate) -> bool:
+        """Whether a message went back whose answer may still come, long after it was asked for.
+
+        Known: a hold that is given up may give back what a probe has just left with, and a drain what a copy is on its
+        way of.
+        """
+        if fate.delays + fate.dead > fate.acks and not self._strict:
+            self.copied_and_given_back += 1
+            return True
+        now = asyncio.get_running_loop().time()
+        return any(
+            now - sent.at >= _YOUNG_SECONDS or not (life.stop.is_set() or self._strict)
+            for life, sent in self._open.get(number, ())
+        )
+
+    # Requests --------------------------------------------------------------------------------------------------------
+
+    def sent(self, life: Life, sent: Sent) -> None:
+        """Note a request: each of its items is what a message asks for, and was delivered."""
+        for item in sent.items:
+            number = self.item_number(item)
+            fate = self.fates.get(number) if number is not None else None
+            if fate is None or number is None:
+                self.fault("foreign item", f"nobody published {item}")
+                return
+            self._open.setdefault(number, []).append((life, sent))
+            wrong = self._wrong(item, fate.publication)
+            if wrong:
+                self._about(number, "wrong item", wrong)
+            if not fate.deliveries:
+                self._about(number, "sent undelivered")
+        if len(sent.items) > self.setting.batch_max_items:
+            self.fault("batch", f"{len(sent.items)} items in a request, {self.setting.batch_max_items} configured")
+        if life.client.in_flight > self.setting.bulk_concurrency:
+            self.fault("concurrency", f"{life.client.in_flight} requests of {life.name} in flight")
+        if life.client.crowded:
+            self.fault("crowded", f"two operations of {life.name} in flight on {life.client.crowded}")
+
+    def _wrong(self, item: Item, publication: Publication) -> str:
+        setting = self.setting
+        action = {"upsert": "update", "mixed": publication.action}.get(setting.action, setting.action)
+        if item.action != action:
+            return f"{item.action}, not {action}"
+        if item.index != publication.index:
+            return f"to {item.index}, not {publication.index}"
+        expected = publication.document if setting.id_mode == "auto" else ""
+        if setting.id_mode != "generated" and (item.document_id or "") != expected:
+            return f"id {item.document_id!r}, not {expected!r}"
+        if setting.versions and item.parameters.get("version") != publication.number + 1:
+            return f"version {item.parameters.get('version')}"
+        return ""
+
+    def ended(self, life: Life, sent: Sent) -> None:
+        """Note how a request ended for its client."""
+        seconds = asyncio.get_running_loop().time() - sent.at
+        unknown = sent.outcome != "200" or not _complete(sent)
+        cut_off = sent.outcome == "cut off"
+        if cut_off and not life.crashed and seconds < _YOUNG_SECONDS:
+            unknown = False  # it wasn't waited for: that excuses nothing
+        for item in sent.items:
+            number = self.item_number(item)
+            if number is None or number not in self.fates:
+                continue
+            fate = self.fates[number]
+            if (life, sent) in self._open.get(number, ()):
+                self._open[number].remove((life, sent))
+            fate.unknown += unknown
+            fate.refused += sent.outcome in ("413", "429")
+            # Whatever is refused as a whole, or not answered, may count once it is known not to be an outage.
+            fate.counted += unknown
+            fate.uncertain |= cut_off or (sent.request is not None and sent.request.outcome == "late")
+
+    def result(self, item: Item, result: int | Failure) -> None:
+        """Note what Elasticsearch did with an item."""
+        number = self.item_number(item)
+        if number is None or number not in self.fates:
+            return
+        fate = self.fates[number]
+        if not isinstance(result, int):
+            fate.errors[result.error_type] = None
+            fate.conflicts += result.status == 409
+            fate.waits += result.error_type in (*_BLOCKED, "index_not_found_exception")
+            fate.counted += result.status >= 500 or (result.status == 409 and item.action == "update")
+            return
+        fate.applied += 1
+        if fate.applied > 1 and not fate.unknown:
+            self._about(number, "stored twice", "and nothing made its outcome unknown")
+        if item.document_id is not None:
+            self.histories.setdefault((item.index, item.document_id), []).append(number)
+
+    # Between two turns -----------------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Check what must hold at every moment.
+
+        Raises:
+            Discrepancy: it doesn't.
+        """
+        for life in self._lives:
+            if life.over:
+                continue
+            account = life.pipeline.account
+            received = account.received.total()
+            in_flight = received - account.settled.total()
+            opened = 0
+            for session in life.sessions[-2:]:
+                for channel in session.channels:
+                    ledger = channel.ledger
+                    opened += ledger.open
+                    if not session.over and not ledger.closed and ledger.outstanding != len(channel.unacked):
+                        self.fault("ledger", f"{ledger}, the broker waits for {len(channel.unacked)}")
+            if received != life.received:
+                self.fault("account", f"{life.name} was sent {life.received} messages, and counts {received}")
+            if in_flight != opened or in_flight < 0:
+                self.fault(
+                    "account", f"{life.name} counts {in_flight} in flight, {opened} are open: {account.summary()}"
+                )
+        if self.first is not None:
+            raise self.first
+
+    # At the end ------------------------------------------------------------------------------------------------------
+
+    def conclude(self) -> None:
+        """Judge a day that came to its end.
+
+        Raises:
+            Discrepancy: something doesn't hold.
+        """
+        self._judge_places()
+        self._judge_order()
+        self._judge_accounts()
+        self._judge_storms()
+        if self.first is not None:
+            raise self.first
+
+    def _judge_places(self) -> None:
+        dropped = Counter(message.body for queue in self._broker.queues.values() for message in queue.dropped)
+        rejected = Counter(message.body for message in self._broker.rejected)
+        self.rejects = rejected.total()
+        for number, fate in self.fates.items():
+            body = fate.publication.body
+            if rejected[body] and not self._deserves(fate):
+                self._about(number, "innocent dead", "rejected to the broker")
+            # Known: what is at fault wears out where nothing else comes to compare it with.
+            worn_out = dropped[body] and fate.publication.guilty and not self._strict
+            if dropped[body] and not worn_out:
+                self._about(number, "worn", "the broker dropped it: it came back too often")
+            discarded = self.setting.on_reject == "discard" and fate.acks and self._deserves(fate)
+            stored = fate.applied or (fate.conflicts and fate.acks)
+            if not (stored or fate.dead or rejected[body] or discarded or worn_out):
+                self._about(number, "lost")
+
+    def _judge_order(self) -> None:
+        setting = self.setting
+        documents: dict[tuple[str, str], list[Fate]] = {}
+        for fate in self.fates.values():
+            one = fate.publication
+            if one.document and setting.id_mode == "auto":
+                documents.setdefault((one.index, one.document), []).append(fate)
+        if setting.id_mode == "auto":
+            named = [key for key in self._elastic.documents if not key[1].startswith("made-")]
+            foreign = [key for key in named if key not in documents]
+            if foreign:
+                self.fault("foreign document", f"{foreign}")
+        for key, fates in documents.items():
+            history = self.histories.get(key, [])
+            certain = not any(fate.unknown or fate.returns or fate.uncertain for fate in fates)
+            if certain and setting.sidecars == 1 and any(after <= before for before, after in _pairs(history)):
+                self.fault("order", f"{key[1]} was written as {history}", history[0])
+            self._judge_state(key, fates, history)
+
+    def _judge_state(self, key: tuple[str, str], fates: list[Fate], history: list[int]) -> None:
+        setting = self.setting
+        raw = self._elastic.documents.get(key)
+        state = json.loads(raw)["n"] if raw is not None else None
+        if setting.action == "create":
+            if history and state not in history:
+                self.fault("state", f"{key[1]} is {state}, written were {history}", history[0])
+            return
+        if setting.versions:
+            numbers = [fate.publication.number for fate in fates if fate.applied or (fate.conflicts and fate.acks)]
+        elif setting.sidecars == 1 and not any(fate.uncertain for fate in fates):
+            numbers = history
+        else:
+            return
+        if not numbers:
+            return
+        last = self.fates[max(numbers)].publication
+        deleted = setting.action == "mixed" and last.action == "delete"
+        expected = None if deleted else last.number
+        if state != expected:
+            self.fault("state", f"{key[1]} is {state}, not {expected}; it was written as {history}", last.number)
+
+    def _judge_accounts(self) -> None:
+        """Where no session was lost, what all sidecars count is exactly what the broker saw."""
+        if (
+            self.losses
+            or self.copied_and_given_back
+            or any(life.crashed for life in self._lives)
+            or self._lost_sessions()
+        ):
+            return
+        settled: Counter[str] = Counter()
+        for life in self._lives:
+            for (_, verdict), count in life.pipeline.account.settled.items():
+                settled[verdict] += count
+        seen = {
+            "requeue": self.nacks,
+            "delay": self.delays,
+            "dead_letter": self.dead + self.rejects,
+            "stale": 0,
+        }
+        for verdict, count in seen.items():
+            if settled[verdict] != count:
+                self.fault("account", f"{verdict}: {settled[verdict]} counted, {count} seen; {dict(settled)}")
+        if settled["ack"] + settled["discard"] + settled["delay"] + self.dead != self.acks:
+            self.fault("account", f"{self.acks} acks seen, counted {dict(settled)}")
+
+    def _lost_sessions(self) -> bool:
+        return any(session.lost.done() for life in self._lives for session in life.sessions)
+
+    def _judge_storms(self) -> None:
+        """In an outage there are few requests, and few where everything is refused for lack of room."""
+        setting = self.setting
+        for fault in self.day.faults:
+            if fault.share < 1.0 or fault.kind not in (*_SOURCE_FAULTS, "rejecting"):
+                continue
+            end = fault.at + fault.seconds
+            count = sum(fault.at <= request.at < end for request in self._elastic.requests)
+            lives = sum(life.began_at < end and (not life.over or life.ended_at > fault.at) for life in self._lives)
+            # Those on their way, those that left before the first no came back, halves, then one probe after another.
+            each = 3 * setting.bulk_concurrency + 1.3 * fault.seconds + 10
+            if count > lives * each + BEACONS:
+                self.fault("storm", f"{count} requests in {fault.seconds:.0f} s of {fault.kind}, from {lives} sidecars")
+
+
+def _held_bytes(stored: Stored) -> int:
+    return len(stored.body) + len(stored.properties) + MESSAGE_BYTES
+
+
+def _complete(sent: Sent) -> bool:
+    """Whether an answer says something of each item."""
+    try:
+        return len(json.loads(sent.body)["items"]) == len(sent.items)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _pairs(numbers: list[int]) -> list[tuple[int, int]]:
+    return list(pairwise(numbers))

@@ -1,0 +1,505 @@
+"""Bugs that are planted into the product, to see whether the simulation finds them: one for each rule that could break.
+
+Each replaces a function of the product for a while. None is far-fetched: most are what a simpler design would do.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
+
+import sidecar.copying
+import sidecar.pipeline
+from sidecar.consuming import Consuming
+from sidecar.copying import Copying
+from sidecar.core import bulk, pacing, policy
+from sidecar.core.account import Account
+from sidecar.core.batcher import Batch, Batcher
+from sidecar.core.bulk import Result
+from sidecar.core.compose import Composer
+from sidecar.core.copies import Letter
+from sidecar.core.ledger import GONE, OPEN, STORED, Ledger, Settlement
+from sidecar.core.order import Order
+from sidecar.core.outbox import Outbox
+from sidecar.core.pacing import Pacing, Permit
+from sidecar.core.window import Window
+from sidecar.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class Planted(NamedTuple):
+    """A bug.
+
+    Attributes:
+        area: ``ack``, ``epoch``, ``order``, ``retry``, ``halving``, ``confirm``, ``drain``, ``account``, …
+        breaks: what it does, in words.
+        replacements: what is replaced: an object, the name of its attribute, and what takes its place.
+    """
+
+    name: str
+    area: str
+    breaks: str
+    replacements: tuple[tuple[Any, str, Any], ...]
+
+    @contextmanager
+    def plant(self) -> Iterator[None]:
+        """Have the product behave so."""
+        with ExitStack() as stack:
+            for place, name, new in self.replacements:
+                stack.enter_context(mock.patch.object(place, name, new))
+            yield
+
+
+PLANTED: dict[str, Planted] = {}
+
+
+def _planted(area: str, *places: tuple[Any, str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Note a function as a bug: it takes the place of those named; its docstring says what it breaks."""
+
+    def note(function: Callable[..., Any]) -> Callable[..., Any]:
+        name = function.__name__.lstrip("_").replace("_", "-")
+        breaks = " ".join((function.__doc__ or "").split())
+        replaced = tuple((place, attribute, function) for place, attribute in places)
+        PLANTED[name] = Planted(name, area, breaks, replaced)
+        return function
+
+    return note
+
+
+# Ack -----------------------------------------------------------------------------------------------------------------
+
+_judge = policy.judge
+_ACKED = policy.Rule(frozenset(), frozenset(), frozenset(), policy.Verdict.ACK)
+_DEAD = policy.Rule(frozenset(), frozenset(), frozenset(), policy.Verdict.DEAD_LETTER, "rejected")
+
+
+@_planted("ack", (sidecar.pipeline, "judge"))
+def _throttled_is_stored(result: Result, action: str) -> policy.Rule:
+    """An item that was refused for lack of room (429) is acked."""
+    return _ACKED if result.status == 429 else _judge(result, action)
+
+
+@_planted("ack", (sidecar.pipeline, "judge"))
+def _throttled_is_rejected(result: Result, action: str) -> policy.Rule:
+    """An item that was refused for lack of room (429) is a dead letter."""
+    return _DEAD if result.status == 429 else _judge(result, action)
+
+
+@_planted("ack", (Ledger, "collect"))
+def _multiple_over_a_hole(self: Ledger, *, singly: bool = False) -> list[Settlement]:
+    """An ack-multiple covers messages that nothing was decided about."""
+    states = self._states
+    last = states.rfind(STORED)
+    if last < 0:
+        return []
+    self._open -= states.count(OPEN, 0, last + 1)
+    self._stored -= states.count(STORED, 0, last + 1)
+    del states[: last + 1]
+    self._base += last + 1
+    return [Settlement(self._base - 1, multiple=True)]
+
+
+_collect = Ledger.collect
+
+
+@_planted("ack", (Ledger, "collect"))
+def _singly_leaves_them_stored(self: Ledger, *, singly: bool = False) -> list[Settlement]:
+    """What was acked singly is acked once more by the next multiple."""
+    settlements = _collect(self)
+    if singly and self._stored:
+        at = self._states.find(STORED)
+        while at >= 0:
+            settlements.append(Settlement(self._base + at, multiple=False))
+            at = self._states.find(STORED, at + 1)
+    return settlements
+
+
+@_planted("ack", (bulk, "all_stored"))
+def _any_200_is_well(answer: bytes, count: int) -> bool:
+    """An answer 200 is taken for success, whatever its items say."""
+    return answer.count(b'"status":') >= 1
+
+
+@_planted("ack", (Pipeline, "_unanswered"))
+def _unanswered_is_stored(self: Pipeline, batch: Batch, reason: str, **_: Any) -> None:
+    """A request without an answer is taken for stored."""
+    self._heard()
+    self._store([message for message in batch.messages if not message.ledger.closed])
+
+
+@_planted("ack", (bulk, "results"))
+def _results_by_count_only(answer: bytes, count: int) -> list[Result] | None:
+    """An answer that lacks an item is filled up with a success."""
+    found = _results(answer, answer.count(b'"status":'))
+    return None if found is None else (found + [Result(200)] * count)[:count]
+
+
+_results = bulk.results
+
+
+@_planted("ack", (bulk, "results"))
+def _results_shifted(answer: bytes, count: int) -> list[Result] | None:
+    """Results belong to their neighbours: a skipped item shifts all that follow."""
+    found = _results(answer, count)
+    return None if found is None else found[1:] + found[:1]
+
+
+# Epoch ---------------------------------------------------------------------------------------------------------------
+
+
+@_planted("epoch", (Ledger, "close"))
+def _epoch_never_ends(self: Ledger) -> int:
+    """A ledger stays open when its channel is gone."""
+    return self._open
+
+
+@_planted("epoch", (Pipeline, "acknowledge"))
+def _tag_of_another_epoch(self: Pipeline, messages: list[Any], verdict: Any) -> None:
+    """A tag is acked on the present channel, whichever channel delivered it."""
+    session = self._session
+    if session is None:
+        return
+    (ledger,) = session.ledgers
+    for message in messages:
+        message.ledger = ledger
+    mine = [message for message in messages if ledger.holds(message)]
+    if mine:
+        self.account.settle(ledger.queue, verdict, ledger.store(mine))
+        self._write_acks(session, ledger)
+        self._consuming.settled(len(mine))
+
+
+@_planted("epoch", (Pipeline, "_forget_closed"))
+def _lost_messages_block(self: Pipeline) -> None:
+    """What a lost session brought is neither dropped nor cut from the order."""
+    self._copying.forget_closed()
+    self._batcher.drop_closed()
+    self._outbox.drop_closed()
+
+
+_detach = Pipeline.detach
+
+
+@_planted("epoch", (Pipeline, "_forget_closed"))
+def _ghosts_leave_the_order(self: Pipeline) -> None:
+    """What is in flight when the session is lost leaves the order: a redelivery doesn't wait for it."""
+    self._copying.forget_closed()
+    self._release(self._batcher.drop_closed() + self._outbox.drop_closed())
+    self._order._tail.clear()
+
+
+# Order ---------------------------------------------------------------------------------------------------------------
+
+
+@_planted("order", (Order, "enter"))
+def _no_order(self: Order, messages: Any) -> list[Any]:
+    """Operations on one document may be in flight together."""
+    return list(messages)
+
+
+@_planted("order", (Order, "leave"))
+def _followers_forgotten(self: Order, messages: Any) -> list[Any]:
+    """What waits behind an operation on the same document is never let go."""
+    for message in messages:
+        if message.key is not None and self._tail.get(message.key) is message:
+            del self._tail[message.key]
+    return []
+
+
+_enter = Order.enter
+
+
+@_planted("order", (Order, "enter"))
+def _last_comes_first(self: Order, messages: Any) -> list[Any]:
+    """Operations on one document that came together are turned round."""
+    return _enter(self, list(messages)[::-1])
+
+
+_put_again = Pipeline._put_again
+
+
+@_planted("order", (Pipeline, "_put_again"))
+def _retries_free_their_followers(self: Pipeline, batch: Batch, *, first: bool = False) -> None:
+    """What goes again no longer holds up what follows it on the same document."""
+    _put_again(self, batch, first=first)
+    self._release(batch.messages)
+
+
+# Retry ---------------------------------------------------------------------------------------------------------------
+
+
+@_planted("retry", (Pipeline, "_sort"))
+def _all_go_again(self: Pipeline, messages: list[Any], results: list[Result]) -> Any:
+    """When some items were refused for lack of room, the whole request goes again, with what was stored."""
+    fates = _sort(self, messages, results)
+    return fates._replace(throttled=list(messages)) if fates.throttled else fates
+
+
+_sort = Pipeline._sort
+_again = Batch.again
+
+
+@_planted("retry", (Batch, "again"))
+def _the_last_is_forgotten(self: Batch, messages: list[Any]) -> Batch:
+    """Of more than three messages that go again, the last is forgotten."""
+    return _again(self, messages[:-1] if len(messages) > 3 else messages)
+
+
+@_planted("retry", (sidecar.pipeline, "backoff_seconds"), (pacing, "backoff_seconds"))
+def _no_backoff(tries: int, roll: float, least: float, most: float) -> float:
+    """What was refused for lack of room goes again at once."""
+    return 0.0
+
+
+@_planted("retry", (pacing, "FIRST_PROBE_SECONDS"), (pacing, "LAST_PROBE_SECONDS"))
+def _no_pause_between_probes() -> None:
+    """In an outage probes follow each other without a pause."""
+
+
+PLANTED["no-pause-between-probes"] = PLANTED["no-pause-between-probes"]._replace(
+    replacements=((pacing, "FIRST_PROBE_SECONDS", 0.01), (pacing, "LAST_PROBE_SECONDS", 0.01))
+)
+
+_permit = Pacing.permit
+
+
+@_planted("retry", (Pacing, "permit"))
+def _no_hold(self: Pacing, now: float, in_flight: int, hung: int = 0) -> Permit:
+    """An outage stops nothing: requests go on."""
+    return Permit.REQUEST if in_flight < self._most_requests else Permit.NOTHING
+
+
+@_planted("retry", (Pipeline, "_unanswered"))
+def _an_outage_counts(self: Pipeline, batch: Batch, reason: str, *, probe: bool, **_: Any) -> None:
+    """An outage counts against the messages in it: the third failure is a dead letter."""
+    for message in batch.messages:
+        message.unanswered = True
+        message.attempts += 1
+    self._hold(reason, probe=probe)
+    worn = [message for message in batch.messages if message.attempts >= 3 and not message.ledger.closed]
+    if worn:
+        self._reject([Letter(message, "retries-exhausted", reason) for message in worn])
+    _put_again(self, batch.again([message for message in batch.messages if message.attempts < 3]))
+
+
+@_planted("retry", (Pacing, "answered"))
+def _a_hold_never_ends(self: Pacing) -> bool:
+    """An answered probe doesn't end a hold."""
+    self._probing = False
+    return False
+
+
+_decide = sidecar.pipeline.decide
+
+
+@_planted("retry", (sidecar.pipeline, "decide"))
+def _own_conflicts_are_rejects(rule: Any, choices: Any, *, own_doing: bool, **rest: Any) -> Any:
+    """A conflict with an earlier attempt of our own is taken for somebody else's."""
+    return _decide(rule, choices, own_doing=False, **rest)
+
+
+@_planted("retry", (sidecar.pipeline, "decide"))
+def _blocked_is_dead(rule: Any, choices: Any, **rest: Any) -> Any:
+    """A message whose target is blocked for a while is a dead letter."""
+    dead = rule.verdict is policy.Verdict.BLOCKED
+    return policy.Fate.DEAD_LETTER if dead else _decide(rule, choices, **rest)
+
+
+# Halving -------------------------------------------------------------------------------------------------------------
+
+
+@_planted("halving", (Batch, "halves"))
+def _half_is_lost(self: Batch) -> tuple[Batch, Batch]:
+    """The middle one of an odd number is in neither half."""
+    middle = len(self.messages) // 2
+    return _again(self, self.messages[:middle]), _again(self, self.messages[len(self.messages) - middle :])
+
+
+@_planted("halving", (Batch, "halves"))
+def _halves_overlap(self: Batch) -> tuple[Batch, Batch]:
+    """The middle one of an odd number is in both halves."""
+    count = len(self.messages)
+    return _again(self, self.messages[: (count + 1) // 2]), _again(self, self.messages[count // 2 :])
+
+
+@_planted("halving", (Pipeline, "_split_fault"))
+def _a_refused_request_blames_all(self: Pipeline, batch: Batch, fault: Any, *, probe: bool) -> None:
+    """All items of a request that was refused as a whole are dead letters."""
+    self._heard()
+    live = [message for message in batch.messages if not message.ledger.closed]
+    self._reject([Letter(message, "rejected", fault.reason, fault.status, fault.error_type) for message in live])
+
+
+@_planted("halving", (Pipeline, "_split_fault"))
+def _a_lonely_item_is_blamed(self: Pipeline, batch: Batch, fault: Any, *, probe: bool) -> None:
+    """An item that fails alone is blamed, though nothing else succeeds either."""
+    self._succeeded_sent_at = 1e12
+    _split_fault(self, batch, fault, probe=probe)
+
+
+_split_fault = Pipeline._split_fault
+
+
+@_planted("halving", (Pipeline, "_split_size"))
+def _too_large_goes_again(self: Pipeline, batch: Batch, fault: Any) -> None:
+    """A request that is too large (413) goes again as it is, for ever."""
+    self._go_again(batch, "throttled")
+
+
+# Confirm -------------------------------------------------------------------------------------------------------------
+
+_copying_settle = Copying._settle
+
+
+@_planted("confirm", (Copying, "_settle"))
+def _returns_ignored(self: Copying, letters: list[Letter], refusals: list[str | None]) -> None:
+    """A copy that came back unroutable, or was refused, is taken for stored."""
+    _copying_settle(self, letters, [None] * len(letters))
+
+
+@_planted("confirm", (Copying, "add"))
+def _acked_before_the_confirm(self: Copying, letters: Any) -> None:
+    """The original is acked when its copy is on its way, not when it is confirmed."""
+    letters = [letter for letter in letters if sidecar.copying._is_open(letter)]
+    _copying_add(self, letters)
+    self._settler.acknowledge([letter.message for letter in letters], "dead_letter")
+
+
+_copying_add = Copying.add
+
+
+@_planted("confirm", (Copying, "_settle"))
+def _copied_is_never_acked(self: Copying, letters: list[Letter], refusals: list[str | None]) -> None:
+    """A confirmed copy doesn't settle its original."""
+
+
+@_planted("confirm", (Copying, "_settle"))
+def _refused_copies_forgotten(self: Copying, letters: list[Letter], refusals: list[str | None]) -> None:
+    """A copy that was refused isn't published again."""
+    taken = [letter for letter, refusal in zip(letters, refusals, strict=True) if refusal is None]
+    _copying_settle(self, taken, [None] * len(taken))
+
+
+# Drain ---------------------------------------------------------------------------------------------------------------
+
+_drain = Pipeline.drain
+
+
+@_planted("drain", (Pipeline, "drain"))
+async def _drain_cuts_off(self: Pipeline, sending_until: float, deadline: float) -> None:
+    """On SIGTERM requests on their way are cut off, and their messages given back."""
+    self._sending = False
+    for task in self._in_flight:
+        task.cancel()
+
+
+@_planted("drain", (Pipeline, "drain"))
+async def _drain_waits_for_ever(self: Pipeline, sending_until: float, deadline: float) -> None:
+    """On SIGTERM the end waits until everything is stored, however long that takes."""
+    await _drain(self, sending_until + 1e5, deadline + 1e5)
+
+
+@_planted("drain", (Pipeline, "give_back"))
+async def _drain_acks_all(self: Pipeline) -> None:
+    """What isn't stored when the end comes is acked, not given back."""
+    session = self._session
+    if session is not None:
+        for ledger in session.ledgers:
+            tags = ledger.open_tags()
+            self.account.settle(ledger.queue, "ack", len(tags))
+            session.settle(ledger, ledger.collect(singly=True) + [Settlement(tag, multiple=False) for tag in tags])
+            ledger.close()
+        self._forget_closed()
+        await session.give_back([(ledger, []) for ledger in session.ledgers])
+
+
+@_planted("drain", (Pipeline, "give_back"))
+async def _withheld_acks_are_dropped(self: Pipeline) -> None:
+    """Acks that wait behind a hole are not written before the rest is given back."""
+    session = self._session
+    if session is None:
+        return
+    outstanding = []
+    for ledger in session.ledgers:
+        session.settle(ledger, ledger.collect())
+        tags = [ledger._base + at for at, state in enumerate(ledger._states) if state != GONE]
+        outstanding.append((ledger, tags))
+        self.account.settle(ledger.queue, "requeue", ledger.close())
+    self._forget_closed()
+    await session.give_back(outstanding)
+
+
+# Account -------------------------------------------------------------------------------------------------------------
+
+
+@_planted("account", (Pipeline, "returned"))
+def _returned_unseen_uncounted(self: Pipeline, ledger: Ledger, count: int) -> None:
+    """What goes back unseen is not counted."""
+
+
+_settle = Account.settle
+
+
+@_planted("account", (Account, "settle"))
+def _stale_uncounted(self: Account, queue: str, verdict: Any, count: int = 1) -> None:
+    """What a lost session takes along is not counted."""
+    if verdict != "stale":
+        _settle(self, queue, verdict, count)
+
+
+@_planted("account", (Account, "settle"))
+def _delays_count_as_acks(self: Account, queue: str, verdict: Any, count: int = 1) -> None:
+    """What goes round by the delay queue is counted as acked."""
+    _settle(self, queue, "ack" if verdict == "delay" else verdict, count)
+
+
+# Bounds --------------------------------------------------------------------------------------------------------------
+
+
+@_planted("memory", (Window, "full"))
+def _memory_without_end(self: Window, held_bytes: int, held_items: int) -> bool:
+    """Whatever is held, reading goes on."""
+    return False
+
+
+@_planted("memory", (Consuming, "_resume_if_roomy"))
+def _reading_never_resumes(self: Consuming, session: Any) -> None:
+    """Once reading stopped for lack of memory, nothing but the long pause begins it again."""
+    if self._window.roomy(*self._held(session)):
+        self._paused_at = None
+
+
+@_planted("batch", (Outbox, "_join"))
+def _joined_without_end(self: Outbox, batch: Batch, now: float) -> None:
+    """What goes again is joined to one request, however large that becomes."""
+    for other in list(self._again):
+        if other.ready_at <= now:
+            self._again.remove(other)
+            batch.messages = batch.messages + other.messages
+            batch.body_bytes += other.body_bytes
+
+
+@_planted("batch", (Batcher, "due"))
+def _an_age_without_a_clock(self: Batcher) -> float | None:
+    """Nobody wakes up for a group that comes of age."""
+    return None
+
+
+@_planted("batch", (Consuming, "settled"))
+def _nobody_asks_for_more(self: Consuming, items: int) -> None:
+    """Nothing that was settled makes room."""
+    self._settled_items += items
+
+
+_compose = Composer._compose_one
+
+
+@_planted("item", (Composer, "_compose_one"))
+def _ids_forgotten_on_redelivery(self: Composer, message: Any, scene: Any) -> None:
+    """A message that comes again goes without its order's key."""
+    _compose(self, message, scene)
+    if message.redelivered:
+        message.key = None
