@@ -257,7 +257,7 @@ class Words:
     def properties(self, serial: int) -> dict[str, Any]:
         """Return some properties; ``correlation_id`` says which message it is."""
         values: dict[str, Any] = {"correlation_id": str(serial)}
-        for name in ("content_type", "content_encoding", "reply_to", "type", "app_id", "cluster_id"):
+        for name in ("content_type", "reply_to", "type", "app_id", "cluster_id"):
             if self.dice.random() < 0.15:
                 values[name] = self.dice.choice(SHORTS)
         for name, choices in (

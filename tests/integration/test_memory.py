@@ -53,11 +53,6 @@ def create_plain_index(bench: Bench) -> None:
     bench.es("PUT", f"/{bench.index_name}", body)
 
 
-def stored(bench: Bench) -> int:
-    """Return how many documents there are, refreshed."""
-    return bench.stored()
-
-
 @pytest.mark.parametrize("count", [40, pytest.param(128, marks=pytest.mark.full)])
 def test_messages_of_8_mib_fit_into_the_bound(bench: Bench, imports_bytes: int, count: int) -> None:
     """Under a limit of 64 MiB, at the default prefetch: what a batch of small messages takes, and no more."""
@@ -65,12 +60,14 @@ def test_messages_of_8_mib_fit_into_the_bound(bench: Bench, imports_bytes: int, 
     bench.declare()
     bench.publish(documents(count, 8 * MIB - 100))
     sidecar = bench.sidecar(**SETTINGS)
+    # Not by the queue's counts: those of a busy quorum queue lag behind.
+    wait_until(lambda: bench.stored() == count, DEADLINE_SECONDS, "all stored", sidecar.told)
     bench.wait_empty(DEADLINE_SECONDS, sidecar)
     peak = peak_bytes(sidecar.process.pid)
     account = sidecar.terminate()
     print(f"{count} messages of 8 MiB: imports {imports_bytes / MIB:.0f} MiB, peak {peak / MIB:.0f} MiB")
     assert peak <= imports_bytes + BEYOND_IMPORTS_BYTES
-    assert (account["ack"], stored(bench)) == (count, count)
+    assert (account["ack"], bench.stored()) == (count, count)
     assert sidecar.events("amqp.lost") == []
 
 
@@ -90,12 +87,13 @@ def test_a_frozen_elasticsearch_costs_neither_memory_nor_the_connection(
     sidecar.wait_for("amqp.paused", DEADLINE_SECONDS)
     pause(seconds - 10.0)
     bench.elasticsearch.thaw()
+    wait_until(lambda: bench.stored() == count + 1, DEADLINE_SECONDS, "all stored", sidecar.told)
     bench.wait_empty(DEADLINE_SECONDS, sidecar)
     peak = peak_bytes(sidecar.process.pid)
     account = sidecar.terminate()
     print(f"{count} messages of 4 MB: imports {imports_bytes / MIB:.0f} MiB, peak {peak / MIB:.0f} MiB")
     assert peak <= imports_bytes + BEYOND_IMPORTS_BYTES
-    assert stored(bench) == count + 1
+    assert bench.stored() == count + 1
     assert account["dead_letter"] == 0
     assert sidecar.events("amqp.lost") == []
 
