@@ -10,7 +10,6 @@ import asyncio
 import errno
 import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from aiormq.exceptions import (
 from yarl import URL
 
 from sidecar.amqp.topology import quorum_arguments, work_arguments
-from sidecar.amqp.wire import Reach, connect
+from sidecar.amqp.wire import FAILURES, connect, end, pass_on_if_ours
 from sidecar.core.check import Finding
 
 if TYPE_CHECKING:
@@ -37,10 +36,9 @@ if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel, AbstractConnection
 
     from sidecar.amqp.topology import Topology
+    from sidecar.amqp.wire import Reach, Wire
     from sidecar.core.check import Severity
 
-_FAILURES = (AMQPError, OSError, RuntimeError, TimeoutError, asyncio.CancelledError)
-_CLOSE_SECONDS = 5.0
 _NO_VHOST = re.compile(r"vhost '?([^']*)'? not found|no access to this vhost", re.IGNORECASE)
 _DIFFERENT = re.compile(r"inequivalent arg '([^']+)' for (?:queue|exchange) .*?: (received .*)", re.DOTALL)
 _CODE = re.compile(r"^[A-Z_]+ - ")
@@ -65,8 +63,8 @@ async def check(urls: tuple[str, ...], reach: Reach, topology: Topology, on_reje
     look = _Look(URL(good), reach)
     try:
         findings += await _look_at_all(look, topology, on_reject)
-    except _FAILURES as error:
-        _pass_on_if_ours(error)
+    except FAILURES as error:
+        pass_on_if_ours(error)
         mend = "look into the broker's log, then run the check again"
         findings.append(Finding("problem", _where(look.url), f"the check broke off: {_text(error)}", mend))
     finally:
@@ -94,8 +92,8 @@ async def _try(url: URL, reach: Reach) -> Finding | None:
     look = _Look(url, reach)
     try:
         await look.connection()
-    except _FAILURES as error:
-        _pass_on_if_ours(error)
+    except FAILURES as error:
+        pass_on_if_ours(error)
         return _unreached(url, error, _text(error), reach)
     finally:
         await look.close()
@@ -141,13 +139,6 @@ def _text(error: BaseException) -> str:
     return _CODE.sub("", reason) or type(error).__name__
 
 
-def _pass_on_if_ours(error: BaseException) -> None:
-    """Raise a cancellation of our own: aiormq cancels what waits for a connection that ends, too."""
-    task = asyncio.current_task()
-    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-        raise error
-
-
 class _Look:
     """Asks a broker one thing after the other, each on a channel of its own: a no closes it.
 
@@ -160,11 +151,12 @@ class _Look:
         self.url = url
         self._reach = reach
         self._connection: AbstractConnection | None = None
+        self._wire: Wire | None = None
 
     async def connection(self) -> AbstractConnection:
         """Return a connection; a new one where a refusal has closed the last."""
         if self._connection is None or self._connection.is_closed:
-            self._connection, _ = await connect(self.url, "check", _ignore, _ignore, self._reach)
+            self._connection, self._wire = await connect(self.url, "check", _ignore, _ignore, self._reach)
         return self._connection
 
     async def ask(self, act: Callable[[AbstractChannel], Awaitable[object]]) -> AMQPError | None:
@@ -179,10 +171,7 @@ class _Look:
 
     async def close(self) -> None:
         """Close the connection."""
-        if self._connection is not None:
-            with suppress(*_FAILURES):
-                async with asyncio.timeout(_CLOSE_SECONDS):
-                    await self._connection.close()
+        await end(self._connection, self._wire)
 
 
 def _ignore(_: object) -> None:

@@ -17,13 +17,12 @@ from enum import Enum
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
-from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
-from aiormq.tools import censor_url
+from aiormq.exceptions import ChannelNotFoundEntity
 from yarl import URL
 
 from sidecar.amqp.producer import open_producer
 from sidecar.amqp.topology import Topology
-from sidecar.amqp.wire import connect
+from sidecar.amqp.wire import FAILURES, connect, end, never_called, open_first, pass_on_if_ours, reason, unopened
 from sidecar.core import frames
 from sidecar.core.ledger import Ledger
 from sidecar.core.letters import read, renewed, replayed
@@ -42,9 +41,6 @@ if TYPE_CHECKING:
     from sidecar.core.letters import Letter
     from sidecar.core.message import Message
 
-_FAILURES = (AMQPError, OSError, RuntimeError, asyncio.CancelledError)
-"""What aiormq raises when a connection ends under a call; it also cancels what it waits for."""
-
 LOOKING = 65_535
 """Letters unsettled at once where nothing is kept of them: as many as a consumer may have."""
 
@@ -59,7 +55,6 @@ _CONSUMERS_IN_ORDER = 32  # of one channel; RabbitMQ 3.10 gives back those of mo
 _SPARE_CONSUMERS = 8
 _AT_ONCE = 200
 _PARTS_PER_SECOND = 20  # at a limited rate: smooth enough to be called one
-_CLOSE_SECONDS = 5.0
 _QUIET_SECONDS = 0.5
 _SILENT_SECONDS = 10.0
 _OTHERS_SECONDS = 2.0
@@ -278,10 +273,8 @@ class LetterBox:
         try:
             self._connection, self._wire = await connect(url, "dlq", self._take, self._lose, self._reach)
             await self._open_channel()
-        except TimeoutError as error:
-            raise BrokerError(f"{censor_url(url)}: no answer within {self._reach.timeout_seconds:g} s") from error
-        except _FAILURES as error:
-            raise BrokerError(f"{censor_url(url)}: {_reason(error)}") from error
+        except FAILURES as error:
+            raise unopened(error, url, self._reach) from error
         await self._count_all()
 
     async def _count_all(self) -> None:
@@ -324,7 +317,7 @@ class LetterBox:
             raise BrokerError(
                 f"the queue {self.queue!r} doesn't exist; --queue names another (sidecar run creates <queue>.dead)"
             ) from error
-        except _FAILURES as error:
+        except FAILURES as error:
             raise self._translated(error) from error
         return answer.message_count or 0, answer.consumer_count or 0
 
@@ -356,8 +349,8 @@ class LetterBox:
         try:
             await channel.basic_qos(prefetch_count=min(letters, LOOKING))
             tag = f"dlq.{self._consumers:04}"
-            await channel.basic_consume(self.queue, _never_called, consumer_tag=tag)
-        except _FAILURES as error:
+            await channel.basic_consume(self.queue, never_called, consumer_tag=tag)
+        except FAILURES as error:
             raise self._translated(error) from error
         self._consumers += 1
 
@@ -434,7 +427,7 @@ class LetterBox:
             self._chunks.clear()
             await self._wait_for(self.ready - self._acked + self._added)
             await self._open_channel()
-        except _FAILURES as error:
+        except FAILURES as error:
             raise self._translated(error) from error
 
     async def _wait_for(self, letters: int) -> None:
@@ -458,18 +451,18 @@ class LetterBox:
         if self._producer is not None:
             await self._producer.close()
         self._channel = None
-        if self._connection is not None:
-            with suppress(*_FAILURES, TimeoutError):
-                async with asyncio.timeout(_CLOSE_SECONDS):
-                    await self._connection.close()
+        await end(self._connection, self._wire)
+
+    def abandon(self) -> None:
+        """Drop the connections without a word."""
+        if self._producer is not None:
+            self._producer.abandon()
         if self._wire is not None:
             self._wire.abort()
 
     def _translated(self, error: BaseException) -> BrokerError:
-        task = asyncio.current_task()
-        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-            raise error  # ours: somebody stops us
-        return BrokerError(self._lost or _reason(error))
+        pass_on_if_ours(error)
+        return BrokerError(self._lost or reason(error))
 
 
 async def renew(
@@ -602,22 +595,4 @@ async def open_letters(urls: tuple[str, ...], queue: str, reach: Reach) -> Lette
     Raises:
         BrokerError: none of them did; the text names each with its reason, without passwords.
     """
-    failures = []
-    for text in urls:
-        box = LetterBox(queue, reach)
-        try:
-            await box.open(URL(text))
-        except BrokerError as error:
-            failures.append(str(error))
-            await box.close()
-        else:
-            return box
-    raise BrokerError("; ".join(dict.fromkeys(failures)))
-
-
-async def _never_called(_: object) -> None:
-    """Deliveries are taken off the wire before aiormq sees them."""
-
-
-def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    return await open_first(urls, lambda: LetterBox(queue, reach))

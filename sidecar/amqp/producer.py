@@ -6,58 +6,55 @@ counts for everything that is unconfirmed at that moment; all goes by one route,
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from aiormq.exceptions import AMQPError
-from aiormq.tools import censor_url
-from yarl import URL
-
 from sidecar.amqp.publisher import Publisher, open_publisher
-from sidecar.amqp.topology import Topology, declare
-from sidecar.amqp.wire import Reach, Wire, connect
+from sidecar.amqp.topology import declare
+from sidecar.amqp.wire import FAILURES, Reach, connect, end, open_first, unopened
 from sidecar.errors import BrokerError
 
 if TYPE_CHECKING:
-    from aiormq.abc import AbstractConnection
+    import asyncio
 
+    from aiormq.abc import AbstractConnection
+    from yarl import URL
+
+    from sidecar.amqp.topology import Topology
+    from sidecar.amqp.wire import Wire
     from sidecar.core.frames import Taken
     from sidecar.ports import Copy
 
-_FAILURES = (AMQPError, OSError, RuntimeError, asyncio.CancelledError)
-"""What aiormq raises when a connection ends under a call; it also cancels what it waits for."""
-
-_CLOSE_SECONDS = 5.0
 _CONFIRM_SECONDS = 30.0
 
 
 class Producer:
-    """A publishing connection. Made by `open_producer`."""
+    """A publishing connection. Made by `open_producer`.
 
-    def __init__(self) -> None:
+    Args:
+        topology: what to declare.
+        reach: how to reach the broker.
+    """
+
+    def __init__(self, topology: Topology, reach: Reach) -> None:
+        self._topology = topology
+        self._reach = reach
         self._connection: AbstractConnection | None = None
         self._wire: Wire | None = None
         self._publisher: Publisher | None = None
 
-    async def open(self, url: URL, topology: Topology, reach: Reach) -> None:
+    async def open(self, url: URL) -> None:
         """Connect, declare, and open the channel.
 
         Raises:
             BrokerError: RabbitMQ can't be reached, or refused something.
         """
         try:
-            self._connection, self._wire = await connect(url, "produce", self._take, self._lose, reach)
-            await declare(self._connection, topology)
+            self._connection, self._wire = await connect(url, "produce", self._take, self._lose, self._reach)
+            await declare(self._connection, self._topology)
             self._publisher, channel = await open_publisher(self._connection, self._wire, _CONFIRM_SECONDS, self._lose)
             channel.closing.add_done_callback(self._channel_closed)
-        except TimeoutError as error:
-            raise BrokerError(f"{censor_url(url)}: no answer within {reach.timeout_seconds:g} s") from error
-        except _FAILURES as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                raise  # ours: somebody stops us
-            raise BrokerError(f"{censor_url(url)}: {error or type(error).__name__}") from error
+        except FAILURES as error:
+            raise unopened(error, url, self._reach) from error
 
     async def publish(self, messages: list[Copy]) -> list[str | None]:
         """Publish messages and wait for their confirms; see `Publisher.publish`. Several calls may be under way."""
@@ -69,10 +66,10 @@ class Producer:
         """Close the connection; what is unconfirmed then has an unknown fate."""
         if self._publisher is not None:
             self._publisher.lose("the connection was closed")
-        if self._connection is not None:
-            with suppress(*_FAILURES, TimeoutError):
-                async with asyncio.timeout(_CLOSE_SECONDS):
-                    await self._connection.close()
+        await end(self._connection, self._wire)
+
+    def abandon(self) -> None:
+        """Drop the connection without a word."""
         if self._wire is not None:
             self._wire.abort()
 
@@ -99,14 +96,4 @@ async def open_producer(urls: tuple[str, ...], topology: Topology, reach: Reach 
     Raises:
         BrokerError: none of them answered; the text names each with its reason, without passwords.
     """
-    failures = []
-    for text in urls:
-        producer = Producer()
-        try:
-            await producer.open(URL(text), topology, reach or Reach())
-        except BrokerError as error:
-            failures.append(str(error))
-            await producer.close()
-        else:
-            return producer
-    raise BrokerError("; ".join(failures))
+    return await open_first(urls, lambda: Producer(topology, reach or Reach()))

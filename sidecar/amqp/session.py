@@ -8,17 +8,22 @@ not see our acks either.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from aiormq.exceptions import AMQPError
-from aiormq.tools import censor_url
-from yarl import URL
-
 from sidecar.amqp.publisher import Publisher, open_publisher
 from sidecar.amqp.topology import Topology, declare, declare_delay_queue, low_delivery_limit
-from sidecar.amqp.wire import Reach, connect
+from sidecar.amqp.wire import (
+    FAILURES,
+    Reach,
+    connect,
+    end,
+    never_called,
+    open_first,
+    pass_on_if_ours,
+    reason,
+    unopened,
+)
 from sidecar.core import frames
 from sidecar.core.ledger import Ledger
 from sidecar.errors import BrokerError
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aiormq.abc import AbstractChannel, AbstractConnection
+    from yarl import URL
 
     from sidecar.amqp.wire import Wire
     from sidecar.core.frames import Taken
@@ -34,10 +40,7 @@ if TYPE_CHECKING:
     from sidecar.core.message import Message
     from sidecar.ports import Copy, Receive
 
-_FAILURES = (AMQPError, OSError, RuntimeError, asyncio.CancelledError)
-"""What aiormq raises when a connection ends under a call; it also cancels what it waits for."""
-
-_CLOSE_SECONDS = 5.0
+_CANCEL_SECONDS = 5.0
 _NACK_IS_FREE_FROM = [4, 3]
 _AT_ONCE = 32
 """So many messages that come back by one command keep their order: as Erlang keeps that of a small map."""
@@ -102,8 +105,8 @@ class Session:
                 self._publishing, self._publish_wire, connecting.confirm_timeout_seconds, self._lose
             )
             channel.closing.add_done_callback(self._channel_closed)
-        except _FAILURES as error:
-            raise _translate(error, url) from error
+        except FAILURES as error:
+            raise unopened(error, url, self._connecting.reach) from error
 
     def _note_limit(self, queue: str, limit: int | None) -> None:
         if limit is not None:
@@ -170,11 +173,11 @@ class Session:
                 await channel.basic_qos(prefetch_count=prefetch)  # counts for consumers that begin after it
                 ok = await channel.basic_consume(
                     ledger.queue,
-                    _never_called,
+                    never_called,
                     arguments=self._connecting.consumer_arguments,  # type: ignore[arg-type]
                 )
                 self._consumer_tags[ledger.channel] = ok.consumer_tag or ""
-        except _FAILURES as error:
+        except FAILURES as error:
             if isinstance(error, asyncio.CancelledError):
                 # Who consumes now is not known, so nobody could be cancelled: only the session's end stops it.
                 self._lose("cut off while consuming began")
@@ -190,8 +193,8 @@ class Session:
             raise BrokerError(self.lost.result())
         try:
             for channel, tag in self._consumer_tags.items():
-                await self._channels[channel].basic_cancel(tag, timeout=_CLOSE_SECONDS)
-        except (*_FAILURES, TimeoutError) as error:
+                await self._channels[channel].basic_cancel(tag, timeout=_CANCEL_SECONDS)
+        except FAILURES as error:
             raise self._failed(error) from error
         self._consumer_tags.clear()
 
@@ -246,7 +249,7 @@ class Session:
                     self._follow(ledger, await self._open_channel(connection, wire, ledger.queue))
                 else:
                     self._follow(ledger, ledger.successor())
-        except (*_FAILURES, TimeoutError) as error:
+        except FAILURES as error:
             raise self._failed(error) from error
 
     async def _nack(self, channel: int, settlements: list[tuple[int, bool]]) -> None:
@@ -289,13 +292,13 @@ class Session:
     async def _declare_delay_queue(self, connection: AbstractConnection, queue: str, milliseconds: int) -> None:
         try:
             await declare_delay_queue(connection, self._connecting.topology, queue, milliseconds)
-        except _FAILURES as error:
-            raise _translate(error, None) from error
+        except FAILURES as error:
+            raise _translate(error) from error
         self._delay_queues[queue, milliseconds] = None
 
     def _failed(self, error: BaseException) -> BrokerError:
         """Return what to raise; the session is over, for nobody knows what the broker does now."""
-        translated = _translate(error, None)
+        translated = _translate(error)
         self._lose(str(translated))
         return translated
 
@@ -305,12 +308,8 @@ class Session:
         self.resume()  # or the answer to the close would not be read
         if self._publisher is not None:
             self._publisher.lose("the session was closed")
-        for connection in (self._publishing, self._consuming):
-            if connection is not None:
-                with suppress(*_FAILURES, TimeoutError):
-                    async with asyncio.timeout(_CLOSE_SECONDS):
-                        await connection.close()
-        self.abandon()
+        await end(self._publishing, self._publish_wire)
+        await end(self._consuming, self._consume_wire)
 
     def abandon(self) -> None:
         """Drop both connections without a word."""
@@ -325,22 +324,7 @@ async def open_session(urls: tuple[str, ...], connecting: Connecting, receive: R
     Raises:
         BrokerError: none of them did; the text names each with its reason, without passwords.
     """
-    failures = []
-    for text in urls:
-        session = Session(connecting, receive)
-        try:
-            await session.open(URL(text))
-        except BrokerError as error:
-            failures.append(str(error))
-        except TimeoutError:
-            failures.append(f"{censor_url(URL(text))}: no answer within {connecting.reach.timeout_seconds:g} s")
-        except asyncio.CancelledError:
-            session.abandon()
-            raise
-        else:
-            return session
-        await session.close()
-    raise BrokerError("; ".join(failures))
+    return await open_first(urls, lambda: Session(connecting, receive))
 
 
 def _nack_is_free(connection: AbstractConnection) -> bool:
@@ -353,13 +337,6 @@ def _nobody_cares(_: str | None) -> None:
     """Until somebody does."""
 
 
-async def _never_called(_: object) -> None:
-    """Deliveries are taken off the wire before aiormq sees them."""
-
-
-def _translate(error: BaseException, url: URL | None) -> BrokerError:
-    task = asyncio.current_task()
-    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-        raise error  # ours: somebody stops us
-    where = f"{censor_url(url)}: " if url is not None else ""
-    return BrokerError(f"{where}{error or type(error).__name__}")
+def _translate(error: BaseException) -> BrokerError:
+    pass_on_if_ours(error)
+    return BrokerError(reason(error))

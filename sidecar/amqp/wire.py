@@ -9,29 +9,36 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import aiormq
 from aiormq.connection import TransportFactory
-from aiormq.exceptions import AMQPConnectionError, AuthenticationError, InvalidFrameError
+from aiormq.exceptions import AMQPConnectionError, AMQPError, AuthenticationError, InvalidFrameError
+from aiormq.tools import censor_url
+from yarl import URL
 
 from sidecar import tls
 from sidecar.core import frames
 from sidecar.core.frames import HEARTBEAT, Inbound
-from sidecar.errors import WireError
+from sidecar.errors import BrokerError, WireError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aiormq.abc import AbstractConnection
-    from yarl import URL
 
     from sidecar.core.frames import Taken
 
 # What it has to say about a lost connection we say ourselves, once and with the reason; its debug lines hold bodies.
 logging.getLogger("aiormq").setLevel(logging.CRITICAL)
 
+FAILURES = (AMQPError, OSError, RuntimeError, asyncio.CancelledError)
+"""What aiormq raises when a connection ends under a call; it also cancels what it waits for. A time-out is an
+OSError."""
+
+_CLOSE_SECONDS = 5.0
 _HEARTBEAT_SECONDS = 5.0
 _UNLIMITED = 1 << 40
 _HOW_TO_LOG_IN = (
@@ -245,3 +252,81 @@ async def connect(
     assert wire is not None
     wire.inbound.frame_max = connection.connection_tune.frame_max or 0
     return connection, wire
+
+
+class Openable(Protocol):
+    """What stands on connections of its own."""
+
+    async def open(self, url: URL) -> None:
+        """Connect.
+
+        Raises:
+            BrokerError: it can't be reached, or refuses something.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close what was opened."""
+        ...
+
+    def abandon(self) -> None:
+        """Drop what was opened without a word."""
+        ...
+
+
+_Opened = TypeVar("_Opened", bound=Openable)
+
+
+async def open_first(urls: tuple[str, ...], make: Callable[[], _Opened]) -> _Opened:
+    """Return what `make` makes, opened at the first of `urls` that answers.
+
+    Raises:
+        BrokerError: none of them did; the text names each with its reason, without passwords.
+    """
+    failures = []
+    for text in urls:
+        made = make()
+        try:
+            await made.open(URL(text))
+        except BrokerError as error:
+            failures.append(str(error))
+            await made.close()
+        except asyncio.CancelledError:
+            made.abandon()
+            raise
+        else:
+            return made
+    raise BrokerError("; ".join(dict.fromkeys(failures)))
+
+
+async def end(connection: AbstractConnection | None, wire: Wire | None) -> None:
+    """Close a connection in good order, and drop it where that takes too long."""
+    if connection is not None:
+        with suppress(*FAILURES):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await connection.close()
+    if wire is not None:
+        wire.abort()
+
+
+def pass_on_if_ours(error: BaseException) -> None:
+    """Raise a cancellation of our own: aiormq cancels what waits for a connection that ends, too."""
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        raise error
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error says, or what it is called where it says nothing."""
+    return str(error) or type(error).__name__
+
+
+def unopened(error: BaseException, url: URL, reach: Reach) -> BrokerError:
+    """Return what to raise where a connection couldn't be opened; a cancellation of our own goes on as it is."""
+    pass_on_if_ours(error)
+    why = f"no answer within {reach.timeout_seconds:g} s" if isinstance(error, TimeoutError) else reason(error)
+    return BrokerError(f"{censor_url(url)}: {why}")
+
+
+async def never_called(_: object) -> None:
+    """Deliveries are taken off the wire before aiormq, which wants somebody to call, sees them."""
