@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,6 +59,12 @@ class SidecarProcess:
         events = self.events(name)
         assert events, f"ended without {name}: {self.told()}"
         return events[-1]
+
+    @staticmethod
+    def moment(event: dict[str, Any]) -> float:
+        """Return when an event was, by the monotonic clock, in seconds."""
+        ago = time.time() - datetime.fromisoformat(event["timestamp"]).timestamp()
+        return time.monotonic() - ago
 
     def told(self) -> str:
         """Return the end of the log."""
