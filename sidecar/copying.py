@@ -108,9 +108,8 @@ class Copying:
         session.on_blocked = self._blocked
 
     def detach(self) -> None:
-        """Forget what the lost session brought: the broker has the originals again."""
+        """Note that the session was lost."""
         self._session = None
-        self.forget_closed()
         self.held = None
 
     def forget_closed(self) -> None:

@@ -27,7 +27,8 @@ from sidecar.elastic.sink import ElasticSink
 from sidecar.errors import RefusedTemplateError, SinkError
 from sidecar.ops.logs import configure
 from sidecar.ops.status import About
-from sidecar.pipeline import Pipeline, Plan
+from sidecar.pipeline import Pipeline
+from sidecar.plan import Plan
 from sidecar.settings import Settings, load, split_address
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, cast
 from sidecar.app import App
 from sidecar.core.compose import Recipe
 from sidecar.core.template import Template
-from sidecar.pipeline import Pipeline, Plan
+from sidecar.pipeline import Pipeline
+from sidecar.plan import Plan
 from tests.fakes import clock
 from tests.fakes.broker import Broker, Stored, properties
 from tests.fakes.elasticsearch import Elasticsearch

@@ -9,8 +9,9 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
+import sidecar.concluding
 import sidecar.copying
-import sidecar.pipeline
+from sidecar.concluding import Concluding
 from sidecar.consuming import Consuming
 from sidecar.copying import Copying
 from sidecar.core import bulk, pacing, policy
@@ -25,6 +26,7 @@ from sidecar.core.outbox import Outbox
 from sidecar.core.pacing import Pacing, Permit
 from sidecar.core.window import Window
 from sidecar.pipeline import Pipeline
+from sidecar.settling import Settling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,13 +78,13 @@ _ACKED = policy.Rule(frozenset(), frozenset(), frozenset(), policy.Verdict.ACK)
 _DEAD = policy.Rule(frozenset(), frozenset(), frozenset(), policy.Verdict.DEAD_LETTER, "rejected")
 
 
-@_planted("ack", (sidecar.pipeline, "judge"))
+@_planted("ack", (sidecar.concluding, "judge"))
 def _throttled_is_stored(result: Result, action: str) -> policy.Rule:
     """An item that was refused for lack of room (429) is acked."""
     return _ACKED if result.status == 429 else _judge(result, action)
 
 
-@_planted("ack", (sidecar.pipeline, "judge"))
+@_planted("ack", (sidecar.concluding, "judge"))
 def _throttled_is_rejected(result: Result, action: str) -> policy.Rule:
     """An item that was refused for lack of room (429) is a dead letter."""
     return _DEAD if result.status == 429 else _judge(result, action)
@@ -123,8 +125,8 @@ def _any_200_is_well(answer: bytes, count: int) -> bool:
     return answer.count(b'"status":') >= 1
 
 
-@_planted("ack", (Pipeline, "_unanswered"))
-def _unanswered_is_stored(self: Pipeline, batch: Batch, reason: str, **_: Any) -> None:
+@_planted("ack", (Concluding, "unanswered"))
+def _unanswered_is_stored(self: Concluding, batch: Batch, reason: str, **_: Any) -> None:
     """A request without an answer is taken for stored."""
     self._heard()
     self._store([message for message in batch.messages if not message.ledger.closed])
@@ -156,8 +158,8 @@ def _epoch_never_ends(self: Ledger) -> int:
     return self._open
 
 
-@_planted("epoch", (Pipeline, "acknowledge"))
-def _tag_of_another_epoch(self: Pipeline, messages: list[Any], verdict: Any) -> None:
+@_planted("epoch", (Settling, "acknowledge"))
+def _tag_of_another_epoch(self: Settling, messages: list[Any], verdict: Any) -> None:
     """A tag is acked on the present channel, whichever channel delivered it."""
     session = self._session
     if session is None:
@@ -167,7 +169,7 @@ def _tag_of_another_epoch(self: Pipeline, messages: list[Any], verdict: Any) -> 
         message.ledger = ledger
     mine = [message for message in messages if ledger.holds(message)]
     if mine:
-        self.account.settle(ledger.queue, verdict, ledger.store(mine))
+        self._account.settle(ledger.queue, verdict, ledger.store(mine))
         self._write_acks(session, ledger)
         self._consuming.settled(len(mine))
 
@@ -175,7 +177,7 @@ def _tag_of_another_epoch(self: Pipeline, messages: list[Any], verdict: Any) -> 
 @_planted("epoch", (Pipeline, "_forget_closed"))
 def _lost_messages_block(self: Pipeline) -> None:
     """What a lost session brought is neither dropped nor cut from the order."""
-    self._copying.forget_closed()
+    self._settling.copying.forget_closed()
     self._batcher.drop_closed()
     self._outbox.drop_closed()
 
@@ -186,8 +188,8 @@ _detach = Pipeline.detach
 @_planted("epoch", (Pipeline, "_forget_closed"))
 def _ghosts_leave_the_order(self: Pipeline) -> None:
     """What is in flight when the session is lost leaves the order: a redelivery doesn't wait for it."""
-    self._copying.forget_closed()
-    self._release(self._batcher.drop_closed() + self._outbox.drop_closed())
+    self._settling.copying.forget_closed()
+    self.release(self._batcher.drop_closed() + self._outbox.drop_closed())
     self._order._tail.clear()
 
 
@@ -218,27 +220,27 @@ def _last_comes_first(self: Order, messages: Any) -> list[Any]:
     return _enter(self, list(messages)[::-1])
 
 
-_put_again = Pipeline._put_again
+_put_again = Concluding._put_again
 
 
-@_planted("order", (Pipeline, "_put_again"))
-def _retries_free_their_followers(self: Pipeline, batch: Batch, *, first: bool = False) -> None:
+@_planted("order", (Concluding, "_put_again"))
+def _retries_free_their_followers(self: Concluding, batch: Batch, *, first: bool = False) -> None:
     """What goes again no longer holds up what follows it on the same document."""
     _put_again(self, batch, first=first)
-    self._release(batch.messages)
+    self._settling.drop(batch.messages)
 
 
 # Retry ---------------------------------------------------------------------------------------------------------------
 
 
-@_planted("retry", (Pipeline, "_sort"))
-def _all_go_again(self: Pipeline, messages: list[Any], results: list[Result]) -> Any:
+@_planted("retry", (Concluding, "_sort"))
+def _all_go_again(self: Concluding, messages: list[Any], results: list[Result]) -> Any:
     """When some items were refused for lack of room, the whole request goes again, with what was stored."""
     fates = _sort(self, messages, results)
     return fates._replace(throttled=list(messages)) if fates.throttled else fates
 
 
-_sort = Pipeline._sort
+_sort = Concluding._sort
 _again = Batch.again
 
 
@@ -248,7 +250,7 @@ def _the_last_is_forgotten(self: Batch, messages: list[Any]) -> Batch:
     return _again(self, messages[:-1] if len(messages) > 3 else messages)
 
 
-@_planted("retry", (sidecar.pipeline, "backoff_seconds"), (pacing, "backoff_seconds"))
+@_planted("retry", (sidecar.concluding, "backoff_seconds"), (pacing, "backoff_seconds"))
 def _no_backoff(tries: int, roll: float, least: float, most: float) -> float:
     """What was refused for lack of room goes again at once."""
     return 0.0
@@ -272,16 +274,16 @@ def _no_hold(self: Pacing, now: float, in_flight: int, hung: int = 0) -> Permit:
     return Permit.REQUEST if in_flight < self._most_requests else Permit.NOTHING
 
 
-@_planted("retry", (Pipeline, "_unanswered"))
-def _an_outage_counts(self: Pipeline, batch: Batch, reason: str, *, probe: bool, **_: Any) -> None:
+@_planted("retry", (Concluding, "unanswered"))
+def _an_outage_counts(self: Concluding, batch: Batch, reason: str, *, probe: bool, **_: Any) -> None:
     """An outage counts against the messages in it: the third failure is a dead letter."""
     for message in batch.messages:
         message.unanswered = True
         message.attempts += 1
-    self._hold(reason, probe=probe)
+    self._hold("unanswered", reason, probe=probe)
     worn = [message for message in batch.messages if message.attempts >= 3 and not message.ledger.closed]
     if worn:
-        self._reject([Letter(message, "retries-exhausted", reason) for message in worn])
+        self._settling.reject([Letter(message, "retries-exhausted", reason) for message in worn])
     _put_again(self, batch.again([message for message in batch.messages if message.attempts < 3]))
 
 
@@ -292,16 +294,16 @@ def _a_hold_never_ends(self: Pacing) -> bool:
     return False
 
 
-_decide = sidecar.pipeline.decide
+_decide = sidecar.concluding.decide
 
 
-@_planted("retry", (sidecar.pipeline, "decide"))
+@_planted("retry", (sidecar.concluding, "decide"))
 def _own_conflicts_are_rejects(rule: Any, choices: Any, *, own_doing: bool, **rest: Any) -> Any:
     """A conflict with an earlier attempt of our own is taken for somebody else's."""
     return _decide(rule, choices, own_doing=False, **rest)
 
 
-@_planted("retry", (sidecar.pipeline, "decide"))
+@_planted("retry", (sidecar.concluding, "decide"))
 def _blocked_is_dead(rule: Any, choices: Any, **rest: Any) -> Any:
     """A message whose target is blocked for a while is a dead letter."""
     dead = rule.verdict is policy.Verdict.BLOCKED
@@ -325,26 +327,28 @@ def _halves_overlap(self: Batch) -> tuple[Batch, Batch]:
     return _again(self, self.messages[: (count + 1) // 2]), _again(self, self.messages[count // 2 :])
 
 
-@_planted("halving", (Pipeline, "_split_fault"))
-def _a_refused_request_blames_all(self: Pipeline, batch: Batch, fault: Any, *, probe: bool) -> None:
+@_planted("halving", (Concluding, "_split_fault"))
+def _a_refused_request_blames_all(self: Concluding, batch: Batch, fault: Any, *, probe: bool) -> None:
     """All items of a request that was refused as a whole are dead letters."""
     self._heard()
     live = [message for message in batch.messages if not message.ledger.closed]
-    self._reject([Letter(message, "rejected", fault.reason, fault.status, fault.error_type) for message in live])
+    self._settling.reject(
+        [Letter(message, "rejected", fault.reason, fault.status, fault.error_type) for message in live]
+    )
 
 
-@_planted("halving", (Pipeline, "_split_fault"))
-def _a_lonely_item_is_blamed(self: Pipeline, batch: Batch, fault: Any, *, probe: bool) -> None:
+@_planted("halving", (Concluding, "_split_fault"))
+def _a_lonely_item_is_blamed(self: Concluding, batch: Batch, fault: Any, *, probe: bool) -> None:
     """An item that fails alone is blamed, though nothing else succeeds either."""
     self._succeeded_sent_at = 1e12
     _split_fault(self, batch, fault, probe=probe)
 
 
-_split_fault = Pipeline._split_fault
+_split_fault = Concluding._split_fault
 
 
-@_planted("halving", (Pipeline, "_split_size"))
-def _too_large_goes_again(self: Pipeline, batch: Batch, fault: Any) -> None:
+@_planted("halving", (Concluding, "_split_size"))
+def _too_large_goes_again(self: Concluding, batch: Batch, fault: Any) -> None:
     """A request that is too large (413) goes again as it is, for ever."""
     self._go_again(batch, "throttled")
 

@@ -13,7 +13,8 @@ from sidecar.app import App
 from sidecar.core.compose import Recipe
 from sidecar.core.policy import Choices
 from sidecar.core.template import Template
-from sidecar.pipeline import Pipeline, Plan
+from sidecar.pipeline import Pipeline
+from sidecar.plan import Plan
 from tests.builders import long_string
 from tests.builders import properties as raw_properties
 from tests.fakes import clock

@@ -1,0 +1,433 @@
+"""What an answer means: each result for its own message, and each refusal for the requests to come.
+
+The table is in `sidecar.core.policy`; here it is applied: attempts are counted, batches go again, are split or wait,
+and a hold begins where nothing succeeds any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+from sidecar.core import bulk
+from sidecar.core.copies import Letter, delay_seconds, may_go_round, own_doing, rounds
+from sidecar.core.pacing import backoff_seconds
+from sidecar.core.policy import Course, Fate, Rule, Verdict, decide, judge, judge_request
+from sidecar.core.properties import published_at
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from structlog.typing import FilteringBoundLogger
+
+    from sidecar.core.account import Account
+    from sidecar.core.batcher import Batch
+    from sidecar.core.bulk import Fault, Result
+    from sidecar.core.message import Message
+    from sidecar.core.outbox import Outbox
+    from sidecar.core.pacing import Pacing
+    from sidecar.plan import Plan
+    from sidecar.ports import Answer
+    from sidecar.settling import Settling
+
+OK = 200
+BLOCKED_GUARD = 1000  # messages in a row that no target takes, before everything waits
+STORED_STATUSES = frozenset({200, 201})
+_THROTTLED_LOG_SECONDS = 10.0
+
+_OUTCOMES = {
+    Verdict.ACK: "noop",
+    Verdict.CONFLICT: "conflict",
+    Verdict.THROTTLED: "too_many",
+    Verdict.BLOCKED: "failed_client",
+    Verdict.MISSING: "failed_client",
+    Verdict.COUNTED: "failed_server",
+    Verdict.DEAD_LETTER: "failed_client",
+}
+"""How the documents of a verdict are counted."""
+
+
+class _Fates(NamedTuple):
+    """The messages of one answer, by what happens to them next."""
+
+    stored: list[Message]
+    throttled: list[Message]
+    later: list[Message]
+    delayed: list[Letter]
+    letters: list[Letter]
+
+
+class Concluding:
+    """Draws the conclusions from answers.
+
+    Args:
+        plan: what to do.
+        settling: settles messages whose fate is known.
+        outbox: takes what goes again.
+        pacing: is told what Elasticsearch thinks of our pace.
+        account: where everything is counted.
+        hold_changed: called when a hold began or ended.
+        dice: the only source of chance.
+        log: where state changes are told.
+        wall_clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        settling: Settling,
+        outbox: Outbox,
+        pacing: Pacing,
+        account: Account,
+        *,
+        hold_changed: Callable[[], None],
+        dice: random.Random,
+        log: FilteringBoundLogger,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._plan = plan
+        self._settling = settling
+        self._outbox = outbox
+        self._pacing = pacing
+        self._account = account
+        self._hold_changed = hold_changed
+        self._dice = dice
+        self._log = log
+        self._wall_clock = wall_clock
+        self._refused_in_a_row: Counter[str] = Counter()  # by error type, since something was stored
+        # Where all messages have one target and that is blocked, everything waits; where they have several, the others'
+        # messages may just be rare.
+        self._blocked_guard = BLOCKED_GUARD if plan.recipe.path_index is not None else 0
+        self._succeeded_sent_at = -1.0  # when the last request left that was answered item by item
+        self._throttled_silent_until = 0.0
+
+    # Answers ---------------------------------------------------------------------------------------------------------
+
+    def conclude(self, batch: Batch, answer: Answer, sent_at: float, *, probe: bool) -> None:
+        """Deal with an answer.
+
+        Args:
+            batch: what was sent.
+            answer: to it.
+            sent_at: when it left, in seconds of the loop's clock.
+            probe: whether it was sent to find out whether Elasticsearch is back.
+        """
+        messages = batch.messages
+        if answer.status == OK and bulk.all_stored(answer.body, len(messages)):
+            self._heard()
+            self._succeeded_sent_at = max(self._succeeded_sent_at, sent_at)
+            self._pacing.stored(self._now(), sent_at, len(messages) / self._plan.batch_max_items)
+            self._account.requests["stored"] += 1
+            self._count_stored(messages)
+            self._store(messages)
+            self._note_stored(batch, messages, sent_at)
+            return
+        results = bulk.results(answer.body, len(messages)) if answer.status == OK else None
+        if results is not None:
+            self._succeeded_sent_at = max(self._succeeded_sent_at, sent_at)
+            self._account.requests["partial"] += 1
+            self._apply(batch, results, sent_at, probe=probe)
+        else:
+            self._refused(batch, answer, sent_at, probe=probe)
+
+    def _count_stored(self, messages: list[Message]) -> None:
+        action = self._plan.recipe.constant_action
+        if action is not None:
+            self._account.documents[action, "success"] += len(messages)
+        else:
+            self._account.documents.update((message.action, "success") for message in messages)
+
+    def _note_stored(self, batch: Batch, stored: list[Message], sent_at: float) -> None:
+        """Measure how long the first message of a request took; one for all of them, or it would cost too much."""
+        now, wall = self._now(), self._wall_clock()
+        since = published_at(stored[0].properties, wall)
+        self._account.end_to_end_seconds.observe(now - batch.opened_at if since is None else max(0.0, wall - since))
+        self._log.debug(
+            "batch.stored",
+            items=len(stored),
+            of=len(batch.messages),
+            bytes=batch.body_bytes,
+            trigger=batch.trigger,
+            seconds=round(now - sent_at, 3),
+        )
+
+    def _heard(self) -> None:
+        """Note that Elasticsearch is there and speaks of our items: a hold is over."""
+        if self._pacing.answered():
+            self._log.info("elasticsearch.resumed")
+            self._hold_changed()
+
+    def _apply(self, batch: Batch, results: list[Result], sent_at: float, *, probe: bool) -> None:
+        """Map each result to its own message: the reason why this program exists."""
+        fates = self._sort(batch.messages, results)
+        letters, delayed = fates.letters, fates.delayed
+        guarded: list[Letter] = []
+        if fates.stored:
+            self._refused_in_a_row.clear()
+        else:
+            letters, guarded = self._guard(fates.letters, self._plan.reject_guard)
+            delayed, kept = self._guard(fates.delayed, self._blocked_guard)
+            guarded += kept
+        if guarded:
+            self._hold_back(batch, guarded, probe=probe)
+        elif len(fates.throttled) < len(results):
+            self._heard()
+        if fates.throttled:
+            share = len(fates.throttled) / len(results)
+            example = next(result for result in results if judge(result, "").verdict is Verdict.THROTTLED)
+            reason = f"{example.status} {example.error_type}: {bulk.blank(example.reason, b'')}"
+            again = batch.again(fates.throttled)
+            if fates.stored:  # there is room, only not for all at once: no reason to wait ever longer
+                again.tries = 0
+            self._crowded(again, sent_at, share, reason, probe=probe)
+        else:
+            self._pacing.stored(self._now(), sent_at, len(results) / self._plan.batch_max_items)
+        if fates.later:
+            self._go_again(batch.again(fates.later), "failed")
+        if fates.stored:
+            self._store(fates.stored)
+            self._note_stored(batch, fates.stored, sent_at)
+        if letters:
+            self._settling.reject(letters)
+        if delayed:
+            self._settling.delay(delayed)
+
+    def _guard(self, letters: list[Letter], most: int) -> tuple[list[Letter], list[Letter]]:
+        """Split what was refused into what may leave and what may not, since too many of its kind came in a row.
+
+        A broken mapping would empty the queue into the dead letters otherwise; and where every target is blocked, the
+        whole queue would go round and round.
+        """
+        passed: list[Letter] = []
+        guarded: list[Letter] = []
+        for letter in letters:
+            if most and self._refused_in_a_row[letter.error_type] >= most:
+                guarded.append(letter)
+            else:
+                self._refused_in_a_row[letter.error_type] += 1
+                passed.append(letter)
+        return passed, guarded
+
+    def _hold_back(self, batch: Batch, guarded: list[Letter], *, probe: bool) -> None:
+        example = guarded[0]
+        for letter in guarded:
+            letter.message.attempts -= 1  # it is the document's kind that is on trial, not this one
+        count = self._refused_in_a_row[example.error_type]
+        reason = f"{count} documents in a row were refused: {example.error_type}: {example.detail}"
+        self._hold(f"guard {example.error_type}", reason, probe=probe)
+        again = batch.again([letter.message for letter in guarded])
+        again.ready_at = 0.0
+        self._put_again(again)
+
+    def _sort(self, messages: list[Message], results: list[Result]) -> _Fates:
+        fates = _Fates([], [], [], [], [])
+        outcomes = self._account.documents
+        action = self._plan.recipe.constant_action or ""
+        for message, result in zip(messages, results, strict=True):
+            if result.status in STORED_STATUSES:  # most of them, without looking it up in the table
+                fates.stored.append(message)
+                outcome = "failure_store" if result.failure_store else "success"
+                outcomes[message.action or action, outcome] += 1
+                continue
+            rule = judge(result, message.action or action)
+            outcomes[message.action or action, _OUTCOMES[rule.verdict]] += 1
+            fate = self._decide(message, rule)
+            if fate is Fate.STORED:
+                fates.stored.append(message)
+            elif fate is Fate.THROTTLED:
+                fates.throttled.append(message)
+            elif fate is Fate.AGAIN:
+                fates.later.append(message)
+            elif fate is Fate.DELAY:
+                fates.delayed.append(self._round(message, result, rule))
+            else:
+                fates.letters.append(self._letter(message, result, rule))
+        return fates
+
+    def _decide(self, message: Message, rule: Rule) -> Fate:
+        plan = self._plan
+        attempts = message.attempts + (rule.verdict is not Verdict.THROTTLED)
+        fate = decide(
+            rule,
+            plan.choices,
+            own_doing=own_doing(message),
+            may_try=attempts < plan.retry_max_attempts,
+            may_go_round=may_go_round(
+                message, versioned=plan.recipe.version is not None, most_rounds=plan.delayed_retry_max_rounds
+            ),
+        )
+        if fate is not Fate.AGAIN or rule.verdict is Verdict.COUNTED:  # to wait for a target counts for nothing later
+            message.attempts = attempts
+        return fate
+
+    def _round(self, message: Message, result: Result, rule: Rule) -> Letter:
+        """Return the delayed copy of a message: a failure's rounds are counted, waiting for a target is not."""
+        counted = rule.verdict is Verdict.COUNTED
+        first_seconds = self._plan.delayed_retry_delay_seconds
+        seconds = delay_seconds(message, first_seconds, counted=counted, now=self._wall_clock())
+        letter = self._letter(message, result, rule)
+        return letter._replace(delay_milliseconds=max(1, int(1000 * seconds)), rounds=rounds(message) + counted)
+
+    def _may_try_again(self, message: Message) -> bool:
+        message.attempts += 1
+        return message.attempts < self._plan.retry_max_attempts
+
+    @staticmethod
+    def _letter(message: Message, result: Result, rule: Rule) -> Letter:
+        reason = rule.reason or "retries-exhausted"
+        detail = bulk.blank(result.reason, message.source or message.body)
+        return Letter(message, reason, detail, result.status, result.error_type)
+
+    def _crowded(
+        self,
+        again: Batch,
+        sent_at: float,
+        share: float,
+        reason: str,
+        *,
+        probe: bool,
+        retry_after_seconds: float = 0.0,
+    ) -> None:
+        """Slow down, since there was no room for `again`; where there is none for anything for long, hold."""
+        self._throttle(sent_at, share, retry_after_seconds)
+        if share >= 1.0 and self._pacing.crowded_out(self._now()):
+            self._account.retries["throttled"] += len(again.messages)
+            self._hold("429", reason, probe=probe, retry_after_seconds=retry_after_seconds)
+            again.ready_at = 0.0
+            self._put_again(again)
+        else:
+            self._go_again(again, "throttled")
+
+    def _throttle(self, sent_at: float, share: float, retry_after_seconds: float = 0.0) -> None:
+        if self._pacing.throttled(self._now(), sent_at, self._dice.random(), share, retry_after_seconds):
+            now = self._now()
+            if now >= self._throttled_silent_until:  # a line for a spell of it, not one for each request
+                self._throttled_silent_until = now + _THROTTLED_LOG_SECONDS
+                self._log.info("elasticsearch.throttled", limit=int(self._pacing.limit), share=round(share, 2))
+
+    def _go_again(self, batch: Batch, reason: str) -> None:
+        """Send a batch again after a backoff of its own."""
+        batch.tries += 1
+        plan = self._plan
+        pause = backoff_seconds(
+            batch.tries, self._dice.random(), plan.retry_delay_min_seconds, plan.retry_delay_max_seconds
+        )
+        batch.ready_at = self._now() + pause
+        self._account.retries[reason] += len(batch.messages)
+        self._put_again(batch)
+
+    def _put_again(self, batch: Batch, *, first: bool = False) -> None:
+        """Put a batch back, but for those of its messages whose epoch ended while it was away."""
+        gone = [message for message in batch.messages if message.ledger.closed]
+        if gone:
+            batch = batch.again([message for message in batch.messages if not message.ledger.closed])
+        if batch.messages:
+            self._outbox.put_again(batch, first=first)
+        self._settling.drop(gone)
+
+    def _refused(self, batch: Batch, answer: Answer, sent_at: float, *, probe: bool) -> None:
+        """Deal with a request that was answered as a whole."""
+        fault = bulk.fault(answer.status, answer.body)
+        course = judge_request(fault)
+        for message in batch.messages:
+            message.unanswered = True  # bodies are taken in pieces: what came before the fault may be stored
+        if course is Course.UNKNOWN:
+            reason = f"Elasticsearch answered {fault.status}: {fault.error_type or fault.reason}"
+            self.unanswered(batch, reason, probe=probe, retry_after_seconds=answer.retry_after_seconds)
+            return
+        self._account.requests[course.name.lower()] += 1
+        if course is Course.THROTTLED:
+            reason = f"{fault.status} {fault.error_type}: {fault.reason}"
+            self._crowded(batch, sent_at, 1.0, reason, probe=probe, retry_after_seconds=answer.retry_after_seconds)
+        elif course is Course.SPLIT_SIZE:
+            self._heard()
+            self._split_size(batch, fault)
+        elif course is Course.SPLIT_FAULT:
+            self._split_fault(batch, fault, probe=probe)
+        else:
+            kind = f"{fault.status} {fault.error_type}"
+            self._hold(kind, f"{kind}: {fault.reason}", probe=probe)
+            self._put_again(batch)
+
+    def _split_size(self, batch: Batch, fault: Fault) -> None:
+        if len(batch.messages) == 1:
+            detail = f"Elasticsearch refuses a request of {batch.body_bytes} bytes that holds nothing but this document"
+            self._settling.reject([Letter(batch.messages[0], "too-large", detail, fault.status, fault.error_type)])
+            return
+        self._outbox.max_bytes = max(1, min(self._outbox.max_bytes, batch.body_bytes // 2))
+        self._split(batch, "too_large")
+
+    def _split_fault(self, batch: Batch, fault: Fault, *, probe: bool) -> None:
+        """Narrow down which item makes Elasticsearch refuse a request.
+
+        An item is blamed only when it failed alone and another request succeeded that was sent since the first refusal:
+        otherwise a fault of ours that fails every request would empty the queue into the dead letters. (Those that were
+        on their way when it began may still succeed, and say nothing.)
+        """
+        if batch.suspected_at < 0:
+            batch.suspected_at = self._now()
+        if len(batch.messages) > 1:
+            self._split(batch, "refused")
+        elif self._succeeded_sent_at >= batch.suspected_at:
+            message = batch.messages[0]
+            detail = bulk.blank(fault.reason, message.source or message.body)
+            self._heard()
+            self._settling.reject([Letter(message, "rejected", detail, fault.status, fault.error_type)])
+        else:
+            kind = f"{fault.status} {fault.error_type}"
+            self._hold(kind, f"{kind}: {bulk.blank(fault.reason, b'')}", probe=probe)
+            self._put_again(batch)
+
+    def _split(self, batch: Batch, reason: str) -> None:
+        self._account.splits[reason] += 1
+        # Halves of a refused request go first, depth before breadth: the item at fault is found, or a fault of ours
+        # noticed, after log₂ of its items. Breadth first, a fault that fails every request would cost one an item.
+        first = reason == "refused"
+        for half in reversed(batch.halves()) if first else batch.halves():
+            half.ready_at = 0.0
+            self._put_again(half, first=first)
+
+    def unanswered(self, batch: Batch, reason: str, *, probe: bool, retry_after_seconds: float = 0.0) -> None:
+        """Deal with a request whose outcome is unknown: the same items go again when a probe was answered."""
+        self._account.requests["unanswered"] += 1
+        for message in batch.messages:
+            message.unanswered = True
+        if not probe:
+            batch.unanswered += 1
+        self._hold("unanswered", reason, probe=probe, retry_after_seconds=retry_after_seconds)
+        batch.ready_at = 0.0
+        # A probe that fails says that the outage goes on: it counts against nobody.
+        suspect = not probe and batch.unanswered > 1
+        if suspect and len(batch.messages) == 1 and not self._may_try_again(batch.messages[0]):
+            self._settling.reject([Letter(batch.messages[0], "retries-exhausted", reason)])
+            return
+        self._account.retries["unanswered"] += len(batch.messages)
+        if suspect and len(batch.messages) > 1:
+            # Probes passed since, and the same items fail again: there may be one that nobody survives.
+            self._split(batch, "unanswered")
+        else:
+            self._put_again(batch)
+
+    def _hold(self, kind: str, reason: str, *, probe: bool, retry_after_seconds: float = 0.0) -> None:
+        news = self._pacing.hold(
+            self._now(),
+            reason,
+            self._dice.random(),
+            was_probe=probe,
+            kind=kind,
+            retry_after_seconds=retry_after_seconds,
+        )
+        if news:
+            self._log.warning("elasticsearch.held", reason=reason)
+            self._hold_changed()
+            self._settling.write_acks()
+
+    def _store(self, messages: list[Message]) -> None:
+        self._refused_in_a_row.clear()
+        self._settling.store(messages)
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()

@@ -1,0 +1,195 @@
+"""What becomes of messages once their fate is known: acks, dead letters, rounds by the delay queue.
+
+The only place that has acks written. Settling is synchronous: frames go to the transport at once, so that nothing can
+be half settled.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import orjson
+
+from sidecar.copying import Copying, Route
+from sidecar.ops.failures import FailureLog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from structlog.typing import FilteringBoundLogger
+
+    from sidecar.consuming import Consuming
+    from sidecar.core.account import Account, Settled
+    from sidecar.core.copies import Letter
+    from sidecar.core.ledger import Ledger
+    from sidecar.core.message import Message
+    from sidecar.core.pacing import Pacing
+    from sidecar.plan import Plan
+    from sidecar.ports import BrokerSession
+
+_WITHHELD_SHARE = 0.75  # of the prefetch: beyond it acks are written singly, or the broker would stop delivering
+
+
+class Releaser(Protocol):
+    """What holds back operations on documents that have one open: the pipeline."""
+
+    def release(self, messages: Iterable[Message]) -> None:
+        """Let the next operations on the same documents go."""
+        ...
+
+    def changed(self) -> None:
+        """Take notice: something was settled, or a hold began or ended."""
+        ...
+
+
+class Settling:
+    """Settles messages with the broker, and counts how.
+
+    Args:
+        plan: how they were composed, and what becomes of rejects.
+        releaser: lets go what waits behind the settled.
+        consuming: is told of room.
+        pacing: says whether requests are held.
+        account: where everything is counted.
+        log: where failures are told.
+        wall_clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        releaser: Releaser,
+        consuming: Consuming,
+        pacing: Pacing,
+        account: Account,
+        *,
+        log: FilteringBoundLogger,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        route = Route(
+            plan.dead_letter_exchange,
+            plan.dead_letter_routing_key,
+            plan.retry_delay_min_seconds,
+            plan.retry_delay_max_seconds,
+        )
+        self.copying = Copying(route, self, log, wall_clock)
+        self.failures = FailureLog(log, self.target, wall_clock)
+        self._plan = plan
+        self._releaser = releaser
+        self._consuming = consuming
+        self._pacing = pacing
+        self._account = account
+        self._session: BrokerSession | None = None
+
+    def attach(self, session: BrokerSession) -> None:
+        """Settle by `session` from now on."""
+        self._session = session
+        self.copying.attach(session)
+
+    def detach(self) -> None:
+        """Note that the session was lost: what it delivered is stale."""
+        session, self._session = self._session, None
+        if session is not None:
+            for ledger in session.ledgers:
+                self._account.settle(ledger.queue, "stale", ledger.close())
+        self.copying.detach()
+
+    def close(self) -> list[tuple[Ledger, list[int]]]:
+        """Write every ack that is due, and end the epoch; return what is to be given back: ledgers, with open tags."""
+        session = self._session
+        outstanding = []
+        for ledger in session.ledgers if session is not None else ():
+            assert session is not None
+            session.settle(ledger, ledger.collect(singly=True))
+            outstanding.append((ledger, ledger.open_tags()))
+            self._account.settle(ledger.queue, "requeue", ledger.close())
+        return outstanding
+
+    def drop(self, messages: Iterable[Message]) -> None:
+        """Forget messages whose epoch is over; what follows them on the same documents goes on."""
+        self._releaser.release(messages)
+
+    def store(self, messages: list[Message]) -> None:
+        """Ack messages: nothing more will be written for them."""
+        self._releaser.release(messages)
+        self.acknowledge(messages, "ack")
+
+    def reject(self, letters: Iterable[Letter]) -> None:
+        """Have messages dead-lettered; what follows them on the same documents goes on at once."""
+        letters = list(letters)
+        self.failures.note(letters, "discard" if self._plan.on_reject == "discard" else "dead_letter")
+        self._releaser.release(letter.message for letter in letters)
+        if self._plan.on_reject == "dead-letter":
+            self.copying.add(letters)
+            return
+        ours = [letter.message for letter in letters if letter.message.ledger.holds(letter.message)]
+        if self._plan.on_reject == "discard":
+            self.acknowledge(ours, "discard")
+        else:
+            self._leave_to_broker(ours)
+
+    def delay(self, letters: list[Letter]) -> None:
+        """Send messages round by the delay queue; what follows them on the same documents goes on at once."""
+        self.failures.note(letters, "delay")
+        self._releaser.release(letter.message for letter in letters)
+        self._account.retries["delayed"] += len(letters)
+        self.copying.add(letters)
+
+    def acknowledge(self, messages: list[Message], verdict: Settled) -> None:
+        """Settle messages by acks: one frame up to the first that is open, in each channel."""
+        session = self._session
+        if session is None:
+            return
+        for ledger in session.ledgers:
+            mine = [message for message in messages if message.ledger is ledger]
+            if mine:
+                count = ledger.store(mine)
+                self._account.settle(ledger.queue, verdict, count)
+                self._write_acks(session, ledger)
+                self._consuming.settled(count)
+
+    def _leave_to_broker(self, messages: list[Message]) -> None:
+        """Have the queue's own dead-lettering take messages: ``basic.reject``."""
+        session = self._session
+        if session is None:
+            return
+        for message in messages:
+            message.ledger.give_up(message)
+            session.reject(message.ledger, message.tag)
+            self._account.settle(message.ledger.queue, "dead_letter")
+        self._consuming.settled(len(messages))
+        self.write_acks()
+
+    def write_acks(self) -> None:
+        """Write the acks that wait behind a hole when a hold begins: it may take long until that is filled.
+
+        They would take up the room in which the broker can deliver something to probe with, run into its consumer
+        timeout, and be stored again if the session were lost.
+        """
+        session = self._session
+        if session is not None:
+            for ledger in session.ledgers:
+                self._write_acks(session, ledger)
+
+    def _write_acks(self, session: BrokerSession, ledger: Ledger) -> None:
+        settlements = ledger.collect()
+        held = self._pacing.held is not None or self.copying.held is not None
+        if held or ledger.withheld > _WITHHELD_SHARE * self._consuming.prefetch:
+            settlements += ledger.collect(singly=True)
+        if settlements:
+            session.settle(ledger, settlements)
+
+    def copying_changed(self) -> None:
+        """Take notice of copies that were confirmed, or of a route that takes none."""
+        if self.copying.held is not None:
+            self.write_acks()
+        self._releaser.changed()
+
+    def target(self, message: Message) -> tuple[str, str, bytes]:
+        """Return action, index and id, from the line that was made of the message, as far as one was."""
+        recipe = self._plan.recipe
+        if not message.line:
+            return recipe.constant_action or "", recipe.path_index or "", b""
+        ((verb, parameters),) = orjson.loads(message.line).items()
+        index = parameters.get("_index", recipe.path_index or "")
+        return message.action or verb, index, parameters.get("_id", "").encode()
