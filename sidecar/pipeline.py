@@ -22,6 +22,7 @@ from sidecar.consuming import Consuming
 from sidecar.core import bulk
 from sidecar.core.account import Account
 from sidecar.core.batcher import Batch, Batcher
+from sidecar.core.coalesce import Coalescer, uncover
 from sidecar.core.compose import Composer
 from sidecar.core.copies import Letter
 from sidecar.core.order import Order
@@ -85,9 +86,21 @@ class Pipeline:
         self._wall_clock = wall_clock
         self._composer = Composer(plan.recipe, self._make_id)
         self._order = Order()
-        self._batcher = Batcher(plan.batch_max_items, plan.batch_max_bytes, plan.batch_max_age_seconds)
+        coalesces = plan.recipe.coalesce != "none"
+        self._batcher = Batcher(plan.batch_max_items, plan.batch_max_bytes, plan.batch_max_age_seconds, folds=coalesces)
+        self._coalescer = (
+            Coalescer(
+                plan.recipe.coalesce,
+                self._order,
+                self._batcher,
+                conflicts_matter=plan.choices.on_conflict == "dead-letter",
+                equal_wins=plan.recipe.version_type == "external_gte",
+            )
+            if coalesces
+            else None
+        )
         self._outbox = Outbox(plan.batch_max_items, plan.batch_max_bytes)
-        self._correlates = plan.recipe.correlates
+        self._gathers_singly = plan.recipe.gathers_singly
         self._path = bulk.path(plan.recipe.path_index)
         self._chunks: asyncio.Queue[list[Message]] = asyncio.Queue()
         self._consuming = Consuming(
@@ -318,7 +331,10 @@ class Pipeline:
         composed, rejects = self._composer.compose(chunk, self._wall_clock())
         if rejects:
             self._settling.reject(Letter(reject.message, reject.reason, reject.detail) for reject in rejects)
-        self._batch(self._order.enter(composed))
+        if self._coalescer is None:
+            self._batch(self._order.enter(composed))
+        else:
+            self._coalesce(self._coalescer, composed)
         if self._window_full():
             self._wake.set()
 
@@ -327,31 +343,58 @@ class Pipeline:
         if not messages:
             return
         first = not self._batcher.open_groups
-        complete = self._correlate(messages) if self._correlates else self._batcher.add(messages, self._now())
+        complete = self._correlate(messages) if self._gathers_singly else self._batcher.add(messages, self._now())
+        self._gathered(complete, first=first)
+
+    def _gathered(self, complete: list[Batch], *, first: bool) -> None:
         if complete:
             self._put(complete)
         if complete or first or self._draining:
             self._wake.set()
 
+    def _coalesce(self, coalescer: Coalescer, messages: list[Message]) -> None:
+        """Add messages to their groups, but for those that have an earlier one do what they would have done."""
+        first = not self._batcher.open_groups
+        folded, complete = coalescer.admit(messages, self._now())
+        self.account.coalesced += folded
+        self._acknowledge_signals(messages)
+        self._gathered(complete, first=first)
+
     def _correlate(self, messages: list[Message]) -> list[Batch]:
-        """Add messages to the groups that they belong to, and ack those that are mere signals.
+        """Add messages to the groups that they belong to."""
+        complete = self._batcher.correlate(messages, self._now())
+        self._acknowledge_signals(messages)
+        return complete
+
+    def _acknowledge_signals(self, messages: list[Message]) -> None:
+        """Ack those that are mere signals.
 
         At once: there is nothing of them to be stored, and their acks cover no message before them that isn't settled.
         """
-        complete = self._batcher.correlate(messages, self._now())
         signals = [message for message in messages if message.correlation.is_signal]
         if signals:
             self._settling.acknowledge(signals, "ack")
-        return complete
 
     def release(self, messages: Iterable[Message]) -> None:
         """Let the next operations on the same documents go."""
         self._batch(self._order.leave(messages))
 
+    def take_apart(self, message: Message) -> None:
+        """Have a message that did what others should do as well go by itself, and the others behind it, one by one."""
+        followers = uncover(message)
+        if message.ledger.closed:
+            self.release([message])
+            return
+        self._order.line_up(message, followers)
+        batch = Batch([message], message.bulk_bytes, self._now())
+        batch.mendable = True
+        self._outbox.put_again(batch)
+        self._wake.set()
+
     def _put(self, complete: list[Batch]) -> None:
         now, wall = self._now(), self._wall_clock()
         for batch in complete:
-            self.account.complete(batch.trigger or "", len(batch.messages), batch.body_bytes)
+            self.account.complete(batch.trigger or "", batch.gathered, batch.body_bytes)
             since = published_at(batch.messages[0].properties, wall)
             if since is not None:
                 waited = wall - (now - batch.opened_at) - since

@@ -36,7 +36,7 @@ from sidecar.core.compose import (
     Recipe,
 )
 from sidecar.core.copies import LONGEST_DELAY_SECONDS
-from sidecar.core.correlation import set_size
+from sidecar.core.correlation import set_size, whole_number
 from sidecar.core.document import MAX_DOCUMENT_BYTES, RefusedError
 from sidecar.core.fields import FieldNameError, Fields
 from sidecar.core.template import Template, TemplateError
@@ -122,7 +122,7 @@ def _id(text: str) -> str:
 
 def _version(text: str) -> str:
     constant = _compiled(text).constant
-    if constant is not None and not (constant.isdigit() and int(constant) <= MAX_VERSION):
+    if constant is not None and whole_number(constant, MAX_VERSION) is None:
         raise ValueError("must be a whole number, or a template that gives one")
     return text
 
@@ -414,6 +414,12 @@ class Settings(AmqpSettings):
         None,
         description="size of the complete set, in messages (for instance from a header); such a group is complete by "
         "that and not by `SIDECAR_BATCH_MAX_ITEMS`",
+    )
+    batch_coalesce: Literal["none", "latest", "merge"] = Field(
+        "none",
+        description="`latest`: an operation not yet sent is superseded by a later `index` or `delete` on the same "
+        "document; `merge`: consecutive partial updates become one as well; each message is settled by the result that "
+        "covers it",
     )
     bulk_concurrency: int = Field(
         4, gt=0, description="most requests in flight; the adaptive limit moves between 1 and this"

@@ -37,6 +37,10 @@ class Releaser(Protocol):
         """Let the next operations on the same documents go."""
         ...
 
+    def take_apart(self, message: Message) -> None:
+        """Have a message that did what others should do as well go by itself, and the others behind it, one by one."""
+        ...
+
     def changed(self) -> None:
         """Take notice: something was settled, or a hold began or ended."""
         ...
@@ -79,6 +83,7 @@ class Settling:
         self._consuming = consuming
         self._pacing = pacing
         self._account = account
+        self._coalesces = plan.recipe.coalesce != "none"
         self._session: BrokerSession | None = None
 
     def attach(self, session: BrokerSession) -> None:
@@ -112,11 +117,14 @@ class Settling:
     def store(self, messages: list[Message]) -> None:
         """Ack messages: nothing more will be written for them."""
         self._releaser.release(messages)
+        if self._coalesces:
+            covers = [message.cover for message in messages if message.cover is not None]
+            messages = messages + [covered for cover in covers for covered in cover.messages]
         self.acknowledge(messages, "ack")
 
     def reject(self, letters: Iterable[Letter]) -> None:
         """Have messages dead-lettered; what follows them on the same documents goes on at once."""
-        letters = list(letters)
+        letters = self._of_their_own(letters)
         self.failures.note(letters, "discard" if self._plan.on_reject == "discard" else "dead_letter")
         self._releaser.release(letter.message for letter in letters)
         if self._plan.on_reject == "dead-letter":
@@ -130,10 +138,21 @@ class Settling:
 
     def delay(self, letters: list[Letter]) -> None:
         """Send messages round by the delay queue; what follows them on the same documents goes on at once."""
+        letters = self._of_their_own(letters)
         self.failures.note(letters, "delay")
         self._releaser.release(letter.message for letter in letters)
         self._account.retries["delayed"] += len(letters)
         self.copying.add(letters)
+
+    def _of_their_own(self, letters: Iterable[Letter]) -> list[Letter]:
+        """Return the letters of what failed by itself; what failed on behalf of others as well is taken apart."""
+        own = []
+        for letter in letters:
+            if letter.message.cover is None:
+                own.append(letter)
+            else:
+                self._releaser.take_apart(letter.message)
+        return own
 
     def acknowledge(self, messages: list[Message], verdict: Settled) -> None:
         """Settle messages by acks: one frame up to the first that is open, in each channel."""

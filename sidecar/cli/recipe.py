@@ -37,6 +37,7 @@ def recipe(settings: Settings) -> Recipe:
         batch_key=template(settings.batch_key),
         batch_flush_when=template(settings.batch_flush_when),
         batch_complete_count=template(settings.batch_complete_count),
+        coalesce=settings.batch_coalesce,
     )
 
 

@@ -26,7 +26,8 @@ class Batch:
     """Messages that are sent together, and what is known of the attempts to send them.
 
     Attributes:
-        messages: in the order of their arrival.
+        messages: in the order of their arrival; each is an item of the request.
+        covered: messages that have no item of their own, as others do what they would have done.
         body_bytes: what they take in a request's body.
         opened_at: when the first item came, in seconds of the loop's clock.
         trigger: what completed it; None while it is open.
@@ -43,6 +44,7 @@ class Batch:
 
     __slots__ = (
         "body_bytes",
+        "covered",
         "earlier_items",
         "mendable",
         "messages",
@@ -57,6 +59,7 @@ class Batch:
 
     def __init__(self, messages: list[Message], body_bytes: int, opened_at: float) -> None:
         self.messages = messages
+        self.covered = 0
         self.body_bytes = body_bytes
         self.opened_at = opened_at
         self.trigger: Trigger | None = None
@@ -71,6 +74,11 @@ class Batch:
     def __repr__(self) -> str:
         """Show its size and history, for tests and traces."""
         return f"<Batch of {len(self.messages)}, {self.trigger or 'open'}, tries {self.tries}>"
+
+    @property
+    def gathered(self) -> int:
+        """How many messages were gathered, covered ones among them."""
+        return len(self.messages) + self.covered
 
     def again(self, messages: list[Message]) -> Batch:
         """Return a batch of those of its messages that go again; it remembers what this one has seen."""
@@ -99,15 +107,23 @@ class Batcher:
         max_bytes: bytes of request body that a group doesn't exceed, unless its first item does so alone.
         max_age_seconds: the age of the first item that completes a group.
         max_groups: open groups, of messages that say by themselves which one they belong to.
+        folds: whether later messages may be folded into those of open groups.
     """
 
     def __init__(
-        self, max_items: int, max_bytes: int, max_age_seconds: float, max_groups: int = MAX_OPEN_GROUPS
+        self,
+        max_items: int,
+        max_bytes: int,
+        max_age_seconds: float,
+        max_groups: int = MAX_OPEN_GROUPS,
+        *,
+        folds: bool = False,
     ) -> None:
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._max_age_seconds = max_age_seconds
         self._max_groups = max_groups
+        self._folds = folds
         self._groups: dict[bytes, Batch] = {}  # in order of their first items: a dict remembers insertion
 
     @property
@@ -180,10 +196,30 @@ class Batcher:
             group.messages.append(message)
             group.body_bytes += size_bytes
             group.set_items = set_items or group.set_items
+            if self._folds:
+                message.gathered = True
+                group.covered += len(message.cover.messages) if message.cover is not None else 0
             trigger = self._completion(group, completes=completes)
             if trigger is not None:
                 complete.append(self._close(key, trigger))
         return complete
+
+    def cover(self, message: Message, more_bytes: int) -> list[Batch]:
+        """Note that a message of an open group covers one more; return the batch that this completes, if any.
+
+        Args:
+            message: that covers it.
+            more_bytes: what the message takes more of a request's body.
+        """
+        key, set_items, completes, _ = message.correlation
+        group = self._groups[key]
+        group.covered += 1
+        group.body_bytes += more_bytes
+        group.set_items = set_items or group.set_items
+        trigger = self._completion(group, completes=completes)
+        if trigger is None and group.body_bytes > self._max_bytes:
+            trigger = "bytes"
+        return [self._close(key, trigger)] if trigger is not None else []
 
     @staticmethod
     def _rest_of(group: Batch, now: float) -> Batch:
@@ -191,19 +227,22 @@ class Batcher:
         rest = Batch([], 0, now)
         if group.set_items:
             rest.set_items = group.set_items
-            rest.earlier_items = group.earlier_items + len(group.messages)
+            rest.earlier_items = group.earlier_items + group.gathered
         return rest
 
     def _completion(self, group: Batch, *, completes: bool) -> Trigger | None:
         if completes:
             return "message"
         if group.set_items:
-            return "complete" if group.earlier_items + len(group.messages) >= group.set_items else None
-        return "count" if len(group.messages) >= self._max_items else None
+            return "complete" if group.earlier_items + group.gathered >= group.set_items else None
+        return "count" if group.gathered >= self._max_items else None
 
     def _close(self, correlation: bytes, trigger: Trigger) -> Batch:
         batch = self._groups.pop(correlation)
         batch.trigger = trigger
+        if self._folds:
+            for message in batch.messages:
+                message.operation = None  # from now on it is as good as sent
         return batch
 
     def due(self) -> float | None:
@@ -244,8 +283,8 @@ class Batcher:
         return [self._cut_short(correlation, "drain") for correlation in list(self._groups)]
 
     def _cut_short(self, correlation: bytes, trigger: Trigger) -> Batch:
-        group = self._groups.pop(correlation)
-        group.trigger, group.mendable = trigger, True
+        group = self._close(correlation, trigger)
+        group.mendable = True
         return group
 
     def drop_closed(self) -> list[Message]:
@@ -269,4 +308,5 @@ def keep_live(batch: Batch) -> list[Message]:
     if gone:
         batch.messages = [message for message in batch.messages if not message.ledger.closed]
         batch.body_bytes = sum(message.bulk_bytes for message in batch.messages)
+        batch.covered = sum(len(message.cover.messages) for message in batch.messages if message.cover is not None)
     return gone

@@ -71,6 +71,7 @@ def traps(traits: Traits) -> list[Finding]:
         *_midnight(traits.recipe),
         *_versions(traits.recipe),
         *_discarded(traits),
+        *_coalesce(traits.recipe),
     ]
 
 
@@ -177,6 +178,14 @@ def _discarded(traits: Traits) -> list[Finding]:
         return []
     what = "messages that Elasticsearch refuses are gone: they are counted and logged, and kept nowhere"
     return [Finding("note", "SIDECAR_ON_REJECT", what, "set SIDECAR_ON_REJECT=dead-letter to keep them")]
+
+
+def _coalesce(recipe: Recipe) -> list[Finding]:
+    if recipe.coalesce == "none" or recipe.id_mode not in {"none", "generated"}:
+        return []
+    what = f"operations on one document are folded, and SIDECAR_ID={recipe.id_mode} gives each message one of its own"
+    mend = "set SIDECAR_ID to what identifies the document, or unset SIDECAR_BATCH_COALESCE"
+    return [Finding("warning", "SIDECAR_BATCH_COALESCE", what, mend)]
 
 
 def names_pattern(template: str) -> str:

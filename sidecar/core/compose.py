@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from sidecar.core.coalesce import Operation, source_line
 from sidecar.core.content import plain_body, text_document
-from sidecar.core.correlation import Correlation, set_size
+from sidecar.core.correlation import Correlation, set_size, whole_number
 from sidecar.core.document import LINE_BREAK, MAX_DOCUMENT_BYTES, SPACE, RefusedError, document, fragment, json_string
 from sidecar.core.properties import FlaggedError, PropertiesError, header, short, short_reader
 from sidecar.core.template import RETRY_COUNT, MissingFieldError, Scene, Template
@@ -20,6 +21,7 @@ from sidecar.core.template import RETRY_COUNT, MissingFieldError, Scene, Templat
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from sidecar.core.coalesce import Mode
     from sidecar.core.fields import Fields
     from sidecar.core.message import Message
 
@@ -28,7 +30,6 @@ ACTIONS_WITH_VERSION = ("index", "delete")
 ACTIONS_ON_WHAT_IS_THERE = ("update", "upsert", "delete")
 MAX_ID_BYTES = 512
 MAX_VERSION = 2**63 - 1
-MAX_VERSION_DIGITS = 19  # Python refuses to read numbers of thousands of digits
 RETRIES_ON_CONFLICT = 3
 _SHOWN_CHARACTERS = 255  # Elasticsearch takes no longer name
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -80,6 +81,12 @@ class Recipe:
     batch_key: Template | None = None
     batch_flush_when: Template | None = None
     batch_complete_count: Template | None = None
+    coalesce: Mode = "none"
+
+    @property
+    def gathers_singly(self) -> bool:
+        """Whether each message is looked at by itself for its group: for what it says, or for what it may replace."""
+        return self.correlates or self.coalesce != "none"
 
     @property
     def correlates(self) -> bool:
@@ -140,7 +147,7 @@ class Composer:
         self._make_id = make_id
         self._action = recipe.constant_action
         plain = self._action in {"index", "create"} and recipe.path_index is not None
-        extras = recipe.routing or recipe.pipeline or recipe.version or recipe.fields or recipe.correlates
+        extras = recipe.routing or recipe.pipeline or recipe.version or recipe.fields or recipe.gathers_singly
         if plain and not extras and recipe.content == "json" and recipe.id_mode in {"auto", "none"}:
             action = (self._action or "").encode()
             self._opening = b'{"%s":{"_id":"' % action
@@ -233,8 +240,9 @@ class Composer:
     def _compose_one(self, message: Message, scene: Scene) -> None:
         recipe = self._recipe
         message.received_at = scene.received_at
-        if recipe.correlates:
+        if recipe.gathers_singly:
             message.correlation = self._correlation(scene)
+            message.operation = None
             if message.correlation.is_signal:
                 message.source = None
                 return
@@ -252,11 +260,18 @@ class Composer:
             parameters.append(b'"_id":' + json_string(ident, "the id"))
         elif action in ACTIONS_ON_WHAT_IS_THERE:
             raise RefusedError("missing-field", f"the message has no id, which {action} needs")
-        parameters += self._options(action, ident, scene)
+        options = self._options(scene)
+        version = self._version(action, ident, scene)
+        parameters += [*options, *self._conditions(action, version)]
         verb = "update" if action == "upsert" else action
         message.line = b'{"%s":{%s}}\n' % (verb.encode(), b",".join(parameters))
         message.key = index + b"\0" + ident if ident is not None else None
-        message.becomes(self._source(action, scene))
+        document = self._document(action, scene)
+        message.becomes(source_line(action, document))
+        if recipe.coalesce != "none" and ident is not None:
+            has_pipeline = recipe.pipeline is not None
+            message.operation = Operation(action, b",".join(options), has_pipeline, version, document)
+            message.gathered = False
 
     def _correlation(self, scene: Scene) -> Correlation:
         recipe = self._recipe
@@ -273,7 +288,7 @@ class Composer:
         except (RefusedError, MissingFieldError):
             return False  # a signal need not name an action
 
-    def _source(self, action: str, scene: Scene) -> bytes | None:
+    def _document(self, action: str, scene: Scene) -> bytes | None:
         if action == "delete":
             return None
         body, fields = scene.content(), self._recipe.fields
@@ -283,13 +298,7 @@ class Composer:
             line = fragment(body)
         else:
             line = document(body)
-        if fields:
-            line = fields.add(line, scene)
-        if action == "update":
-            return b'{"doc":%s}' % line
-        if action == "upsert":
-            return b'{"doc":%s,"doc_as_upsert":true}' % line
-        return line
+        return fields.add(line, scene) if fields else line
 
     def _render_action(self, scene: Scene) -> str:
         action = self._recipe.action.render(scene).decode()
@@ -324,26 +333,32 @@ class Composer:
                 return kept[_STRING_OVERHEAD:]
         return self._make_id().encode()
 
-    def _options(self, action: str, ident: bytes | None, scene: Scene) -> list[bytes]:
+    def _options(self, scene: Scene) -> list[bytes]:
         recipe = self._recipe
         options = []
         for name, template in ((b"routing", recipe.routing), (b"pipeline", recipe.pipeline)):
             if template is not None and (value := template.render(scene)):
                 options.append(b'"%s":%s' % (name, json_string(value, name.decode())))
-        if recipe.version is not None:
-            version = _version(recipe.version.render(scene), action, ident)
-            options.append(b'"version":%s,"version_type":"%s"' % (version, recipe.version_type.encode()))
-        if action in {"update", "upsert"}:
-            options.append(b'"retry_on_conflict":%d' % RETRIES_ON_CONFLICT)
         return options
 
+    def _version(self, action: str, ident: bytes | None, scene: Scene) -> int | None:
+        template = self._recipe.version
+        return _version(template.render(scene), action, ident) if template is not None else None
 
-def _version(text: bytes, action: str, ident: bytes | None) -> bytes:
+    def _conditions(self, action: str, version: int | None) -> list[bytes]:
+        if version is not None:
+            return [b'"version":%d,"version_type":"%s"' % (version, self._recipe.version_type.encode())]
+        if action in {"update", "upsert"}:
+            return [b'"retry_on_conflict":%d' % RETRIES_ON_CONFLICT]
+        return []
+
+
+def _version(text: bytes, action: str, ident: bytes | None) -> int:
     if action not in ACTIONS_WITH_VERSION:
         raise RefusedError("malformed", f"{action} takes no version")
     if ident is None:
         raise RefusedError("missing-field", "the message has no id, which a version needs")
-    digits = text.lstrip(b"0") or b"0"
-    if not text.isdigit() or len(digits) > MAX_VERSION_DIGITS or int(digits) > MAX_VERSION:
+    version = whole_number(text, MAX_VERSION)
+    if version is None:
         raise RefusedError("malformed", "the version is not a whole number from 0 to 2^63-1")
-    return digits
+    return version

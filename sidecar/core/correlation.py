@@ -7,7 +7,6 @@ from typing import NamedTuple
 from sidecar.core.document import RefusedError
 
 MAX_SET_ITEMS = 1_000_000_000
-_MAX_DIGITS = 10
 _WANTED = "the size of the complete set is not a whole number from 1 to a billion"
 
 
@@ -35,7 +34,16 @@ def set_size(told: bytes) -> int:
     """
     if not told:
         return 0
-    digits = told.lstrip(b"0")
-    if not told.isdigit() or not digits or len(digits) > _MAX_DIGITS or int(digits) > MAX_SET_ITEMS:
+    size = whole_number(told, MAX_SET_ITEMS)
+    if not size:
         raise RefusedError("malformed", _WANTED)
+    return size
+
+
+def whole_number(text: bytes, most: int) -> int | None:
+    """Return a whole number from 0 to `most`; None where the text is none: it comes from a message."""
+    digits = text.lstrip(b"0") or b"0"
+    # Python refuses to read numbers of thousands of digits.
+    if not text.isdigit() or len(digits) > len(str(most)) or int(digits) > most:
+        return None
     return int(digits)

@@ -76,6 +76,11 @@ class Ledger:
             self._open += new
         return new
 
+    def hold(self, message: Message, size_bytes: int) -> None:
+        """Note that `message` takes so much more of the memory limit."""
+        message.held_bytes += size_bytes
+        self.held_bytes += size_bytes
+
     def store(self, messages: Iterable[Message]) -> int:
         """Note that `messages`, all of this ledger and all open, may be acked; return how many they are."""
         states, base, count, held_bytes = self._states, self._base, 0, 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sidecar.core.coalesce import Cover, Operation
     from sidecar.core.correlation import Correlation
     from sidecar.core.ledger import Ledger
 
@@ -31,7 +32,10 @@ class Message:
         action: (compose) what is to be done with the document, where that differs from message to message; else empty.
         received_at: (compose) its first delivery here, in seconds since 1970, where templates need it; else 0.
         attempts: (policy) the attempts that count towards the limit.
-        correlation: (compose) the group that it belongs to; set only where messages say so by themselves.
+        correlation: (compose) the group that it belongs to; set only where messages are gathered one by one.
+        operation: (compose) what it does, as long as a later one may be folded into it; set only where that is done.
+        gathered: (batcher) whether it is in an open group; set only where messages are folded.
+        cover: (coalesce) the messages that its result settles as well, and what it was by itself.
         unanswered: (policy) whether an earlier attempt may have been applied without our knowing.
     """
 
@@ -40,11 +44,14 @@ class Message:
         "attempts",
         "body",
         "correlation",
+        "cover",
         "follower",
+        "gathered",
         "held_bytes",
         "key",
         "ledger",
         "line",
+        "operation",
         "properties",
         "received_at",
         "redelivered",
@@ -55,6 +62,8 @@ class Message:
     )
 
     correlation: Correlation
+    operation: Operation | None
+    gathered: bool
 
     def __init__(
         self, ledger: Ledger, tag: int, redelivered: int, route: bytes, properties: bytes, body: bytes, held_bytes: int
@@ -71,6 +80,7 @@ class Message:
         self.key: bytes | None = None
         self.follower: Message | None = None
         self.action = ""
+        self.cover: Cover | None = None
         self.received_at = 0.0
         self.attempts = 0
         self.unanswered = False
@@ -79,8 +89,7 @@ class Message:
         """Note the document line; where it isn't the body itself, both are held in memory."""
         self.source = source
         if source is not None and source is not self.body:
-            self.held_bytes += len(source)
-            self.ledger.held_bytes += len(source)
+            self.ledger.hold(self, len(source))
 
     @property
     def exchange(self) -> bytes:

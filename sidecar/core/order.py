@@ -40,6 +40,21 @@ class Order:
             free.append(message)
         return free
 
+    def last(self, message: Message) -> Message | None:
+        """Return the last operation admitted for the same document, if it is open."""
+        return self._tail.get(message.key) if message.key is not None else None
+
+    def line_up(self, message: Message, followers: Iterable[Message]) -> None:
+        """Have `followers` come right behind `message`, which is open, and before all that waits behind it already."""
+        assert message.key is not None
+        rest, at = message.follower, message
+        for follower in followers:
+            at.follower = follower
+            at = follower
+        at.follower = rest
+        if rest is None:
+            self._tail[message.key] = at
+
     def cut(self, messages: Iterable[Message]) -> None:
         """Forget what waits behind `messages`, because its epoch is over: an outage may last long."""
         for message in messages:

@@ -510,7 +510,7 @@ class Elasticsearch:
                 return Failure(404, "document_missing_exception", f"[{key[1]}]: document missing")
             return self._write(request, item, key, json.dumps(upsert, separators=(",", ":")).encode())
         document = json.loads(present)
-        merged = {**document, **(change if isinstance(change, dict) else {})}
+        merged = merge(document, change if isinstance(change, dict) else {})
         if merged == document:
             return 200
         return self._write(request, item, key, json.dumps(merged, separators=(",", ":")).encode())
@@ -520,6 +520,16 @@ class Elasticsearch:
     def sources(self, index: str) -> list[bytes]:
         """Return the documents of an index, in the order in which they were first stored."""
         return [source for (name, _), source in self.documents.items() if name == index]
+
+
+def merge(stored: dict[str, object], change: dict[str, object]) -> dict[str, object]:
+    """Return a document with a partial update applied: objects are merged, everything else is replaced."""
+    merged = dict(stored)
+    for name, value in change.items():
+        there = merged.get(name)
+        both = isinstance(there, dict) and isinstance(value, dict)
+        merged[name] = merge(there, value) if both else value  # type: ignore[arg-type]
+    return merged
 
 
 def must_be_number(name: str) -> Callable[[dict[str, object], str | None], Failure | None]:

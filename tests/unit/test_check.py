@@ -99,6 +99,13 @@ def test_a_version_beside_ids_that_are_made_here_is_told() -> None:
     assert ("warning", "SIDECAR_VERSION") in found(recipe)
 
 
+def test_nothing_can_be_folded_where_each_message_has_an_id_of_its_own() -> None:
+    """Coalescing without ids does nothing, and whoever switched it on expects something."""
+    for mode, said in (("none", True), ("generated", True), ("auto", False)):
+        recipe = Recipe(index=T("docs"), id_mode=mode, coalesce="latest")  # type: ignore[arg-type]
+        assert (("warning", "SIDECAR_BATCH_COALESCE") in found(recipe)) is said
+
+
 def test_discarding_rejects_is_noted() -> None:
     """They are kept nowhere."""
     assert found(on_reject="discard") == [("note", "SIDECAR_ON_REJECT")]
