@@ -249,18 +249,30 @@ class Concluding:
     def _decide(self, message: Message, rule: Rule) -> Fate:
         plan = self._plan
         attempts = message.attempts + (rule.verdict is not Verdict.THROTTLED)
+        travels = plan.recipe.split == "none" or self._travels(message)
         fate = decide(
             rule,
             plan.choices,
             own_doing=own_doing(message),
             may_try=attempts < plan.retry_max_attempts,
-            may_go_round=may_go_round(
+            may_go_round=travels
+            and may_go_round(
                 message, versioned=plan.recipe.version is not None, most_rounds=plan.delayed_retry_max_rounds
             ),
         )
+        if fate is Fate.DELAY and not travels:
+            fate = Fate.AGAIN
         if fate is not Fate.AGAIN or rule.verdict is Verdict.COUNTED:  # to wait for a target counts for nothing later
             message.attempts = attempts
         return fate
+
+    def _travels(self, part: Message) -> bool:
+        """Whether a document may go round by the delay queue, which takes its whole message.
+
+        Its neighbours are written again then: twice, where nothing in the message says which documents they are.
+        """
+        alone = part.parts is None or part.parts.count == 1
+        return alone or (part.key is not None and self._plan.recipe.id_mode != "generated")
 
     def _round(self, message: Message, result: Result, rule: Rule) -> Letter:
         """Return the delayed copy of a message: a failure's rounds are counted, waiting for a target is not."""

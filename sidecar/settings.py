@@ -401,6 +401,11 @@ class Settings(AmqpSettings):
     content: Literal["json", "text"] = Field(
         "json", description='`json`, or `text` (any UTF-8, wrapped as `{"message": …}`)'
     )
+    split: Literal["none", "array", "lines"] = Field(
+        "none",
+        description="several documents in one message: the elements of a JSON array, or a document a line; with "
+        "`SIDECAR_ID=auto` their ids are `{message_id}-{item}`",
+    )
     batch_max_items: int = Field(1000, gt=0, description="completion by count, in messages")
     batch_max_bytes: Bytes = Field(5 * 1024 * 1024, description="completion by size of the request body")
     batch_max_age: Seconds = Field(1.0, description="completion by age of the *first* item")
@@ -555,9 +560,19 @@ class Settings(AmqpSettings):
             problems.append(
                 f"SIDECAR_ACTION={action} needs the id of a document that is there, and SIDECAR_ID={self.id} gives none"
             )
+        if self.split == "none" and any("item" in Template(text).fields for text in self._templates()):
+            problems.append("{item} is the place of a document in its message, and SIDECAR_SPLIT=none splits none")
+        if self.split == "array" and self.content == "text":
+            problems.append("SIDECAR_SPLIT=array takes JSON, and SIDECAR_CONTENT=text says that bodies are none")
         if index is not None and not recipe.allows(index):
             problems.append("SIDECAR_INDEX is always the same name, and one that SIDECAR_INDEX_ALLOW doesn't allow")
         return problems
+
+    def _templates(self) -> list[str]:
+        texts = [self.index, self.action, self.routing, self.pipeline, self.version, *self.fields.values()]
+        texts += [self.batch_key, self.batch_flush_when, self.batch_complete_count]
+        texts += [None if self.id in _ID_MODES else self.id]
+        return [text for text in texts if text is not None]
 
     def _prefetch_problems(self) -> list[str]:
         needed = self._set_items or self.batch_max_items

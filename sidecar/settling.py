@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sidecar.core.ledger import Ledger
     from sidecar.core.message import Message
     from sidecar.core.pacing import Pacing
+    from sidecar.core.split import Parts
     from sidecar.plan import Plan
     from sidecar.ports import BrokerSession
 
@@ -83,6 +84,7 @@ class Settling:
         self._consuming = consuming
         self._pacing = pacing
         self._account = account
+        self._splits = plan.recipe.split != "none"
         self._coalesces = plan.recipe.coalesce != "none"
         self._session: BrokerSession | None = None
 
@@ -120,13 +122,23 @@ class Settling:
         if self._coalesces:
             covers = [message.cover for message in messages if message.cover is not None]
             messages = messages + [covered for cover in covers for covered in cover.messages]
-        self.acknowledge(messages, "ack")
+        if self._splits:
+            self._conclude([part.parts for part in messages if part.parts is not None and part.parts.stored(part)])
+        else:
+            self.acknowledge(messages, "ack")
 
     def reject(self, letters: Iterable[Letter]) -> None:
         """Have messages dead-lettered; what follows them on the same documents goes on at once."""
         letters = self._of_their_own(letters)
         self.failures.note(letters, "discard" if self._plan.on_reject == "discard" else "dead_letter")
         self._releaser.release(letter.message for letter in letters)
+        if not self._splits:
+            self._bury(letters)
+            return
+        self._bury([letter for letter in letters if letter.message.parts is None])
+        self._conclude([parts for letter in letters if (parts := letter.message.parts) and parts.rejected(letter)])
+
+    def _bury(self, letters: list[Letter]) -> None:
         if self._plan.on_reject == "dead-letter":
             self.copying.add(letters)
             return
@@ -142,7 +154,18 @@ class Settling:
         self.failures.note(letters, "delay")
         self._releaser.release(letter.message for letter in letters)
         self._account.retries["delayed"] += len(letters)
-        self.copying.add(letters)
+        if not self._splits:
+            self.copying.add(letters)
+            return
+        self._conclude([parts for letter in letters if (parts := letter.message.parts) and parts.delayed(letter)])
+
+    def _conclude(self, decided: list[Parts]) -> None:
+        """Settle messages all of whose documents are decided."""
+        verdicts = [(parts.message, parts.verdict()) for parts in decided]
+        self.acknowledge([message for message, letter in verdicts if letter is None], "ack")
+        letters = [letter for _, letter in verdicts if letter is not None]
+        self._bury([letter for letter in letters if letter.verdict == "dead_letter"])
+        self.copying.add([letter for letter in letters if letter.verdict == "delay"])
 
     def _of_their_own(self, letters: Iterable[Letter]) -> list[Letter]:
         """Return the letters of what failed by itself; what failed on behalf of others as well is taken apart."""

@@ -128,6 +128,7 @@ def command(
     accepted, rejects = composer.compose([message], time.time())
     if rejects:
         _tell_reject(rejects[0], settings, style)
+    message = accepted[-1]  # of several documents in it the last: what completes a group does so with that
     group = _group(message) if made.correlates else {}
     if made.correlates and message.correlation.is_signal:
         _tell_signal(group, style)
@@ -325,11 +326,13 @@ def _burial(reason: str, message: Message, settings: Settings) -> str:
 
 def _tell_reject(reject: Reject, settings: Settings, style: str) -> NoReturn:
     done = _burial(reject.reason, reject.message, settings)
+    part = reject.message.parts if settings.split != "none" else None
+    which = f"document {reject.message.item} of {part.count}: " if part is not None else ""
     if style == "json":
-        told = {"reason": reject.reason, "detail": reject.detail, "done": done}
+        told = {"reason": reject.reason, "detail": which + reject.detail, "done": done}
         _write_json({"accepted": False, "reject": told})
     else:
-        click.echo(f"rejected before any request: {reject.reason}: {reject.detail}\n{done}")
+        click.echo(f"rejected before any request: {reject.reason}: {which}{reject.detail}\n{done}")
     sys.exit(EXIT_FAILED)
 
 

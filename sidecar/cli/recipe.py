@@ -38,6 +38,7 @@ def recipe(settings: Settings) -> Recipe:
         batch_flush_when=template(settings.batch_flush_when),
         batch_complete_count=template(settings.batch_complete_count),
         coalesce=settings.batch_coalesce,
+        split=settings.split,
     )
 
 

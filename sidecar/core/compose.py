@@ -9,21 +9,23 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from sidecar.core.coalesce import Operation, source_line
 from sidecar.core.content import plain_body, text_document
 from sidecar.core.correlation import Correlation, set_size, whole_number
 from sidecar.core.document import LINE_BREAK, MAX_DOCUMENT_BYTES, SPACE, RefusedError, document, fragment, json_string
 from sidecar.core.properties import FlaggedError, PropertiesError, header, short, short_reader
+from sidecar.core.split import split
 from sidecar.core.template import RETRY_COUNT, MissingFieldError, Scene, Template
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from sidecar.core.coalesce import Mode
+    from sidecar.core.coalesce import Mode as CoalesceMode
     from sidecar.core.fields import Fields
     from sidecar.core.message import Message
+    from sidecar.core.split import Mode as SplitMode
 
 ACTIONS = ("index", "create", "update", "upsert", "delete")
 ACTIONS_WITH_VERSION = ("index", "delete")
@@ -58,6 +60,18 @@ class Reject(NamedTuple):
     detail: str
 
 
+REFUSALS = (RefusedError, MissingFieldError, PropertiesError)
+"""What ends the composing of a message."""
+
+
+def _reject(message: Message, why: Exception) -> Reject:
+    if isinstance(why, RefusedError):
+        return Reject(message, why.reason, why.detail)
+    if isinstance(why, MissingFieldError):
+        return Reject(message, "missing-field", f"the message has no {why.field}")
+    return Reject(message, "malformed", str(why))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """What becomes of messages; the meaning of each is that of the setting of its name.
@@ -81,7 +95,8 @@ class Recipe:
     batch_key: Template | None = None
     batch_flush_when: Template | None = None
     batch_complete_count: Template | None = None
-    coalesce: Mode = "none"
+    coalesce: CoalesceMode = "none"
+    split: SplitMode = "none"
 
     @property
     def gathers_singly(self) -> bool:
@@ -148,7 +163,9 @@ class Composer:
         self._action = recipe.constant_action
         plain = self._action in {"index", "create"} and recipe.path_index is not None
         extras = recipe.routing or recipe.pipeline or recipe.version or recipe.fields or recipe.gathers_singly
-        if plain and not extras and recipe.content == "json" and recipe.id_mode in {"auto", "none"}:
+        if recipe.split != "none":
+            self.compose = self._compose_parts
+        elif plain and not extras and recipe.content == "json" and recipe.id_mode in {"auto", "none"}:
             action = (self._action or "").encode()
             self._opening = b'{"%s":{"_id":"' % action
             self._anonymous = b'{"%s":{}}\n' % action
@@ -193,11 +210,8 @@ class Composer:
                 if refusal is not None:
                     rejects.append(refusal)
                     continue
-            except RefusedError as refused:
-                rejects.append(Reject(message, refused.reason, refused.detail))
-                continue
-            except PropertiesError as error:
-                rejects.append(Reject(message, "malformed", str(error)))
+            except REFUSALS as why:
+                rejects.append(_reject(message, why))
                 continue
             add(message)
         return composed, rejects
@@ -215,10 +229,8 @@ class Composer:
             else:
                 message.line = self._anonymous
             message.becomes(document(plain_body(message, self._recipe.most_bytes)))
-        except RefusedError as refused:
-            return Reject(message, refused.reason, refused.detail)
-        except PropertiesError as error:
-            return Reject(message, "malformed", str(error))
+        except REFUSALS as why:
+            return _reject(message, why)
         return None
 
     def _compose_by_recipe(self, messages: Iterable[Message], now: float) -> tuple[list[Message], list[Reject]]:
@@ -227,15 +239,50 @@ class Composer:
         for message in messages:
             try:
                 self._compose_one(message, Scene(message, now, self._recipe.most_bytes))
-            except RefusedError as refused:
-                rejects.append(Reject(message, refused.reason, refused.detail))
-            except MissingFieldError as missing:
-                rejects.append(Reject(message, "missing-field", f"the message has no {missing.field}"))
-            except PropertiesError as error:
-                rejects.append(Reject(message, "malformed", str(error)))
+            except REFUSALS as why:
+                rejects.append(_reject(message, why))
             else:
                 composed.append(message)
         return composed, rejects
+
+    def _compose_parts(self, messages: Iterable[Message], now: float) -> tuple[list[Message], list[Reject]]:
+        """Compose the documents of messages that hold several: each is a message of its own from here on."""
+        composed: list[Message] = []
+        rejects: list[Reject] = []
+        for message in messages:
+            message.parts = None
+            try:
+                parts = self._parts(message, Scene(message, now, self._recipe.most_bytes))
+            except REFUSALS as why:
+                rejects.append(_reject(message, why))
+                continue
+            for part in parts:
+                try:
+                    self._compose_part(part, now)
+                except REFUSALS as why:
+                    rejects.append(_reject(part, why))
+                else:
+                    composed.append(part)
+        return composed, rejects
+
+    def _parts(self, message: Message, scene: Scene) -> list[Message]:
+        """Return the documents of a message; itself, where it is a mere signal."""
+        recipe = self._recipe
+        body = scene.content()
+        if recipe.batch_flush_when is not None and not body.strip(SPACE):
+            message.correlation = self._correlation(scene)
+            message.operation = message.source = None
+            if message.correlation.is_signal:
+                return [message]
+        return split(message, body, cast("Literal['array', 'lines']", recipe.split), recipe.most_bytes)
+
+    def _compose_part(self, part: Message, now: float) -> None:
+        if part.parts is None:
+            return  # a signal
+        self._compose_one(part, Scene(part, now, part=True))
+        if self._recipe.gathers_singly and part.item < part.parts.count - 1:
+            # What completes a group does so with its last document.
+            part.correlation = part.correlation._replace(completes=False)
 
     def _compose_one(self, message: Message, scene: Scene) -> None:
         recipe = self._recipe
@@ -315,9 +362,10 @@ class Composer:
     def _ident(self, message: Message, scene: Scene) -> bytes | None:
         recipe = self._recipe
         if recipe.id_mode == "auto":
-            return short(message.properties, "message_id") or None
+            ident = short(message.properties, "message_id") or None
+            return ident if ident is None or scene.item is None else b"%b-%d" % (ident, scene.item)
         if recipe.id_mode == "generated":
-            return self._generated(message)
+            return self._generated(message) if scene.item is None else self._make_id().encode()
         if recipe.id is None:
             return None
         ident = recipe.id.render(scene)

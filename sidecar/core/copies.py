@@ -45,6 +45,7 @@ _MOVED_PREFIXES = (b"x-death", b"x-first-death-")
 _ORIGINAL = b"sidecar-original-"
 _CUT_TO_BYTES = 64
 _MAX_NOTE_BYTES = 256
+_LISTED_ITEMS = 200
 _LENGTH_BYTES = 4  # of a table, before its fields
 _STRING_OVERHEAD = 5  # of a long string: the type octet and the length
 _LEFT_OUT: Field = (b"", b"")
@@ -62,6 +63,7 @@ class Letter(NamedTuple):
         detail: a sentence without document text, at most 1 KiB.
         delay_milliseconds: how long a delayed copy waits; 0 for a dead letter.
         rounds: counted rounds by the delay queue, this one included.
+        items: the places of the documents at fault, where the message holds several.
     """
 
     message: Message
@@ -71,6 +73,7 @@ class Letter(NamedTuple):
     error_type: str = ""
     delay_milliseconds: int = 0
     rounds: int = 0
+    items: tuple[int, ...] = ()
 
     @property
     def verdict(self) -> Literal["dead_letter", "delay"]:
@@ -176,6 +179,7 @@ def dead_letter_headers(
     """
     message = letter.message
     first = Scene(message, failed_at)
+    items = [(b"sidecar-items", text_value(_listed(letter.items)))] if letter.items else []
     return [
         (TOKEN_HEADER, text_value(token)),
         (b"sidecar-reason", text_value(letter.reason)),
@@ -189,8 +193,15 @@ def dead_letter_headers(
         (b"sidecar-routing-key", text_value(first.routing_key)),
         (b"sidecar-index", text_value(index)),
         (b"sidecar-id", text_value(document_id)),
+        *items,
         (b"sidecar-error-reason", text_value(letter.detail)),
     ]
+
+
+def _listed(items: tuple[int, ...]) -> str:
+    """Return places as a text; of very many the first ones."""
+    listed = ",".join(map(str, items[:_LISTED_ITEMS]))
+    return f"{listed},…" if len(items) > _LISTED_ITEMS else listed
 
 
 def copy_properties(properties: bytes, added: list[Field], limit_bytes: int) -> bytes:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sidecar.core.coalesce import Cover, Operation
     from sidecar.core.correlation import Correlation
     from sidecar.core.ledger import Ledger
+    from sidecar.core.split import Parts
 
 
 class Message:
@@ -36,6 +37,9 @@ class Message:
         operation: (compose) what it does, as long as a later one may be folded into it; set only where that is done.
         gathered: (batcher) whether it is in an open group; set only where messages are folded.
         cover: (coalesce) the messages that its result settles as well, and what it was by itself.
+        parts: (split) the documents of the message that this is one of; None for a message that was delivered. Set
+            only where messages are split.
+        item: (split) its place among them, from 0; set likewise.
         unanswered: (policy) whether an earlier attempt may have been applied without our knowing.
     """
 
@@ -48,10 +52,12 @@ class Message:
         "follower",
         "gathered",
         "held_bytes",
+        "item",
         "key",
         "ledger",
         "line",
         "operation",
+        "parts",
         "properties",
         "received_at",
         "redelivered",
@@ -64,6 +70,8 @@ class Message:
     correlation: Correlation
     operation: Operation | None
     gathered: bool
+    parts: Parts | None
+    item: int
 
     def __init__(
         self, ledger: Ledger, tag: int, redelivered: int, route: bytes, properties: bytes, body: bytes, held_bytes: int

@@ -33,7 +33,7 @@ SHORT_PROPERTIES = (
     "message_id", "correlation_id", "type", "app_id", "content_type", "user_id", "reply_to", "expiration",
 )  # fmt: skip
 _TIMES = ("timestamp", "now")
-_PLAIN = ("priority", "routing_key", "exchange", "queue", "sha256")
+_PLAIN = ("priority", "routing_key", "exchange", "queue", "sha256", "item")
 _PREFIXES = ("header.", "body.")
 FIELDS = (*SHORT_PROPERTIES, *_TIMES, *_PLAIN, *(f"{prefix}NAME" for prefix in _PREFIXES))
 
@@ -75,19 +75,24 @@ class Scene:
         message: whose values are wanted.
         now: seconds since 1970.
         most_bytes: a compressed body that holds more is refused.
+        part: the message is one document of several, and its body is that.
 
     Attributes:
         exchange: that it was first published to.
         routing_key: that it was first published with.
         received_at: when it was first delivered here, in seconds since 1970.
+        item: the place of the document in its message, from 0; None where a message is a document.
     """
 
-    __slots__ = ("_body", "_content", "_most_bytes", "exchange", "message", "received_at", "routing_key")
+    __slots__ = ("_body", "_content", "_most_bytes", "exchange", "item", "message", "received_at", "routing_key")
 
-    def __init__(self, message: Message, now: float, most_bytes: int = MAX_DOCUMENT_BYTES) -> None:
+    def __init__(
+        self, message: Message, now: float, most_bytes: int = MAX_DOCUMENT_BYTES, *, part: bool = False
+    ) -> None:
         self.message = message
+        self.item = message.item if part else None
         self._most_bytes = most_bytes
-        self._content: bytes | None = None
+        self._content: bytes | None = message.body if part else None
         self.exchange = message.exchange
         self.routing_key = message.routing_key
         self.received_at = now
@@ -270,6 +275,7 @@ _ROUTE: dict[str, Getter] = {
     "routing_key": lambda scene: _utf8(scene.routing_key),
     "exchange": lambda scene: _utf8(scene.exchange),
     "queue": lambda scene: scene.message.ledger.queue,
+    "item": lambda scene: scene.item,
 }
 
 

@@ -101,3 +101,32 @@ def test_a_documents_own_field_wins_and_is_never_doubled(bench: Bench) -> None:
     bench.wait_empty(SECONDS, sidecar)
     assert sidecar.terminate()["ack"] == len(bodies)
     assert bench.documents() == {ident: {"tag": "added"} | json.loads(body) for ident, body in bodies.items()}
+
+
+def test_several_documents_in_one_message_are_settled_together(bench: Bench) -> None:
+    """Arrays, one with bad documents in it: the good ones stay, the bad ones are named."""
+    bench.create_index({"n": {"type": "long"}})
+    bench.declare()
+    bench.publish(
+        [
+            message(b"[%s]" % b",".join(b'{"n":%d}' % (10 * at + item) for item in range(10)), f"m{at}")
+            for at in range(50)
+        ]
+    )
+    mixed = b'[{"n":1},{"n":"a secret word"},7,{"n":2}]'
+    bench.publish([message(mixed, "mixed"), message(b'{"n":1}', "none")])
+    sidecar = bench.sidecar(SPLIT="array")
+    bench.wait_empty(SECONDS, sidecar)
+    account = sidecar.terminate()
+    documents = bench.documents()
+    assert len(documents) == 502
+    assert documents["m49-9"] == {"n": 499}
+    assert documents["mixed-3"] == {"n": 2}
+    assert (account["ack"], account["dead_letter"]) == (50, 2)
+    letters = {letter.properties["message_id"]: letter for letter in bench.dead_letters()}
+    headers = letters["mixed"].properties["headers"]
+    assert letters["mixed"].body == mixed
+    assert headers["sidecar-items"] == "1,2"
+    assert (headers["sidecar-reason"], headers["sidecar-id"]) == ("rejected", "mixed-1")
+    assert "secret" not in headers["sidecar-error-reason"] + sidecar.log.read_text()
+    assert letters["none"].properties["headers"]["sidecar-reason"] == "malformed"

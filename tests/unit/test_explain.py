@@ -336,3 +336,12 @@ def test_the_queue_is_asked_for_where_a_field_or_a_key_needs_it(explained: Expla
         result = explained(b"{}", **settings)
         assert result.exit_code == 2
         assert "the settings ask for queue" in result.stderr
+
+
+def test_each_document_of_a_message_is_shown(explained: Explained) -> None:
+    """Its id is that of the message and its place; one that is refused is told by its place."""
+    result = explained(b'[{"a":1},{"b":2}]', "--message-id", "m", SPLIT="array")
+    assert '{"index":{"_id":"m-0"}}\n{"a":1}\n{"index":{"_id":"m-1"}}\n{"b":2}\n' in result.stdout
+    result = explained(b'[{"a":1},7]', "--message-id", "m", SPLIT="array")
+    assert result.exit_code == 1
+    assert "malformed: document 1 of 2: the body is not a JSON object" in result.stdout

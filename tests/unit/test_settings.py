@@ -674,3 +674,11 @@ def test_an_address_that_is_none_is_refused_with_examples(loaded: Load, text: st
     (problem,) = problems(loaded, SIDECAR_HTTP_ADDRESS=text)
     assert problem.startswith("SIDECAR_HTTP_ADDRESS: must be host:port")
     assert "off" in problem
+
+
+def test_what_is_said_of_documents_in_a_message_fits_together(loaded: Load) -> None:
+    """A place of a document where none has one, and an array of what is no JSON."""
+    assert any("{item}" in one for one in problems(loaded, ID="{message_id}-{item}"))
+    assert any("{item}" in one for one in problems(loaded, FIELDS='{"at":"{item}"}'))
+    assert any("SIDECAR_SPLIT=array takes JSON" in one for one in problems(loaded, SPLIT="array", CONTENT="text"))
+    assert loaded(SPLIT="lines", CONTENT="text", ID="{message_id}-{item}").split == "lines"

@@ -1,0 +1,185 @@
+"""Several documents in one message (``SIDECAR_SPLIT``): its body in pieces, and one settlement for all of them.
+
+Each document is a message of its own on the way to Elasticsearch, with an item and a verdict of its own. The delivery
+is settled when the last of them is decided: acked when all are stored, otherwise dead-lettered whole, with the list of
+those at fault; the good ones stay stored.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Literal, NoReturn
+
+from sidecar.core.document import SPACE, RefusedError, not_utf8
+from sidecar.core.message import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sidecar.core.copies import Letter
+
+Mode = Literal["none", "array", "lines"]
+
+PART_BYTES = 512
+"""What a document takes of the memory limit beside its bytes: the objects that it needs."""
+_DETAIL_CHARACTERS = 1024
+_LISTED_ITEMS = 100
+
+
+def split(message: Message, body: bytes, mode: Mode, most_bytes: int) -> list[Message]:
+    """Return a message for each document of `body`, in order.
+
+    Args:
+        message: whose body it is.
+        body: with its ``content_encoding`` undone.
+        mode: ``array``: the elements of a JSON array; ``lines``: each line that isn't blank.
+        most_bytes: what the documents' objects may take.
+
+    Raises:
+        RefusedError: the body is no such thing, holds no document, or too many.
+    """
+    pieces = _elements(body) if mode == "array" else _lines(body)
+    bodies: list[bytes] = []
+    for piece in pieces:
+        bodies.append(piece)
+        if len(bodies) * PART_BYTES > most_bytes:
+            raise RefusedError("too-large", f"the message holds more than {len(bodies) - 1:,} documents")
+    if not bodies:
+        raise RefusedError("malformed", "the message holds no document")
+    parts = Parts(message, len(bodies))
+    return [parts.make(item, piece) for item, piece in enumerate(bodies)]
+
+
+def _lines(body: bytes) -> Iterator[bytes]:
+    at = 0
+    while at < len(body):
+        end = body.find(b"\n", at)
+        end = end if end >= 0 else len(body)
+        line = body[at:end].strip(SPACE)
+        if line:
+            yield line
+        at = end + 1
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+_DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_no_constant)
+_SPACE = SPACE.decode()
+
+
+def _elements(body: bytes) -> Iterator[bytes]:
+    """Yield the elements of a JSON array, as they are spelled."""
+    try:
+        text = body.strip(SPACE).decode()
+    except UnicodeDecodeError as error:
+        raise not_utf8(error, body) from None
+    if text[:1] != "[" or text[-1:] != "]":
+        raise RefusedError("malformed", "the body is not a JSON array: it doesn't begin with [ and end with ]")
+    at = _skip(text, 1)
+    end = len(text) - 1
+    while at < end:
+        try:
+            _, after = _DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            raise _broken(text, at) from None
+        if after > end:
+            raise _broken(text, at)
+        yield text[at:after].encode()
+        at = _skip(text, after)
+        if at == end:
+            return
+        if text[at] != ",":
+            raise _broken(text, at)
+        at = _skip(text, at + 1)
+        if at == end:
+            raise _broken(text, at)
+    if at != end:
+        raise _broken(text, at)
+
+
+def _skip(text: str, at: int) -> int:
+    while at < len(text) and text[at] in _SPACE:
+        at += 1
+    return at
+
+
+def _broken(text: str, at: int) -> RefusedError:
+    return RefusedError("malformed", f"the body is not a valid JSON array: at byte {len(text[:at].encode())}")
+
+
+class Parts:
+    """The documents of one message: what became of each, and what that means for the message.
+
+    Args:
+        message: as it was delivered.
+        count: of its documents.
+    """
+
+    __slots__ = ("_delayed", "_faults", "_held_bytes", "_open", "count", "message")
+
+    def __init__(self, message: Message, count: int) -> None:
+        self.message = message
+        self.count = count
+        self._open = count
+        self._held_bytes = 0
+        self._faults: list[tuple[int, Letter]] = []
+        self._delayed: Letter | None = None
+
+    def make(self, item: int, body: bytes) -> Message:
+        """Return the message that stands for a document.
+
+        Args:
+            item: its place, from 0.
+            body: its bytes.
+        """
+        whole = self.message
+        part = Message(whole.ledger, whole.tag, whole.redelivered, whole.route, whole.properties, body, 0)
+        part.parts, part.item = self, item
+        part.ledger.hold(part, PART_BYTES + len(body))
+        return part
+
+    def stored(self, part: Message) -> bool:
+        """Note that a document is stored; return whether all are decided."""
+        self._held_bytes += part.held_bytes
+        self._open -= 1
+        return not self._open
+
+    def rejected(self, letter: Letter) -> bool:
+        """Note that a document can't be stored; return whether all are decided."""
+        self._faults.append((letter.message.item, letter))
+        return self.stored(letter.message)
+
+    def delayed(self, letter: Letter) -> bool:
+        """Note that a document can't be stored now; return whether all are decided."""
+        if self._delayed is None or letter.delay_milliseconds > self._delayed.delay_milliseconds:
+            self._delayed = letter
+        return self.stored(letter.message)
+
+    def verdict(self) -> Letter | None:
+        """Return what is to be done with the message when all are decided: None for an ack.
+
+        One that can't be stored now takes the whole message round by the delay queue: its neighbours have ids, and are
+        written again with the same content.
+        """
+        message = self.message
+        message.held_bytes += self._held_bytes  # what was held for the documents goes with it
+        self._held_bytes = 0
+        if self._delayed is not None:
+            return self._delayed._replace(message=message)
+        if not self._faults:
+            return None
+        faults = sorted(self._faults, key=lambda fault: fault[0])
+        _, first = faults[0]
+        # Where it was to go, for the copy's headers: the first one at fault speaks for all.
+        message.line, message.action, message.attempts = (
+            first.message.line,
+            first.message.action,
+            first.message.attempts,
+        )
+        told = "; ".join(f"{item}: {letter.detail}" for item, letter in faults[:_LISTED_ITEMS])
+        detail = f"{len(faults)} of {self.count} documents can't be stored: {told}"
+        return first._replace(
+            message=message, detail=detail[:_DETAIL_CHARACTERS], items=tuple(item for item, _ in faults)
+        )

@@ -1,0 +1,212 @@
+"""`sidecar.core.split`."""
+
+from __future__ import annotations
+
+import gzip
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sidecar.core.compose import Composer, Recipe
+from sidecar.core.copies import Letter, dead_letter_headers
+from sidecar.core.document import RefusedError
+from sidecar.core.split import PART_BYTES, split
+from sidecar.core.template import Template
+from tests.builders import ledger, long_string, message, properties
+
+if TYPE_CHECKING:
+    from sidecar.core.message import Message
+    from sidecar.core.split import Mode
+
+MOST = 1_000_000
+
+
+def bodies(body: bytes, mode: Mode, most: int = MOST) -> list[bytes]:
+    return [part.body for part in split(message(1, body), body, mode, most)]
+
+
+@pytest.mark.parametrize(
+    ("body", "documents"),
+    [
+        (b"[{}]", [b"{}"]),
+        (b' [ {"a":1} , {"b":[1,2]}\n]\r\n', [b'{"a":1}', b'{"b":[1,2]}']),
+        (b'[{"a":1.0,"b":1e400,"c":"\\u00e9,]"}]', [b'{"a":1.0,"b":1e400,"c":"\\u00e9,]"}']),
+        ('[{"a":"é"},{"b":"]"}]'.encode(), ['{"a":"é"}'.encode(), b'{"b":"]"}']),
+        (b'[{"a":\n1}]', [b'{"a":\n1}']),
+        (b'[1,"x",[2],null]', [b"1", b'"x"', b"[2]", b"null"]),
+    ],
+)
+def test_the_elements_of_an_array_keep_their_exact_spelling(body: bytes, documents: list[bytes]) -> None:
+    """What isn't an object is refused as a document of its own, later."""
+    assert bodies(body, "array") == documents
+
+
+@pytest.mark.parametrize(
+    ("body", "documents"),
+    [
+        (b'{"a":1}\n{"b":2}\n', [b'{"a":1}', b'{"b":2}']),
+        (b'{"a":1}\r\n\r\n  {"b":2}', [b'{"a":1}', b'{"b":2}']),
+        (b"\n\nnot JSON\n", [b"not JSON"]),
+    ],
+)
+def test_each_line_that_is_not_blank_is_a_document(body: bytes, documents: list[bytes]) -> None:
+    """With any of the usual line ends, and none at the end."""
+    assert bodies(body, "lines") == documents
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b"", "not a JSON array"),
+        (b'{"a":1}', "not a JSON array"),
+        (b"[]", "no document"),
+        (b"[ ]", "no document"),
+        (b"[{}", "not a JSON array"),
+        (b"[{},]", "at byte 4"),
+        (b"[,{}]", "at byte 1"),
+        (b"[{} {}]", "at byte 4"),
+        (b'["\xc3\xa9",}]', "at byte 6"),
+        (b"[{]}]", "at byte 1"),
+        (b"[{}]]", "at byte 3"),
+        (b"[NaN]", "at byte 1"),
+        (b"[1", "not a JSON array"),
+        (b'["\xff"]', "not UTF-8"),
+        (b"[" * 100_000 + b"]" * 100_000, "at byte 1"),
+    ],
+)
+def test_what_is_no_array_is_malformed_as_a_whole(body: bytes, detail: str) -> None:
+    """Nothing of it is stored: where one document ends and another begins isn't known."""
+    with pytest.raises(RefusedError, match=detail) as caught:
+        bodies(body, "array")
+    assert caught.value.reason == "malformed"
+
+
+def test_blank_lines_hold_no_document() -> None:
+    """Nothing is acked of which nothing was stored."""
+    with pytest.raises(RefusedError, match="no document"):
+        bodies(b" \r\n\n", "lines")
+
+
+def test_what_the_documents_take_beside_their_bytes_is_bounded() -> None:
+    """A few bytes of body could be a million objects otherwise."""
+    assert len(bodies(b"[1,2,3]", "array", 3 * PART_BYTES)) == 3
+    with pytest.raises(RefusedError, match="more than 3 documents") as caught:
+        bodies(b"[1,2,3,4]", "array", 3 * PART_BYTES)
+    assert caught.value.reason == "too-large"
+
+
+def test_memory_is_counted_and_given_back_with_the_message() -> None:
+    """For each document its bytes and objects, until the message is settled."""
+    of = ledger(delivered=1)
+    whole = message(1, b"[{},{}]", of=of)
+    of.held_bytes = whole.held_bytes
+    parts = split(whole, whole.body, "array", MOST)
+    assert of.held_bytes == whole.held_bytes + 2 * (PART_BYTES + 2)
+    for part in parts:
+        assert part.parts is not None
+        part.parts.stored(part)
+    assert parts[0].parts is not None
+    assert parts[0].parts.verdict() is None
+    of.store([whole])
+    assert of.held_bytes == 0
+
+
+def composed(body: bytes, raw: bytes | None = None, **recipe: Any) -> tuple[list[Message], list[tuple[int, str]]]:
+    values = {"index": Template("docs"), "split": "array", **recipe}
+    composer = Composer(Recipe(**values), lambda: "made")
+    raw = properties(message_id=b"m") if raw is None else raw
+    parts, rejects = composer.compose([message(1, body, raw=raw)], 0.0)
+    return parts, [(reject.message.item if reject.message.parts else -1, reject.reason) for reject in rejects]
+
+
+def test_ids_are_the_message_id_and_the_place() -> None:
+    """By default, and with any template over `{item}`."""
+    parts, _ = composed(b"[{},{}]")
+    assert [part.line for part in parts] == [b'{"index":{"_id":"m-0"}}\n', b'{"index":{"_id":"m-1"}}\n']
+    parts, _ = composed(b'[{"k":"a"}]', id_mode="template", id=Template("{body.k}/{item}"))
+    assert parts[0].key == b"docs\0a/0"
+    parts, _ = composed(b"[{}]", b"\0\0")
+    assert parts[0].line == b'{"index":{}}\n'
+
+
+def test_templates_look_into_their_own_document() -> None:
+    """`body.PATH` and `sha256` are those of the document, fields are added to each."""
+    parts, rejects = composed(b'[{"to":"x"},{"to":"y"},{}]', index=Template("{body.to}"))
+    assert [part.line for part in parts] == [
+        b'{"index":{"_index":"x","_id":"m-0"}}\n',
+        b'{"index":{"_index":"y","_id":"m-1"}}\n',
+    ]
+    assert rejects == [(2, "missing-field")]
+
+
+def test_a_bad_document_is_rejected_and_its_neighbours_are_not() -> None:
+    """Each gets the look that a whole body gets."""
+    parts, rejects = composed(b'[{"a":1},2,{"b":2}]')
+    assert [part.item for part in parts] == [0, 2]
+    assert rejects == [(1, "malformed")]
+    parts, rejects = composed(b"{}\n[1]\n{}", split="lines")
+    assert [part.item for part in parts] == [0, 2]
+
+
+def test_a_compressed_body_is_undone_once() -> None:
+    """The documents in it are plain, whatever the property says."""
+    raw = properties(message_id=b"m", content_encoding=b"gzip")
+    parts, _ = composed(gzip.compress(b"[{},{}]", mtime=0), raw)
+    assert [part.source for part in parts] == [b"{}", b"{}"]
+
+
+def test_lines_of_text_are_documents() -> None:
+    """Each of them wrapped."""
+    parts, _ = composed(b"one\ntwo", split="lines", content="text")
+    assert [part.source for part in parts] == [b'{"message":"one"}', b'{"message":"two"}']
+
+
+def test_what_completes_a_group_does_so_with_its_last_document() -> None:
+    """Or the first one would leave alone. A body that is empty is a mere signal, and no document."""
+    raw = properties([(b"end", long_string(b"1"))], message_id=b"m")
+    parts, _ = composed(b"[{},{}]", raw, batch_flush_when=Template("{header.end|}"))
+    assert [part.correlation.completes for part in parts] == [False, True]
+    (signal,), _ = composed(b"", raw, batch_flush_when=Template("{header.end|}"))
+    assert signal.correlation.is_signal
+    assert signal.parts is None
+
+
+def test_the_message_is_dead_lettered_with_the_list_of_those_at_fault() -> None:
+    """When the last one is decided, and not before; the reason is that of the first."""
+    parts, _ = composed(b"[{},{},{},{}]")
+    joint = parts[0].parts
+    assert joint is not None
+    assert not joint.rejected(Letter(parts[3], "rejected", "no number", 400, "document_parsing_exception"))
+    assert not joint.stored(parts[0])
+    assert not joint.stored(parts[2])
+    assert joint.rejected(Letter(parts[1], "missing-field", "the message has no x"))
+    letter = joint.verdict()
+    assert letter is not None
+    assert letter.message is joint.message
+    assert (letter.reason, letter.items) == ("missing-field", (1, 3))
+    assert letter.detail == "2 of 4 documents can't be stored: 1: the message has no x; 3: no number"
+    headers = dict(
+        dead_letter_headers(letter, token=b"1", action="index", index="docs", document_id=b"m-1", failed_at=0.0)
+    )
+    assert headers[b"sidecar-items"] == long_string(b"1,3")
+
+
+def test_of_many_at_fault_the_first_are_listed() -> None:
+    """The header fits into any frame."""
+    letter = Letter(message(1), "rejected", "", items=tuple(range(10_000)))
+    headers = dict(dead_letter_headers(letter, token=b"1", action="", index="", document_id=b"", failed_at=0.0))
+    assert len(headers[b"sidecar-items"]) < 1024
+    assert headers[b"sidecar-items"].endswith("199,…".encode())
+
+
+def test_a_document_that_is_delayed_takes_the_message_along() -> None:
+    """Once all are decided, for the longest delay of them; those at fault are found again when it is back."""
+    parts, _ = composed(b"[{},{},{}]")
+    joint = parts[0].parts
+    assert joint is not None
+    joint.delayed(Letter(parts[0], "index-blocked", "", delay_milliseconds=10))
+    joint.delayed(Letter(parts[1], "index-blocked", "", delay_milliseconds=20))
+    assert joint.rejected(Letter(parts[2], "rejected", ""))
+    letter = joint.verdict()
+    assert letter is not None
+    assert (letter.verdict, letter.delay_milliseconds, letter.message) == ("delay", 20, joint.message)
