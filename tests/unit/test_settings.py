@@ -678,7 +678,11 @@ def test_an_address_that_is_none_is_refused_with_examples(loaded: Load, text: st
 
 def test_what_is_said_of_documents_in_a_message_fits_together(loaded: Load) -> None:
     """A place of a document where none has one, and an array of what is no JSON."""
-    assert any("{item}" in one for one in problems(loaded, ID="{message_id}-{item}"))
-    assert any("{item}" in one for one in problems(loaded, FIELDS='{"at":"{item}"}'))
-    assert any("SIDECAR_SPLIT=array takes JSON" in one for one in problems(loaded, SPLIT="array", CONTENT="text"))
-    assert loaded(SPLIT="lines", CONTENT="text", ID="{message_id}-{item}").split == "lines"
+    (problem,) = problems(loaded, SIDECAR_ID="{message_id}-{item}")
+    assert "{item}" in problem
+    array = {"SIDECAR_SPLIT": "array", "SIDECAR_CONTENT": "text"}
+    (problem,) = problems(loaded, **array)
+    assert "SIDECAR_SPLIT=array takes JSON" in problem
+    assert loaded(**(array | {"SIDECAR_SPLIT": "lines"})).split == "lines"
+    (problem,) = problems(loaded, SIDECAR_ID="auto", SIDECAR_SPLIT="none", SIDECAR_FIELDS='{"at":"{item}"}')
+    assert "{item}" in problem
