@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import random
 import signal
@@ -16,7 +15,7 @@ import sys
 import tempfile
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aiormq.exceptions import AMQPError
 from elasticsearch import ApiError, TransportError
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from sidecar.samples import Sample
 
 QUEUE, DEAD, INDEX = "orders", "orders.dead", "events"
-TEMPLATE = REPOSITORY / "mappings" / "events.json"
+MAPPINGS = REPOSITORY / "mappings"
 POLL_SECONDS = 0.25
 STUCK_SECONDS = 60.0
 INTERRUPTED = 130
@@ -68,10 +67,12 @@ class Demo:
             "SIDECAR_AMQP_QUEUE": QUEUE,
             "SIDECAR_ELASTICSEARCH_URL": servers.elasticsearch_url,
             "SIDECAR_INDEX": INDEX,
+            "SIDECAR_ACTION": "create",  # a data stream takes nothing else
+            "SIDECAR_MAPPINGS_DIR": str(MAPPINGS),
+            "SIDECAR_MAPPINGS_APPLY": "true",
         }
         samples = Samples(options.seed, bad_ratio=options.bad_ratio)
         self._samples: list[Sample] = list(islice(samples, options.count))
-        self._template: dict[str, Any] = json.loads(TEMPLATE.read_text(encoding="utf-8"))
         self._sidecar: Sidecar | None = None
 
     async def run(self) -> bool:
@@ -83,10 +84,9 @@ class Demo:
         documents = Documents(self._servers.elasticsearch_url, INDEX)
         queues = await open_queues(self._servers.amqp_url)
         try:
-            await documents.install(TEMPLATE.stem, self._template)
-            self._screen.say(f"index template {TEMPLATE.relative_to(REPOSITORY)} installed: amount is a number")
             self._sidecar = Sidecar(self._settings, self._folder)
-            self._screen.say(f"sidecar started: {QUEUE} → {INDEX}, rejects → {DEAD}")
+            self._screen.say(f"sidecar started: {QUEUE} → data stream {INDEX}, rejects → {DEAD}")
+            self._screen.say(f"it installs the templates of {MAPPINGS.relative_to(REPOSITORY)}: amount is a number")
             confirmed = await self._move(documents, queues)
             evidence = await self._gather(documents, queues, confirmed)
         except BaseException:

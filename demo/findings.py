@@ -35,10 +35,6 @@ class Documents:
         self._index = index
         self._counted = 0
 
-    async def install(self, name: str, template: dict[str, Any]) -> None:
-        """Install an index template."""
-        await self._client.indices.put_index_template(name=name, **template)
-
     async def count(self) -> int:
         """Return how many documents a search would see; it is up to a second behind."""
         try:

@@ -123,10 +123,10 @@ def test_several_documents_in_one_message_are_settled_together(bench: Bench) -> 
     assert documents["m49-9"] == {"n": 499}
     assert documents["mixed-3"] == {"n": 2}
     assert (account["ack"], account["dead_letter"]) == (50, 2)
-    letters = {letter.properties["message_id"]: letter for letter in bench.dead_letters()}
-    headers = letters["mixed"].properties["headers"]
+    letters = {letter.properties.values["message_id"]: letter for letter in bench.dead_letters()}
+    headers = letters["mixed"].headers
     assert letters["mixed"].body == mixed
     assert headers["sidecar-items"] == "1,2"
     assert (headers["sidecar-reason"], headers["sidecar-id"]) == ("rejected", "mixed-1")
     assert "secret" not in f"{headers}{sidecar.log.read_text()}"
-    assert letters["none"].properties["headers"]["sidecar-reason"] == "malformed"
+    assert letters["none"].headers["sidecar-reason"] == "malformed"

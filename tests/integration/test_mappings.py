@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import urllib.error
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +17,6 @@ from tests.integration.bench import message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.integration.bench import Bench
 
@@ -126,6 +127,29 @@ def test_diff_and_apply_agree_and_apply_is_idempotent(folder: Folder) -> None:
     folder.write()
     assert "left as it is: the cluster has a higher version than 1" in folder.command("apply").stdout
     assert "version: 2" in folder.command("diff").stdout
+
+
+def test_the_templates_that_come_with_it_are_taken(folder: Folder) -> None:
+    """A data stream for events, an index for entities, and their component; the second time nothing changes."""
+    mappings = str(Path(__file__).parents[2] / "mappings")
+    names = ["component template sidecar", "index template customers", "index template events"]
+    try:
+        assert folder.command("apply", SIDECAR_MAPPINGS_DIR=mappings).returncode == 0
+        again = folder.command("apply", SIDECAR_MAPPINGS_DIR=mappings)
+        assert [line.partition(":")[0] for line in again.stdout.splitlines()] == names
+        assert again.stdout.count(": unchanged") == 3
+        folder.bench.es("PUT", "/customers-of-a-test/_doc/1", {"id": "1", "version": 1, "rabbitmq.queue": "q"})
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            folder.bench.es("PUT", "/customers-of-a-test/_doc/2", {"nickname": "T"})
+        events = json.loads(folder.bench.es("POST", "/_index_template/_simulate_index/events"))
+        fields = events["template"]["mappings"]["properties"]
+        assert (fields["@timestamp"]["type"], fields["amount"]["type"]) == ("date", "double")
+        assert fields["rabbitmq"]["properties"]["queue"]["type"] == "keyword"
+    finally:
+        for path in ("customers-of-a-test", "_index_template/customers", "_index_template/events",
+                     "_component_template/sidecar"):  # fmt: skip
+            with suppress(urllib.error.HTTPError):
+                folder.bench.es("DELETE", f"/{path}")
 
 
 def test_a_refusal_and_an_absence_end_with_the_reason(folder: Folder) -> None:
