@@ -19,6 +19,7 @@ import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 from sidecar.core.copies import deliveries
+from sidecar.core.pacing import probe_pause_seconds
 from sidecar.errors import BrokerError
 
 if TYPE_CHECKING:
@@ -34,9 +35,7 @@ if TYPE_CHECKING:
 
 LONGEST_PAUSE_SECONDS = 10.0
 """RabbitMQ bears about 30 s."""
-_LOOK_MIN_SECONDS = 1.0
-_LOOK_GROWTH = 1.5
-_LOOK_MAX_SECONDS = {False: 5.0, True: 30.0}  # at the start, and after a hold
+_LOOK_MAX_SECONDS = 5.0  # at the start, where somebody waits for it; after a hold looks become as rare as probes
 _TRIAL_MIN_SECONDS = 30.0
 _TRIAL_MAX_SECONDS = 300.0
 _LEAST_PROBES = 3
@@ -291,9 +290,8 @@ class Consuming:
         if reason is not None:
             if self._looks == 1:
                 self._log.warning("elasticsearch.unreachable", reason=reason)
-            most = _LOOK_MAX_SECONDS[self._keeper.held is not None]
-            bound = min(most, _LOOK_MIN_SECONDS * _LOOK_GROWTH ** min(self._looks - 1, 60))
-            self._look_at = self._now() + bound * (0.8 + 0.2 * self._dice.random())
+            pause = probe_pause_seconds(self._looks, self._dice.random())
+            self._look_at = self._now() + (pause if self._keeper.held is not None else min(pause, _LOOK_MAX_SECONDS))
             return
         if self._looks > 1:
             self._log.info("elasticsearch.reached", tries=self._looks)

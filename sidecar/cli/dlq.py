@@ -414,7 +414,7 @@ async def _count(desk: _Desk, box: LetterBox, wanted: Choice, stop: asyncio.Even
 
 
 async def _remove(desk: _Desk, box: LetterBox, wanted: Choice, most: int, stop: asyncio.Event) -> int:
-    chosen = removed = 0
+    chosen = 0
 
     def judge(letter: Letter, _: Message) -> Verdict:
         nonlocal chosen
@@ -426,6 +426,7 @@ async def _remove(desk: _Desk, box: LetterBox, wanted: Choice, most: int, stop: 
         return Verdict.TAKE
 
     with _progress("removing", most) as advance:
+        removed = 0
 
         async def act(part: list[tuple[Letter, Message]]) -> list[str | None]:
             nonlocal removed

@@ -189,10 +189,7 @@ def _properties(values: Mapping[str, str], headers: Iterable[tuple[str, str]]) -
     """Return a property set as it comes off the wire."""
     raw = {name: _property(name, text) for name, text in values.items()}
     fields = [(_short(name, "a header's name"), properties.text_value(os.fsencode(text))) for name, text in headers]
-    if fields:
-        table = properties.table(fields)
-        raw[_HEADERS] = len(table).to_bytes(4, "big") + table
-    return properties.join(raw)
+    return properties.join_with_headers(raw, fields) if fields else properties.join(raw)
 
 
 def _property(name: str, text: str) -> bytes:

@@ -9,7 +9,6 @@ dropped as a cycle. They move to headers ``sidecar-original-*``.
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from sidecar.core.properties import (
@@ -19,12 +18,13 @@ from sidecar.core.properties import (
     fields,
     header,
     join,
+    join_with_headers,
     number_value,
     split,
-    table,
     text_value,
 )
 from sidecar.core.template import FIRST_EXCHANGE, FIRST_ROUTING_KEY, RECEIVED_AT, RETRY_COUNT, Scene
+from sidecar.core.times import iso
 
 if TYPE_CHECKING:
     from sidecar.core.message import Message
@@ -153,15 +153,11 @@ def delay_headers(letter: Letter, *, token: bytes, document_id: bytes, now: floa
     added = [
         (TOKEN_HEADER, text_value(token)),
         (RETRY_COUNT, number_value(letter.rounds)),
-        (RECEIVED_AT, text_value(_moment(first.received_at))),
+        (RECEIVED_AT, text_value(iso(first.received_at))),
         (FIRST_EXCHANGE, text_value(first.exchange)),
         (FIRST_ROUTING_KEY, text_value(first.routing_key)),
     ]
     return [*added, (b"sidecar-id", text_value(document_id))] if document_id else added
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def dead_letter_headers(
@@ -186,7 +182,7 @@ def dead_letter_headers(
         (b"sidecar-status", number_value(letter.status)),
         (b"sidecar-error-type", text_value(letter.error_type)),
         (b"sidecar-attempts", number_value(message.attempts)),
-        (b"sidecar-failed-at", text_value(_moment(failed_at))),
+        (b"sidecar-failed-at", text_value(iso(failed_at))),
         (b"sidecar-queue", text_value(message.ledger.queue)),
         (b"sidecar-action", text_value(action)),
         (b"sidecar-exchange", text_value(first.exchange)),
@@ -277,8 +273,7 @@ def _fit(values: dict[str, bytes], kept: list[Field], added: list[Field], limit_
         cut[name] = None
         if len(cut) <= _MAX_NOTE_BYTES:  # what comes after that many names is not told any more
             note = [(b"sidecar-cut", text_value(b", ".join(cut)[:_MAX_NOTE_BYTES]))]
-    content = table([field for field in every if field is not _LEFT_OUT] + note)
-    return join({**values, "headers": len(content).to_bytes(_LENGTH_BYTES, "big") + content})
+    return join_with_headers(values, [field for field in every if field is not _LEFT_OUT] + note)
 
 
 def _field_bytes(field: Field) -> int:

@@ -9,7 +9,6 @@ A replayed message is the original but for what would keep it from arriving in i
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,18 +20,16 @@ from sidecar.core.properties import (
     decode,
     fields,
     headers,
-    join,
+    join_with_headers,
     number_value,
     short,
     split,
-    table,
     text_value,
 )
 from sidecar.core.template import FIRST_EXCHANGE, FIRST_ROUTING_KEY, RECEIVED_AT, RETRY_COUNT
+from sidecar.core.times import iso
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from sidecar.core.message import Message
 
 REPLAYS = b"sidecar-replays"
@@ -46,10 +43,12 @@ _ID, _QUEUE = b"sidecar-id", b"sidecar-queue"
 _ADDED = frozenset({
     TOKEN_HEADER, b"sidecar-reason", b"sidecar-status", b"sidecar-error-type", b"sidecar-attempts",
     b"sidecar-failed-at", _QUEUE, b"sidecar-action", b"sidecar-index", b"sidecar-error-reason",
-    b"sidecar-cut",
+    b"sidecar-items", b"sidecar-cut",
 })  # fmt: skip
 _MEMORY = frozenset({FIRST_EXCHANGE, FIRST_ROUTING_KEY, RECEIVED_AT, RETRY_COUNT, REPLAYS, _ID})
-_TOLD_ONLY = frozenset({"sidecar-error-type", "sidecar-action", "sidecar-index", "sidecar-error-reason"})
+_TOLD_ONLY = frozenset({
+    "sidecar-error-type", "sidecar-action", "sidecar-index", "sidecar-items", "sidecar-error-reason",
+})  # fmt: skip
 """Headers that may be cut: a replay doesn't need them."""
 
 _ORIGINAL = b"sidecar-original-"
@@ -187,7 +186,7 @@ def _time(seconds: object) -> str:
     if not isinstance(seconds, int):
         return ""
     try:
-        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return iso(seconds)
     except (ValueError, OverflowError, OSError):
         return ""
 
@@ -321,7 +320,7 @@ def replayed(message: Message, letter: Letter, *, token: bytes, user: str | None
     """
     values, own = _uncounted(message)
     # A letter of RabbitMQ's own making still has in place what the sidecar moves aside.
-    values = split(copy_properties(_with_headers(values, own), [], _NO_LIMIT))
+    values = split(copy_properties(join_with_headers(values, own), [], _NO_LIMIT))
     own = list(fields(values.pop("headers")[_LENGTH_BYTES:]))
     remembered = {name: value for name, value in own if name in _MEMORY}
     kept = [field for field in own if field[0] not in _ADDED | _MEMORY]
@@ -338,7 +337,7 @@ def replayed(message: Message, letter: Letter, *, token: bytes, user: str | None
     if remembered.get(_ID, b"")[:1] == b"S" and letter.document_id:
         kept.append((_ID, remembered[_ID]))
     kept.append((REPLAYS, number_value(letter.replays + 1)))
-    return _with_headers(values, kept)
+    return join_with_headers(values, kept)
 
 
 def _restored(values: dict[str, bytes], field: Field, user: str | None) -> bool:
@@ -376,7 +375,7 @@ def renewed(message: Message, *, token: bytes, limit_bytes: int) -> bytes:
     origin = read(message, 0).queue
     if origin and all(name != _QUEUE for name, _ in own):  # what tells it now may be dropped from the copy
         own.append((_QUEUE, text_value(origin)))
-    return copy_properties(_with_headers(values, own), [], limit_bytes)
+    return copy_properties(join_with_headers(values, own), [], limit_bytes)
 
 
 def _uncounted(message: Message) -> tuple[dict[str, bytes], list[Field]]:
@@ -384,11 +383,6 @@ def _uncounted(message: Message) -> tuple[dict[str, bytes], list[Field]]:
     values = split(message.properties)
     own = fields(values.pop("headers", b"")[_LENGTH_BYTES:])
     return values, [field for field in own if field[0] not in _DELIVERIES]
-
-
-def _with_headers(values: dict[str, bytes], own: Iterable[Field]) -> bytes:
-    content = table(own)
-    return join({**values, "headers": len(content).to_bytes(_LENGTH_BYTES, "big") + content})
 
 
 def _short_string(data: bytes) -> bytes:

@@ -52,6 +52,19 @@ def backoff_seconds(tries: int, roll: float, least: float, most: float) -> float
     return roll * min(most, least * 2.0 ** min(tries - 1, 60))
 
 
+def probe_pause_seconds(probes: int, roll: float) -> float:
+    """Return the pause after a probe that failed, in seconds.
+
+    Little jitter: full jitter would let most probes come too soon, and a server that starts pays for each.
+
+    Args:
+        probes: that failed so far, from 1.
+        roll: a uniform number from 0 to 1.
+    """
+    bound = min(LAST_PROBE_SECONDS, FIRST_PROBE_SECONDS * PROBE_GROWTH ** min(probes - 1, 60))
+    return bound * (0.8 + 0.2 * roll)
+
+
 class Pacing:
     """Additive increase, multiplicative decrease of the requests in flight, and a breaker for outages.
 
@@ -211,9 +224,7 @@ class Pacing:
             self._probing = False
         if was_probe or self.held is None:
             self._probes += 1
-            bound = min(LAST_PROBE_SECONDS, FIRST_PROBE_SECONDS * PROBE_GROWTH ** min(self._probes - 1, 60))
-            # Little jitter: full jitter would let most probes come too soon, and a server that starts pays for each.
-            self._pause_until = now + max(bound * (0.8 + 0.2 * roll), retry_after_seconds)
+            self._pause_until = now + max(probe_pause_seconds(self._probes, roll), retry_after_seconds)
         if news or self.held is None:
             self.held, self._held_kind = reason, kind
         return news

@@ -326,6 +326,12 @@ def split(properties: bytes) -> dict[str, bytes]:
     return values
 
 
+def join_with_headers(values: dict[str, bytes], headers: Iterable[Field]) -> bytes:
+    """Return a property set made of raw values, with these headers."""
+    content = table(headers)
+    return join({**values, "headers": len(content).to_bytes(4, "big") + content})
+
+
 def join(values: dict[str, bytes]) -> bytes:
     """Return a property set made of raw values (as from `split`)."""
     flags, parts = 0, []

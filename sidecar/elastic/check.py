@@ -19,9 +19,7 @@ from yarl import URL
 
 from sidecar.core.bulk import ACCEPT
 from sidecar.core.check import Finding, names_pattern, on_data_stream
-from sidecar.elastic.sink import _RAW as RAW
-from sidecar.elastic.sink import _sentence as sentence
-from sidecar.elastic.sink import authorization, nodes
+from sidecar.elastic.sink import NOT_THERE_YET, RAW, authorization, nodes, sentence
 
 if TYPE_CHECKING:
     from elastic_transport import NodeConfig
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from sidecar.elastic.sink import Connection
 
 _OK, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 200, 401, 403, 404
-_NOT_THERE_YET = frozenset({502, 503, 504})
 _LOOK_SECONDS = 10.0
 _PRODUCT = "x-elastic-product"
 _JSON_TYPE = "application/vnd.elasticsearch+json"
@@ -152,7 +149,7 @@ async def _try(node: _Node) -> Finding | None:
             "mend SIDECAR_ELASTICSEARCH_USERNAME and _PASSWORD (or _API_KEY, _BEARER_TOKEN); see that none is expired"
         )
         return Finding("problem", node.where, what, mend)
-    if reply.status in _NOT_THERE_YET:
+    if reply.status in NOT_THERE_YET:
         what = f"it answered {reply.status}: it, or what stands before it, is not ready"
         return Finding("problem", node.where, what, "wait until the cluster is up, or look at the proxy before it")
     if not reply.is_elasticsearch:

@@ -34,7 +34,7 @@ for _name in ("elastic_transport", "elastic_transport.node", "elasticsearch"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 _UNAUTHORIZED = 401
-_NOT_THERE_YET = frozenset({502, 503, 504})
+NOT_THERE_YET = frozenset({502, 503, 504})
 _LOOK_SECONDS = 10.0
 """How long a look at a node may take: it asks for next to nothing."""
 _ADDRESS = re.compile(r"(https?://[^/\s?]+)[^\s]*")
@@ -55,7 +55,7 @@ class _Raw(Serializer):
         return data
 
 
-_RAW = _Raw()
+RAW = _Raw()
 _MIMETYPES = (
     "application/vnd.elasticsearch+json",
     "application/vnd.elasticsearch+x-ndjson",
@@ -177,7 +177,7 @@ class ElasticSink:
         self._client = AsyncElasticsearch(
             configs,
             http_compress=connection.compress,
-            serializers=dict.fromkeys(_MIMETYPES, _RAW),
+            serializers=dict.fromkeys(_MIMETYPES, RAW),
             node_pool_class=_Nodes,
         )
         self._pool = cast("_Nodes", self._client.transport.node_pool)
@@ -213,7 +213,7 @@ class ElasticSink:
         # 403 is an answer to a login that was accepted, of a user who may write but not look at the cluster.
         if answer.status == _UNAUTHORIZED:
             return f"Elasticsearch answered {answer.status}: it doesn't accept the login"
-        if answer.status in _NOT_THERE_YET:
+        if answer.status in NOT_THERE_YET:
             return f"Elasticsearch answered {answer.status}: it is not there yet"
         return None
 
@@ -241,7 +241,7 @@ class ElasticSink:
                 self._look_after_nodes()
                 if others and _never_sent(error):
                     continue
-                raise SinkError(f"no answer from Elasticsearch: {_sentence(error)}") from error
+                raise SinkError(f"no answer from Elasticsearch: {sentence(error)}") from error
             except ValueError as error:
                 raise SinkError(f"no answer from Elasticsearch: {error}") from error
             if self._pool.away:
@@ -269,7 +269,7 @@ class ElasticSink:
             answer = await cast("BaseAsyncNode", node).perform_request(
                 "GET", "/", headers=headers, request_timeout=seconds
             )
-            if answer.meta.status not in _NOT_THERE_YET:
+            if answer.meta.status not in NOT_THERE_YET:
                 self._pool.mark_live(node)
 
     async def close(self) -> None:
@@ -285,7 +285,7 @@ def _never_sent(error: TransportError) -> bool:
     return isinstance(_cause(error), aiohttp.ClientConnectorError)
 
 
-def _sentence(error: TransportError) -> str:
+def sentence(error: TransportError) -> str:
     """Return what went wrong: the node is in it, the request and its login are not."""
     cause = _cause(error)
     if isinstance(cause, aiohttp.ClientConnectorCertificateError):
