@@ -15,6 +15,7 @@ from sidecar.core.copies import Letter, delay_seconds, may_go_round, own_doing, 
 from sidecar.core.pacing import backoff_seconds
 from sidecar.core.policy import Course, Fate, Rule, Verdict, decide, judge, judge_request
 from sidecar.core.properties import published_at
+from sidecar.core.suspects import Suspects
 
 if TYPE_CHECKING:
     import random
@@ -100,6 +101,7 @@ class Concluding:
         # Where all messages have one target and that is blocked, everything waits; where they have several, the others'
         # messages may just be rare.
         self._blocked_guard = BLOCKED_GUARD if plan.recipe.path_index is not None else 0
+        self._suspects = Suspects()
         self._succeeded_sent_at = -1.0  # when the last request left that was answered item by item
         self._throttled_silent_until = 0.0
 
@@ -382,7 +384,7 @@ class Concluding:
             batch.suspected_at = self._now()
         if len(batch.messages) > 1:
             self._split(batch, "refused")
-        elif self._succeeded_sent_at >= batch.suspected_at:
+        elif self._succeeded_sent_at >= self._suspects.since(batch.messages[0], batch.suspected_at):
             message = batch.messages[0]
             detail = bulk.blank(fault.reason, message.source or message.body)
             self._heard()

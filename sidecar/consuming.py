@@ -138,7 +138,7 @@ class Consuming:
         self._held_since: float | None = None
         self._give_up_at = 0.0
         self._probes_before = 0
-        self._asked = 0
+        self._asked = self._asked_for = 0  # how often the last probe was waited for, and its number
         self._paused_at: float | None = None
         self._settled_items = 0  # since the consumers began
         self._worn_silent_until = 0.0
@@ -345,13 +345,16 @@ class Consuming:
         self._held_since = self._now()
         self._give_up_at = self._held_since + self._hold_max_seconds
         self._probes_before = self._keeper.probes
-        self._asked = 0
+        self._asked = self._asked_for = 0
 
     async def _give_up_holding(self, session: BrokerSession) -> None:
         """Give everything back: an outage is too long to sit it out with messages that others could have."""
+        probes = self._keeper.probes
+        if probes != self._asked_for:
+            self._asked, self._asked_for = 0, probes
         # What is on its way would be there twice, or stored twice; a probe that hangs is not waited for.
         on_its_way = self._keeper.copies_on_their_way or (self._keeper.probing and self._asked < _ASKED_MOST)
-        if on_its_way or self._keeper.probes < self._probes_before + _LEAST_PROBES:
+        if on_its_way or probes < self._probes_before + _LEAST_PROBES:
             self._asked += 1
             self._give_up_at = self._now() + _ASK_AGAIN_SECONDS
             return
