@@ -85,6 +85,16 @@ class Failure(NamedTuple):
     caused_by: str = ""
 
 
+TARGET_FAILURES = {
+    "blocked": Failure(
+        403, "cluster_block_exception", "index [documents] blocked by: [FORBIDDEN/8/index write (api)];"
+    ),
+    "closed": Failure(400, "index_closed_exception", "closed"),
+    "missing": Failure(404, "index_not_found_exception", "no such index"),
+}
+"""What items meet whose index takes nothing: a matter of its state, not of theirs."""
+
+
 @dataclass(slots=True)
 class Item:
     """An operation, as read from the body of a request."""
@@ -378,6 +388,7 @@ class Elasticsearch:
     def _admit(self, items: list[Item]) -> list[bool]:
         """Say of each item whether the write pool has room for it: piece by piece of the body, and shard by shard."""
         if self.capacity_items is None:
+            self._busy_items += len(items)  # should the pool become small meanwhile
             return [True] * len(items)
         admitted = [False] * len(items)
         start = 0
@@ -409,8 +420,7 @@ class Elasticsearch:
         results = []
         for at, (item, has_room) in enumerate(zip(items, admitted, strict=True)):
             if has_room:
-                if self.capacity_items is not None:
-                    self._busy_items -= 1
+                self._busy_items -= 1
                 results.append((item.action, self._apply(request, item, at)))
             else:
                 results.append((item.action, _REJECTED_EXECUTION))

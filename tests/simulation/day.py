@@ -271,8 +271,6 @@ def _faults(dice: random.Random, setting: Setting) -> tuple[Fault, ...]:
         at = dice.uniform(0.0, 30.0) if dice.random() < 0.5 else dice.uniform(0.0, 3.0)
         seconds = dice.choice((dice.uniform(0.1, 2.0), dice.uniform(0.1, 25.0)))
         share = 1.0 if dice.random() < 0.6 else dice.uniform(0.1, 0.9)
-        if kind in ("refuses all", "parameter"):
-            share = 1.0  # a fault that fails some requests with a 400 and others not can't be told from items at fault
         target = ""
         if family is ITEM_FAULTS:
             target = _index(dice.randrange(3), setting)

@@ -1,6 +1,7 @@
 """What must hold, by the contract: the judge knows the plan, what the broker saw and what Elasticsearch did.
 
-It asks the product for two things only, its account and its ledgers, in order to hold them against what it knows.
+It asks the product for three things only, its account, its ledgers and whether it is held, in order to hold them
+against what it knows.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ MESSAGE_BYTES = 1024  # what a message is reckoned at, besides its own bytes
 _BLOCKED = ("cluster_block_exception", "index_closed_exception", "security_exception")
 _YOUNG_SECONDS = 0.5  # a request that was not waited for longer was cut off without need
 _OVER_THE_LIMIT_SECONDS = 2.0
+_UNTOLD = ("publication", "errors", "suspected_at")
 _SOURCE_FAULTS = ("proxy 503", "proxy 502", "login", "forbidden", "parameter", "REFUSED", "LOST_BEFORE", "LOST_AFTER")
 
 
@@ -59,12 +61,15 @@ class Fate:
         refused: how often it was in a request that was answered with a 413 or 429.
         waits: results for which it waits in place, and which don't count.
         errors: the types of all errors that its items met.
+        suspected_at: when a request with it was refused first, in seconds, by the sidecar that sent it.
+        blamed: it was refused alone, and another request has succeeded since it was suspected.
         uncertain: an operation of it may be applied long after, or others may overtake it.
     """
 
     __slots__ = (
         "acks",
         "applied",
+        "blamed",
         "conflicts",
         "counted",
         "dead",
@@ -74,6 +79,7 @@ class Fate:
         "publication",
         "refused",
         "returns",
+        "suspected_at",
         "uncertain",
         "unknown",
         "waits",
@@ -84,11 +90,12 @@ class Fate:
         self.deliveries = self.returns = self.acks = self.applied = self.conflicts = self.dead = self.delays = 0
         self.unknown = self.counted = self.refused = self.waits = 0
         self.errors: dict[str, None] = {}
-        self.uncertain = False
+        self.suspected_at: dict[Life, float] = {}
+        self.uncertain = self.blamed = False
 
     def __repr__(self) -> str:
         """Show what is known."""
-        known = {name: getattr(self, name) for name in self.__slots__ if name not in ("publication", "errors")}
+        known = {name: getattr(self, name) for name in self.__slots__ if name not in _UNTOLD}
         told = ", ".join(f"{name} {value}" for name, value in known.items() if value)
         return (
             f"{self.publication.body[:40]!r} ({told or 'nothing'}{', ' if self.errors else ''}{', '.join(self.errors)})"
@@ -103,31 +110,26 @@ class Judge:
         broker: the simulated one.
         elastic: the simulated one.
         lives: of all sidecars there ever were.
-        strict: excuse nothing that is known (see `tests/simulation/test_known.py`).
 
     Attributes:
         fates: of every message, by number.
         first: the first discrepancy that was found, or None.
     """
 
-    def __init__(
-        self, day: Day, broker: Broker, elastic: Elasticsearch, lives: list[Life], *, strict: bool = False
-    ) -> None:
+    def __init__(self, day: Day, broker: Broker, elastic: Elasticsearch, lives: list[Life]) -> None:
         self.day = day
         self.setting = day.setting
         self.fates: dict[int, Fate] = {}
         self.first: Discrepancy | None = None
         self.histories: dict[tuple[str, str], list[int]] = {}
         self.nacks = self.rejects = self.acks = self.dead = self.delays = self.losses = 0
-        self.copied_and_given_back = 0
         self._broker = broker
         self._elastic = elastic
         self._lives = lives
-        self._strict = strict
         self._by_body: dict[bytes, int] = {}
         self._by_source: dict[bytes, int] = {}
         self._open: dict[int, list[tuple[Life, Sent]]] = {}  # the requests in which a message is
-        self._anonymous = self.setting.id_mode == "none"
+        self._succeeded_sent_at: dict[Life, float] = {}  # when the last request left that was answered item by item
 
     def fault(self, rule: str, detail: str, number: int | None = None) -> None:
         """Note a discrepancy; it is raised between two turns, for callbacks can't."""
@@ -164,8 +166,13 @@ class Judge:
     def delivered(self, life: Life, session: SimulatedSession, chunk: list[Stored]) -> None:
         """Note deliveries; and see whether there was room for them."""
         life.received += len(chunk)
+        if life.stop.is_set():
+            life.late.update(dict.fromkeys(chunk))
         for stored in chunk:
-            self.fates[self._by_body[stored.body]].deliveries += 1
+            fate = self.fates[self._by_body[stored.body]]
+            fate.deliveries += 1
+            # It left the order when it was rejected, and its copy was never confirmed: now it comes late.
+            fate.uncertain |= fate.deliveries > 1 and not fate.publication.guilty and self._deserves(fate)
         if session.prefetch > self.setting.prefetch:
             self.fault("prefetch", f"{session.prefetch} asked for, {self.setting.prefetch} configured")
         size = sum(map(_held_bytes, chunk))
@@ -174,13 +181,16 @@ class Judge:
             asyncio.get_running_loop().call_later(_OVER_THE_LIMIT_SECONDS, self._look_at_memory, life, 1)
 
     def _held(self, life: Life) -> int:
-        """What the sidecar holds and may not forget: delivered, and neither settled nor stored."""
+        """What the sidecar holds and may not forget: delivered before SIGTERM, and neither settled nor stored.
+
+        What comes later isn't kept where there is no room: it goes back with the rest when that is answered.
+        """
         return sum(
             _held_bytes(stored)
             for session in life.sessions[-1:]
             for channel in session.channels
             for stored in channel.unacked.values()
-            if not self._decided(self.fates[self._by_body[stored.body]])
+            if stored not in life.late and not self._decided(self.fates[self._by_body[stored.body]])
         )
 
     def _decided(self, fate: Fate) -> bool:
@@ -215,10 +225,11 @@ class Judge:
         return bool(fate.unknown or fate.deliveries > 1 or fate.delays)
 
     def _deserves(self, fate: Fate) -> bool:
-        """Whether a message may leave for the dead letters."""
+        """Whether a message may leave for the dead letters; what spoils whole requests only once that is clear."""
         setting = self.setting
         return (
-            fate.publication.guilty
+            (fate.publication.guilty and fate.publication.kind != "poison")
+            or fate.blamed
             or (setting.on_index_missing == "dead-letter" and "index_not_found_exception" in fate.errors)
             or (setting.on_index_blocked == "dead-letter" and any(name in fate.errors for name in _BLOCKED))
             or fate.counted >= setting.retry_max_attempts
@@ -258,22 +269,12 @@ class Judge:
             self.losses += 1
         else:
             self.nacks += 1
-            fate.unknown += self._given_back_in_work(number, fate)
+            fate.unknown += self._given_back_in_work(number)
 
-    def _given_back_in_work(self, number: int, fate: Fate) -> bool:
-        """Whether a message went back whose answer may still come, long after it was asked for.
-
-        Known: a hold that is given up may give back what a probe has just left with, and a drain what a copy is on its
-        way of.
-        """
-        if fate.delays + fate.dead > fate.acks and not self._strict:
-            self.copied_and_given_back += 1
-            return True
+    def _given_back_in_work(self, number: int) -> bool:
+        """Whether a message went back whose answer may still come, long after it was asked for."""
         now = asyncio.get_running_loop().time()
-        return any(
-            now - sent.at >= _YOUNG_SECONDS or not (life.stop.is_set() or self._strict)
-            for life, sent in self._open.get(number, ())
-        )
+        return any(now - sent.at >= _YOUNG_SECONDS for _, sent in self._open.get(number, ()))
 
     # Requests --------------------------------------------------------------------------------------------------------
 
@@ -317,6 +318,11 @@ class Judge:
         seconds = asyncio.get_running_loop().time() - sent.at
         unknown = sent.outcome != "200" or not _complete(sent)
         cut_off = sent.outcome == "cut off"
+        life.well = sent.outcome == "200" and sent.request is not None and sent.request.outcome == "stored"
+        if not unknown:
+            self._succeeded_sent_at[life] = max(sent.at, self._succeeded_sent_at.get(life, 0.0))
+        elif sent.outcome == "400" and b"unrecognized parameter" not in sent.body:  # that is the configuration's fault
+            self._suspect(life, sent)
         if cut_off and not life.crashed and seconds < _YOUNG_SECONDS:
             unknown = False  # it wasn't waited for: that excuses nothing
         for item in sent.items:
@@ -331,6 +337,20 @@ class Judge:
             # Whatever is refused as a whole, or not answered, may count once it is known not to be an outage.
             fate.counted += unknown
             fate.uncertain |= cut_off or (sent.request is not None and sent.request.outcome == "late")
+
+    def _suspect(self, life: Life, sent: Sent) -> None:
+        """Note what a request that was refused as a whole says of its items.
+
+        One is to blame when it is refused alone and another request has succeeded since: that left after the first
+        refusal. (A fault of every request that begins just then is taken for the item's; nobody could tell.)
+        """
+        for item in sent.items:
+            number = self.item_number(item)
+            fate = self.fates.get(number) if number is not None else None
+            if fate is None:
+                continue
+            since = fate.suspected_at.setdefault(life, asyncio.get_running_loop().time())
+            fate.blamed |= len(sent.items) == 1 and self._succeeded_sent_at.get(life, -1.0) >= since
 
     def result(self, item: Item, result: int | Failure) -> None:
         """Note what Elasticsearch did with an item."""
@@ -361,6 +381,9 @@ class Judge:
         for life in self._lives:
             if life.over:
                 continue
+            if life.well and life.pipeline.held is not None:
+                self.fault("held", f"{life.name} is held, though all of a request was stored: {life.pipeline.held}")
+            life.well = False
             account = life.pipeline.account
             received = account.received.total()
             in_flight = received - account.settled.total()
@@ -403,13 +426,11 @@ class Judge:
             body = fate.publication.body
             if rejected[body] and not self._deserves(fate):
                 self._about(number, "innocent dead", "rejected to the broker")
-            # Known: what is at fault wears out where nothing else comes to compare it with.
-            worn_out = dropped[body] and fate.publication.guilty and not self._strict
-            if dropped[body] and not worn_out:
+            if dropped[body]:
                 self._about(number, "worn", "the broker dropped it: it came back too often")
             discarded = self.setting.on_reject == "discard" and fate.acks and self._deserves(fate)
             stored = fate.applied or (fate.conflicts and fate.acks)
-            if not (stored or fate.dead or rejected[body] or discarded or worn_out):
+            if not (stored or fate.dead or rejected[body] or discarded):
                 self._about(number, "lost")
 
     def _judge_order(self) -> None:
@@ -455,12 +476,7 @@ class Judge:
 
     def _judge_accounts(self) -> None:
         """Where no session was lost, what all sidecars count is exactly what the broker saw."""
-        if (
-            self.losses
-            or self.copied_and_given_back
-            or any(life.crashed for life in self._lives)
-            or self._lost_sessions()
-        ):
+        if self.losses or any(life.crashed for life in self._lives) or self._lost_sessions():
             return
         settled: Counter[str] = Counter()
         for life in self._lives:

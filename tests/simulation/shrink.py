@@ -23,13 +23,12 @@ _PLAINER = (
 )  # fmt: skip
 
 
-def shrink(day: Day, rule: str, *, most_seconds: float = 60.0, strict: bool = False) -> Day:
+def shrink(day: Day, rule: str, *, most_seconds: float = 60.0) -> Day:
     """Return the smallest day that was found which breaks the same rule.
 
     Args:
         day: one that breaks it.
         rule: the name of the rule.
-        strict: as the day is judged.
         most_seconds: of real time; what was reached by then is returned.
     """
     until = time.monotonic() + most_seconds
@@ -37,7 +36,7 @@ def shrink(day: Day, rule: str, *, most_seconds: float = 60.0, strict: bool = Fa
     def fails(candidate: Day) -> bool:
         if time.monotonic() > until:
             return False
-        found = play(candidate, strict=strict).discrepancy
+        found = play(candidate).discrepancy
         return found is not None and found.rule == rule
 
     before = None

@@ -36,6 +36,7 @@ def seeds_until_found(bug: Planted) -> int:
         for seed in range(MOST_SEEDS):
             played = play(draw(seed))
             if played.discrepancy is not None:
+                assert played.discrepancy.rule != "fell", f"{bug.name} doesn't fit the product: {played.discrepancy}"
                 print(f"{bug.name} ({bug.area}): after {seed + 1} seeds, {str(played.discrepancy)[:160]}")
                 return seed + 1
     pytest.fail(f"{bug.name}: not found in {MOST_SEEDS} days: {bug.breaks}")

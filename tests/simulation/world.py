@@ -19,7 +19,15 @@ from tests.builders import long_string
 from tests.builders import properties as raw_properties
 from tests.fakes import clock
 from tests.fakes.broker import Broker, properties
-from tests.fakes.elasticsearch import Client, Elasticsearch, Failure, Refusal, Trouble, must_be_number
+from tests.fakes.elasticsearch import (
+    TARGET_FAILURES,
+    Client,
+    Elasticsearch,
+    Failure,
+    Refusal,
+    Trouble,
+    must_be_number,
+)
 from tests.simulation.day import (
     BEACONS,
     BROKER_FAULTS,
@@ -54,14 +62,15 @@ _REFUSALS = {
     "parameter": Refusal(400, "illegal_argument_exception", "request [/_bulk] contains unrecognized parameter: [x]"),
 }
 _FAILURES = {
-    "blocked": Failure(403, "cluster_block_exception", "index blocked by: [FORBIDDEN/8/index write (api)];"),
-    "closed": Failure(400, "index_closed_exception", "closed"),
-    "missing": Failure(404, "index_not_found_exception", "no such index"),
+    **TARGET_FAILURES,
     "no privilege": Failure(403, "security_exception", "action [indices:data/write/bulk[s]] is unauthorized"),
     "shards": Failure(503, "unavailable_shards_exception", "primary shard is not active"),
     "failing": Failure(500, "internal_server_error", "something broke"),
     "item breaker": Failure(429, "circuit_breaking_exception", "[parent] Data too large"),
 }
+
+_ROOM_ITEMS = {"pool": 3, "rejecting": 0}
+"""What the write pool takes while a fault lasts."""
 
 
 class Log:
@@ -84,6 +93,8 @@ class Life:
 
     Attributes:
         received: messages that the broker's side handed to it.
+        late: those of them that came after SIGTERM.
+        well: the last thing that it heard of Elasticsearch, in this turn of the loop, is that a request was stored.
         crashed: it was killed.
         over: it isn't there any more.
     """
@@ -95,8 +106,9 @@ class Life:
         self.client = Client(world.elastic)
         self.sessions: list[SimulatedSession] = []
         self.received = 0
+        self.late: dict[Stored, None] = {}
         self.largest_chunk_bytes = 0
-        self.crashed = self.over = False
+        self.crashed = self.over = self.well = False
         self.began_at = asyncio.get_running_loop().time()
         self.ended_at = 0.0
         log = cast("FilteringBoundLogger", Log(world, self.name))
@@ -135,13 +147,12 @@ class World:
     Args:
         day: the plan.
         telling: keep a trace.
-        strict: excuse nothing that is known.
 
     Attributes:
         trace: what happened, by time: seconds, who, what.
     """
 
-    def __init__(self, day: Day, *, telling: bool = False, strict: bool = False) -> None:
+    def __init__(self, day: Day, *, telling: bool = False) -> None:
         setting = day.setting
         self.day = day
         self.telling = telling
@@ -160,9 +171,10 @@ class World:
         self.plan = _plan(day)
         self.lives: list[Life] = []
         self.owners: dict[SimulatedSession, Life] = {}
-        self.judge = Judge(day, self.broker, self.elastic, self.lives, strict=strict)
+        self.judge = Judge(day, self.broker, self.elastic, self.lives)
         self._present: dict[int, Life] = {}
         self._last_number: dict[int, int] = {}
+        self._rooms: list[int] = []  # what the write pool takes, for each fault that narrows it now
         self._pending = len(day.messages)
         self._turns = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -462,9 +474,14 @@ class World:
             self.elastic.slow_seconds = (0.5, 6.0)
             loop.call_later(fault.seconds, setattr, self.elastic, "slow_seconds", None)
         else:
-            usual = self.day.setting.capacity_items or None
-            self.elastic.capacity_items = 0 if fault.kind == "rejecting" else 3
-            loop.call_later(fault.seconds, setattr, self.elastic, "capacity_items", usual)
+            room = _ROOM_ITEMS[fault.kind]
+            self._rooms.append(room)
+            self.elastic.capacity_items = min(self._rooms)
+            loop.call_later(fault.seconds, self._room_again, room)
+
+    def _room_again(self, room: int) -> None:
+        self._rooms.remove(room)
+        self.elastic.capacity_items = min(self._rooms, default=self.day.setting.capacity_items or None)
 
     def _route_again(self, queue: Queue) -> None:
         queue.ready.extend(self.broker.queues[DEAD].ready if DEAD in self.broker.queues else ())
@@ -546,13 +563,13 @@ class Played(NamedTuple):
     requests: int
 
 
-def play(day: Day, *, telling: bool = False, strict: bool = False) -> Played:
+def play(day: Day, *, telling: bool = False) -> Played:
     """Play a day; what doesn't hold is in the result."""
     worlds: list[World] = []
     seconds = [0.0]
 
     async def main() -> None:
-        world = World(day, telling=telling, strict=strict)
+        world = World(day, telling=telling)
         worlds.append(world)
         try:
             await world.live()
