@@ -16,7 +16,8 @@ from sidecar.core import bulk
 from sidecar.elastic.sink import Connection, ElasticSink
 from tests.fakes import clock
 from tests.fakes.broker import Broker
-from tests.fakes.elasticsearch import Elasticsearch, Trouble, must_be_number
+from tests.fakes.elasticsearch import TARGET_FAILURES, Elasticsearch, Trouble, must_be_number
+from tests.servers.amqp import Amqp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -38,9 +39,11 @@ class BrokerSide(Protocol):
 
     Attributes:
         queue: a quorum queue of this test's own; it exists once a session was opened.
+        delivery_limit: how often a message of it may come back; to be set before a session is opened.
     """
 
     queue: str
+    delivery_limit: int | None
 
     def play(self, scenario: Scenario) -> None:
         """Run a scenario."""
@@ -54,12 +57,17 @@ class BrokerSide(Protocol):
         """Return the name of a queue that refuses every publish, because it is full."""
         ...
 
+    async def delete(self) -> None:
+        """Delete the queue, as somebody else does."""
+        ...
+
 
 class SimulatedBroker:
     """See `BrokerSide`."""
 
     def __init__(self) -> None:
         self.queue = "contract"
+        self.delivery_limit = None
         self._broker = Broker(random.Random(0))
 
     def play(self, scenario: Scenario) -> None:
@@ -68,12 +76,17 @@ class SimulatedBroker:
 
     async def open(self, receive: Receive) -> BrokerSession:
         """Open a simulated session."""
+        self._broker.declare(self.queue).delivery_limit = self.delivery_limit
         return await self._broker.connector([self.queue])(receive)
 
     async def fill(self) -> str:
         """Return the name of a queue that is full."""
         self._broker.declare("full").full = True
         return "full"
+
+    async def delete(self) -> None:
+        """Delete the queue."""
+        self._broker.delete(self.queue)
 
 
 class RealBroker:
@@ -85,6 +98,7 @@ class RealBroker:
 
     def __init__(self, url: str) -> None:
         self.queue = f"contract-{uuid.uuid4().hex[:12]}"
+        self.delivery_limit = None
         self._url = url
 
     def play(self, scenario: Scenario) -> None:
@@ -93,7 +107,8 @@ class RealBroker:
 
     async def open(self, receive: Receive) -> BrokerSession:
         """Open a real session."""
-        return await self._open(Topology(queues=(self.queue,)), receive)
+        limit = {"x-delivery-limit": self.delivery_limit} if self.delivery_limit is not None else {}
+        return await self._open(Topology(queues=(self.queue,), queue_arguments=dict(limit)), receive)
 
     async def _open(self, topology: Topology, receive: Receive) -> BrokerSession:
         return await open_session((self._url,), Connecting(topology=topology), receive)
@@ -109,6 +124,14 @@ class RealBroker:
         session = await self._open(topology, lambda _: None)
         await session.close()
         return name
+
+    async def delete(self) -> None:
+        """Delete the queue by a connection of its own."""
+        await asyncio.to_thread(self._delete)
+
+    def _delete(self) -> None:
+        with Amqp(self._url) as amqp:
+            amqp.delete_queue(self.queue)
 
 
 class SinkSide(Protocol):
@@ -138,6 +161,14 @@ class SinkSide(Protocol):
 
     def document(self, document_id: str) -> object:
         """Return a document's source, parsed, or None."""
+        ...
+
+    def refusing(self, why: str) -> str:
+        """Return the name of an index that takes nothing: ``blocked``, ``closed`` or ``missing``."""
+        ...
+
+    async def unavailable(self, *, absent: bool) -> str | None:
+        """Look at the server, or at where nobody listens."""
         ...
 
 
@@ -170,6 +201,17 @@ class SimulatedSink:
         """Return a document's source, parsed."""
         source = self._elastic.documents.get((self.index, document_id))
         return json.loads(source) if source is not None else None
+
+    def refusing(self, why: str) -> str:
+        """Have items about one index fail."""
+        name = f"{self.index}-{why}"
+        self._elastic.item_fault = lambda item: TARGET_FAILURES[why] if item.index == name else None
+        return name
+
+    async def unavailable(self, *, absent: bool) -> str | None:
+        """Look, while connections are refused or not."""
+        self._elastic.down = absent
+        return await self._elastic.unavailable()
 
 
 class RealSink:
@@ -229,3 +271,20 @@ class RealSink:
             return None
         assert isinstance(found, dict)
         return found["_source"]
+
+    def refusing(self, why: str) -> str:
+        """Block or close an index; a missing one needs nothing."""
+        name = f"{self.index}-{why}"
+        if why != "missing":
+            self._ask("PUT", f"/{name}", {"settings": {"number_of_shards": 1, "number_of_replicas": 0}})
+            self._ask(*{"blocked": ("PUT", f"/{name}/_block/write"), "closed": ("POST", f"/{name}/_close")}[why])
+        return name
+
+    async def unavailable(self, *, absent: bool) -> str | None:
+        """Look at the real Elasticsearch, or at a port on which nobody listens."""
+        url = "http://127.0.0.1:1" if absent else self._url
+        sink = ElasticSink(Connection(urls=(url,), timeout_seconds=30.0))
+        try:
+            return await sink.unavailable()
+        finally:
+            await sink.close()

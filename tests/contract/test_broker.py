@@ -9,7 +9,7 @@ import pytest
 
 from sidecar.core.copies import TOKEN_HEADER
 from sidecar.core.ledger import Settlement
-from sidecar.core.properties import header, join, table, text_value
+from sidecar.core.properties import header, join, split, table, text_value
 from sidecar.errors import BrokerError
 from sidecar.ports import Copy
 from tests.fakes.broker import NO_PROPERTIES, REFUSED, properties
@@ -270,6 +270,106 @@ def test_what_comes_after_a_return_belongs_to_another_ledger(broker: BrokerSide)
         session.settle(second, [Settlement(caught[-1].tag, multiple=True)])
         await session.close()
         session, again = await consuming(broker)
+        await asyncio.sleep(_QUIET_SECONDS)
+        assert not again
+        await session.close()
+
+    broker.play(scenario)
+
+
+def test_what_came_back_too_often_is_dropped(broker: BrokerSide) -> None:
+    """A delivery limit of 2 allows three deliveries; the others aren't counted with it."""
+
+    async def scenario() -> None:
+        broker.delivery_limit = 2
+        await publish(broker, numbered(2))
+        session, caught = await consuming(broker)
+        await caught.until(2)
+        for tag in (1, 3, 4):
+            await session.requeue(session.ledgers[0], [tag])
+            await asyncio.sleep(_QUIET_SECONDS)
+        await caught.until(4)
+        assert caught.bodies == [b"0", b"1", b"0", b"0"]
+        await session.close()
+        session, again = await consuming(broker)
+        await again.until(1)
+        assert again.bodies == [b"1"]
+        await session.close()
+
+    broker.play(scenario)
+
+
+def test_what_is_rejected_is_gone(broker: BrokerSide) -> None:
+    """``basic.reject`` without requeue, where no dead-lettering is set up; the neighbours stay."""
+
+    async def scenario() -> None:
+        await publish(broker, numbered(3))
+        session, caught = await consuming(broker)
+        await caught.until(3)
+        (ledger,) = session.ledgers
+        ledger.give_up(caught[1])
+        session.reject(ledger, 2)
+        await session.close()
+        session, again = await consuming(broker)
+        await again.until(2)
+        assert again.bodies == [b"0", b"2"]
+        await session.close()
+
+    broker.play(scenario)
+
+
+def test_consumers_share_a_queue_and_inherit_from_each_other(broker: BrokerSide) -> None:
+    """Each gets what its prefetch allows; what one leaves unsettled at its end comes to the other, as redelivered."""
+
+    async def scenario() -> None:
+        await publish(broker, numbered(10))
+        first, mine = await consuming(broker, prefetch=5)
+        await mine.until(5)
+        second, others = await consuming(broker, prefetch=100)
+        await others.until(5)
+        assert sorted(mine.bodies + others.bodies) == numbered(10)
+        first.settle(first.ledgers[0], [Settlement(1, multiple=False)])
+        await first.close()
+        await others.until(9)
+        assert others.bodies[5:] == mine.bodies[1:]
+        assert [bool(message.redelivered) for message in others] == [False] * 5 + [True] * 4
+        await second.close()
+
+    broker.play(scenario)
+
+
+def test_a_delayed_copy_comes_back_to_its_queue(broker: BrokerSide) -> None:
+    """By a queue that is made for it; confirmed like any other copy, and delivered as new when its time has come."""
+
+    async def scenario() -> None:
+        session, caught = await consuming(broker)
+        delay = f"{broker.queue}.delay.300".encode()
+        raw = properties(message_id="id-1")
+        began_at = asyncio.get_running_loop().time()
+        assert await session.publish([Copy(b"", delay, raw, b"later", b"1", (broker.queue, 300))]) == [None]
+        await caught.until(1)
+        assert asyncio.get_running_loop().time() - began_at > 0.25
+        (message,) = caught
+        assert (message.body, message.redelivered, message.exchange) == (b"later", 0, b"")
+        assert message.routing_key == broker.queue.encode()
+        assert split(message.properties)["message_id"] == split(raw)["message_id"]
+        await session.close()
+
+    broker.play(scenario)
+
+
+def test_a_queue_that_is_deleted_costs_the_session(broker: BrokerSide) -> None:
+    """The broker cancels the consumer; what was delivered is settled by nobody any more."""
+
+    async def scenario() -> None:
+        await publish(broker, numbered(2))
+        session, caught = await consuming(broker)
+        await caught.until(2)
+        await broker.delete()
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            assert "cancelled" in await asyncio.shield(session.lost)
+        await session.close()
+        session, again = await consuming(broker)  # it is made anew
         await asyncio.sleep(_QUIET_SECONDS)
         assert not again
         await session.close()

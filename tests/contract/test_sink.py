@@ -9,6 +9,7 @@ import pytest
 
 from sidecar.core import bulk
 from sidecar.errors import SinkError
+from tests.fakes.elasticsearch import TARGET_FAILURES
 
 if TYPE_CHECKING:
     from sidecar.core.bulk import Result
@@ -172,6 +173,50 @@ def test_external_versions_order_what_comes_late(sink: SinkSide) -> None:
         )
         assert [result.status for result in results] == [201, 409, 200, 200, 409]
         assert sink.document("a") is None
+
+    sink.play(scenario)
+
+
+def test_a_delete_of_nothing_leaves_its_version_behind(sink: SinkSide) -> None:
+    """What is older and comes later is not stored again."""
+
+    async def scenario() -> None:
+        results = await ask(
+            sink,
+            line("delete", None, _id="a", version=9, version_type="external"),
+            line("index", b'{"n":8}', _id="a", version=8, version_type="external"),
+            line("index", b'{"n":10}', _id="a", version=10, version_type="external"),
+        )
+        assert [(result.status, bool(result.error_type)) for result in results] == [
+            (404, False), (409, True), (201, False),
+        ]  # fmt: skip
+
+    sink.play(scenario)
+
+
+@pytest.mark.parametrize("why", list(TARGET_FAILURES))
+def test_an_index_that_takes_nothing_is_told_item_by_item(sink: SinkSide, why: str) -> None:
+    """Blocked, closed or missing: status and type of the verdict table, and the neighbours are stored."""
+
+    async def scenario() -> None:
+        index = sink.refusing(why)
+        # A delete is what doesn't make a missing index.
+        before, refused, behind = await ask(
+            sink, GOOD, line("delete", None, _index=index, _id="x"), line("index", _id="behind")
+        )
+        assert (before.status, behind.status) == (201, 201)
+        assert (refused.status, refused.error_type) == TARGET_FAILURES[why][:2], refused
+        assert refused.reason
+
+    sink.play(scenario)
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_a_look_tells_whether_anybody_is_there(sink: SinkSide, absent: bool) -> None:
+    """None, or what is wrong."""
+
+    async def scenario() -> None:
+        assert bool(await sink.unavailable(absent=absent)) is absent
 
     sink.play(scenario)
 
