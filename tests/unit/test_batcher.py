@@ -65,6 +65,32 @@ def test_bytes_complete_a_group_before_the_item_that_does_not_fit() -> None:
     assert batcher.items == 1
 
 
+def test_items_that_fill_a_request_to_the_byte_fit() -> None:
+    """The limit is what may be, not what may not."""
+    batcher = Batcher(1000, 30, AGE)
+    assert batcher.add(messages(3), now=0.0) == []
+    (complete,) = batcher.add(messages(1), now=0.0)
+    assert (len(complete.messages), complete.body_bytes, complete.trigger) == (3, 30, "bytes")
+    (complete,) = Batcher(1000, 30, AGE).add(messages(4), now=0.0)
+    assert (len(complete.messages), complete.body_bytes, complete.trigger) == (3, 30, "bytes")
+
+
+def test_a_new_batch_was_never_sent() -> None:
+    """No pause, no try, no suspicion; and it says that it is open."""
+    one = Batch([], 0, 5.0)
+    assert (one.tries, one.ready_at, one.unanswered, one.suspect, one.trigger) == (0, 0.0, 0, False, None)
+    assert repr(one) == "<Batch of 0, open, tries 0>"
+    one.trigger = "age"
+    assert repr(one) == "<Batch of 0, age, tries 0>"
+
+
+def test_what_is_too_large_by_itself_waits_for_its_age_like_any_other() -> None:
+    """What comes next may be as large: nothing is known before."""
+    batcher = Batcher(1000, 30, AGE)
+    assert batcher.add(messages(1, size=99), now=0.0) == []
+    assert batcher.due() == AGE
+
+
 def test_an_item_larger_than_the_limit_goes_alone() -> None:
     """Otherwise it would go never; its neighbours are not held up by it."""
     batcher = Batcher(1000, 25, AGE)
@@ -170,6 +196,15 @@ def test_keep_live_leaves_a_live_batch_as_it_is() -> None:
     one = batch(held := messages(2))
     assert keep_live(one) == []
     assert one.messages is held
+
+
+def test_a_delete_takes_its_line_only() -> None:
+    """It has no document, and no line break behind one."""
+    held = messages(3)
+    for one in held:
+        one.line, one.source = b"x" * 10, None
+    (complete,) = Batcher(3, 1 << 20, AGE).add(held, now=0.0)
+    assert complete.body_bytes == 30
 
 
 # Messages that say by themselves where they belong -------------------------------------------------------------------
@@ -280,3 +315,35 @@ def test_a_group_of_a_dead_epoch_is_forgotten_with_what_was_told_of_it() -> None
     assert len(batcher.drop_closed()) == 2
     assert told(batcher.correlate([said(tag, of=new, set_items=3) for tag in (1, 2)], now=0.0)) == []
     assert batcher.items == 2
+
+
+def test_what_was_complete_before_there_were_too_many_groups_is_not_lost() -> None:
+    """One chunk may complete a group and open one too many."""
+    batcher, of = Batcher(100, 1 << 20, AGE, max_groups=2), ledger()
+    held = [said(1, b"a", of=of, completes=True), *(said(tag, b"%d" % tag, of=of) for tag in (2, 3, 4))]
+    assert told(batcher.correlate(held, now=0.0)) == [([1], "message", False), ([2], "pressure", True)]
+
+
+def test_a_group_holds_bytes_to_the_last_one() -> None:
+    """From its first item on, and again after it was full."""
+    batcher, of = Batcher(100, 30, AGE), ledger()
+    complete = batcher.correlate([said(tag, of=of) for tag in range(1, 8)], now=0.0)
+    assert [(tags(one.messages), one.body_bytes) for one in complete] == [([1, 2, 3], 30), ([4, 5, 6], 30)]
+
+
+def test_the_rest_of_a_set_remembers_its_size_and_has_a_clock() -> None:
+    """Though only the first of its messages told."""
+    batcher, of = Batcher(100, 35, AGE), ledger()
+    held = [said(tag, of=of, set_items=5 if tag == 1 else 0) for tag in range(1, 6)]
+    (first,) = batcher.correlate(held[:4], now=0.0)
+    assert tags(first.messages) == [1, 2, 3]
+    assert batcher.due() == AGE
+    assert told(batcher.correlate(held[4:], now=0.5)) == [([4, 5], "complete", False)]
+
+
+def test_pressure_takes_the_older_half_to_the_last_byte() -> None:
+    """Of three groups one, of four two, and three of six where they fill a request exactly."""
+    for count, max_bytes, taken in ((3, 1 << 20, 1), (4, 1 << 20, 2), (6, 30, 3)):
+        batcher, of = Batcher(100, max_bytes, AGE), ledger()
+        batcher.correlate([said(tag, b"%d" % tag, of=of) for tag in range(1, count + 1)], now=0.0)
+        assert len(batcher.take_oldest()) == taken

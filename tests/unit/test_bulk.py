@@ -258,3 +258,41 @@ def test_a_reason_may_quote_half_a_surrogate_pair() -> None:
     fault = bulk.fault(400, rb'{"error":{"type":"t","reason":"field [\udfff]"},"status":400}')
     assert fault.error_type == "t"
     assert fault.reason.encode()
+
+
+def test_a_fault_without_a_type_has_none() -> None:
+    """It isn't made up: a request refused for no named reason is nobody's item's fault."""
+    assert bulk.fault(400, b'{"error":{"reason":"bad"}}') == Fault(400, "", "bad")
+    assert bulk.fault(400, b"<html>") == Fault(400, "", "the answer is not one of Elasticsearch's")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [(rb"\n", "\n"), (rb"\t", "\t"), (rb"\r", "\r"), (rb"\b", "\b"), (rb"\f", "\f"), (rb"\/", "/"), (rb"\u0041", "A")],
+)
+def test_what_the_document_writes_with_escapes_is_blanked_as_well(written: bytes, meant: str) -> None:
+    """Elasticsearch quotes the value, not the bytes; part of it is enough."""
+    document = b'{"a":"one ' + written + b' two three"}'
+    assert bulk.blank(f"failed to parse [one {meant} two]", document) == "failed to parse […]"
+
+
+@pytest.mark.parametrize("document", [rb'{"a":"\ud800 one two"}', b'{"a":"\xff \\n one two"}'])
+def test_a_document_that_is_no_text_is_looked_through_all_the_same(document: bytes) -> None:
+    """Half a surrogate pair, or bytes that are no UTF-8: what stands beside them is found."""
+    assert bulk.blank("failed to parse [one two]", document) == "failed to parse […]"
+    assert bulk.blank("failed to parse [three]", document) == "failed to parse [three]"
+
+
+@pytest.mark.parametrize("marks", ["''", '""', "[]", "()"])
+@pytest.mark.parametrize("document", [{"a": "{}"}, {"a": ["b", {"c": "{}"}], "d": 1}, {"a": "{}", "b": ["c"]}])
+def test_a_value_with_quotes_in_it_is_blanked_as_a_whole(document: dict[str, object], marks: str) -> None:
+    """Taken for several quoted words, it would leave what stands between them."""
+    value = """it's (what) "he" [said] to us"""
+    text = orjson.dumps(document).replace(b"{}", orjson.dumps(value)[1:-1])
+    reason = f"failed to parse {marks[0]}{value}{marks[1]}"
+    assert bulk.blank(reason, text) == f"failed to parse {marks[0]}…{marks[1]}"
+
+
+def test_a_value_of_one_letter_is_blanked() -> None:
+    """It may be somebody's answer."""
+    assert bulk.blank("failed to parse [y]", b'{"a":"y"}') == "failed to parse […]"

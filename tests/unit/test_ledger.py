@@ -12,6 +12,9 @@ def test_deliveries_open_when_they_are_admitted() -> None:
     book.next_tag = 4
     assert (book.admit(), book.admit()) == (3, 0)
     assert (book.open, book.withheld, book.outstanding) == (3, 0, 3)
+    book.next_tag = 6
+    assert book.admit() == 2
+    assert (book.open, book.held_bytes) == (5, 0), "memory is counted by whoever keeps them"
 
 
 def test_everything_up_to_the_first_hole_is_one_ack() -> None:
@@ -162,3 +165,52 @@ def test_open_tags_are_those_that_go_back() -> None:
     book.collect()
     book.give_up(message(3, of=book))
     assert book.open_tags() == [2, 4, 5]
+
+
+def test_bytes_of_several_go_together() -> None:
+    """Each message that is settled gives back its own."""
+    book = ledger(delivered=4)
+    held = [message(tag, b"x" * 100 * tag, of=book) for tag in (1, 2, 3, 4)]
+    book.held_bytes = sum(one.held_bytes for one in held)
+    book.store(held[:2])
+    assert book.held_bytes == held[2].held_bytes + held[3].held_bytes
+    book.give_up(held[2])
+    assert book.held_bytes == held[3].held_bytes
+
+
+def test_neighbours_behind_a_hole_are_all_acked_in_order() -> None:
+    """None is passed over, whether they stand together or apart."""
+    book = ledger(delivered=8)
+    book.store([message(tag, of=book) for tag in (2, 3, 4, 6, 8)])
+    assert book.collect(singly=True) == [Settlement(tag, multiple=False) for tag in (2, 3, 4, 6, 8)]
+    assert book.outstanding == 3
+
+
+def test_what_goes_back_leaves_its_place_once() -> None:
+    """Later deliveries have their own places behind it, also when tags begin far from 1."""
+    book = ledger(delivered=5)
+    book.store([message(tag, of=book) for tag in (1, 2)])
+    book.collect()
+    assert book.give_back_from(4) == [4, 5]
+    book.next_tag = 8
+    assert book.admit() == 2
+    assert book.open_tags() == [3, 6, 7]
+    assert book.holds(message(7, of=book))
+    assert not book.holds(message(5, of=book))
+
+
+def test_the_first_delivery_is_held_too() -> None:
+    """Tags begin at 1, places at 0."""
+    book = ledger(delivered=1)
+    assert book.holds(message(1, of=book))
+    assert not book.holds(message(2, of=book))
+
+
+def test_a_successor_is_of_the_same_queue_and_channel() -> None:
+    """And goes on counting where its predecessor ended."""
+    book = ledger("orders", 3, delivered=4)
+    heir = book.successor()
+    assert (heir.queue, heir.channel, heir.next_tag, heir.open) == ("orders", 3, 5, 0)
+    heir.next_tag = 6
+    heir.admit()
+    assert heir.open_tags() == [5]

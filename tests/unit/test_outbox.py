@@ -167,3 +167,57 @@ def test_messages_of_a_dead_epoch_are_dropped() -> None:
     request: Batch | None = outbox.take(0.0)
     assert request is not None
     assert (request.messages, request.body_bytes) == (kept, 10)
+
+
+def test_what_is_urgent_goes_before_what_goes_again() -> None:
+    """Halves of a refused request, so that the item at fault is found soon."""
+    outbox = Outbox(1000, 1 << 20)
+    held = messages(4)
+    outbox.put_again(batch(held[:1]))
+    outbox.put_again(batch(held[1:2]))
+    outbox.put_again(batch(held[2:3]), first=True)
+    outbox.put_again(batch(held[3:]), first=True)
+    assert [taken(outbox) for _ in range(4)] == [[4], [3], [1], [2]]
+
+
+def test_the_rest_of_what_is_too_large_goes_before_all_others() -> None:
+    """It would be overtaken otherwise by what came after it."""
+    outbox = Outbox(1000, 1 << 20)
+    held = messages(5)
+    outbox.put_again(batch(held[:3]))
+    outbox.put_again(batch(held[3:4]))
+    outbox.put_again(batch(held[4:]))
+    outbox.max_bytes = 20
+    assert [taken(outbox) for _ in range(4)] == [[1, 2], [3], [4], [5]]
+
+
+def test_joining_fills_a_request_to_the_byte() -> None:
+    """The limit is what may be."""
+    outbox = Outbox(1000, 20)
+    held = messages(3)
+    outbox.put([batch([one], mendable=True) for one in held])
+    assert [taken(outbox) for _ in range(3)] == [[1, 2], [3], None]
+
+
+def test_chance_chooses_the_batch_and_the_item_of_a_probe() -> None:
+    """Every item that waits can be the next one, fresh or not."""
+    held = messages(8)
+    seen = []
+    for eighth in range(8):
+        outbox = Outbox(1000, 1 << 20)
+        outbox.put([batch(held[:2]), batch(held[2:4])])
+        outbox.put_again(batch(held[4:6]))
+        outbox.put_again(batch(held[6:]))
+        probe = outbox.take_probe(eighth / 8 + 0.01)
+        assert probe is not None
+        seen += tags(probe.messages)
+    assert seen == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_neither_a_probe_nor_what_it_leaves_behind_has_a_pause() -> None:
+    """The pauses of a hold are those between its probes."""
+    outbox = Outbox(1000, 1 << 20)
+    outbox.put_again(batch(messages(3), ready_at=99.0))
+    probe = outbox.take_probe(0.0)
+    assert probe is not None
+    assert (probe.ready_at, outbox.ready_at()) == (0.0, 0.0)

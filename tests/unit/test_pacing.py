@@ -231,3 +231,110 @@ def test_a_hold_is_told_once_whatever_words_its_probes_find_for_it() -> None:
     assert pace.hold(3.0, "401 security_exception: no", 1.0, was_probe=True, kind="401 security_exception")
     assert pace.held == "401 security_exception: no"
     assert not pace.hold(4.0, "late", 1.0, was_probe=False, kind="unanswered")
+
+
+def test_an_answer_and_a_hope_leave_no_pause() -> None:
+    """Whatever was waited for, the next request may go at once."""
+    pace = pacing()
+    pace.hold(0.0, "away", 1.0, was_probe=False)
+    pace.try_now()
+    assert pace.pause_until() == 0.0
+    pace.hold(0.1, "away", 1.0, was_probe=True)
+    pace.answered()
+    assert pace.pause_until() == 0.0
+
+
+def test_a_hold_knows_since_when_it_lasts() -> None:
+    """Since the first failure, whatever its probes meet; and anew for the next one."""
+    pace = pacing()
+    pace.hold(3.0, "away", 1.0, was_probe=False)
+    pace.hold(9.0, "away", 1.0, was_probe=True)
+    assert pace.held_since == 3.0
+    pace.answered()
+    pace.hold(20.0, "away", 1.0, was_probe=False)
+    assert pace.held_since == 20.0
+
+
+def test_a_hold_waits_for_no_more_than_its_pause() -> None:
+    """Where nobody asks for more: four fifths of the bound at least."""
+    pace = pacing()
+    pace.hold(0.0, "away", 0.0, was_probe=False)
+    assert pace.pause_until() == pytest.approx(0.8)
+
+
+def refused(pace: Pacing, now: float, share: float = 1.0) -> None:
+    """Have a request refused that left a moment before."""
+    assert pace.throttled(now, sent_at=now - 0.01, roll=1.0, share=share)
+
+
+@pytest.mark.parametrize("progress", ["a part was taken", "all was taken"])
+def test_progress_makes_the_next_pause_short_again(progress: str) -> None:
+    """Pauses grow only as long as nothing is taken at all."""
+    pace = pacing()
+    for second in (1.0, 10.0, 20.0):
+        refused(pace, second)
+    assert pace.pause_until() == 22.0
+    if progress == "a part was taken":
+        refused(pace, 30.0, share=0.1)
+    else:
+        pace.stored(30.0, 29.9)
+    refused(pace, 40.0)
+    assert pace.pause_until() == 40.5
+
+
+def test_what_leaves_in_the_moment_of_slowing_down_says_nothing_new() -> None:
+    """It couldn't know."""
+    pace = pacing(8)
+    refused(pace, 10.0)
+    assert not pace.throttled(10.5, sent_at=10.0, roll=1.0, share=1.0)
+    assert pace.limit == 4.0
+
+
+def test_a_slow_answer_to_what_left_in_the_moment_of_slowing_down_says_nothing_new() -> None:
+    """The same for latency; and the limit never falls below one."""
+    pace = pacing(8)
+    for second in range(1, 10):
+        pace.stored(second + 0.1, float(second))
+    refused(pace, 20.0)
+    assert pace.limit == 4.0
+    pace.stored(21.0, 20.0)
+    assert pace.limit > 4.0
+    for second in range(30, 70, 4):
+        refused(pace, float(second))
+    pace.stored(81.0, 80.0)
+    assert pace.limit == 1.0
+
+
+def test_half_a_batch_tells_of_latency() -> None:
+    """Less does not."""
+    pace = pacing(8)
+    for second in range(1, 10):
+        pace.stored(second + 0.1, float(second), share=0.5)
+    pace.stored(20.9, 20.0, share=0.49)
+    assert pace.limit == 8.0
+    pace.stored(21.9, 21.0, share=0.5)
+    assert pace.limit < 8.0
+
+
+def test_429_alone_for_long_is_an_outage() -> None:
+    """A full disk, a pool that stays full: five in a row at least, and ten seconds."""
+    pace = pacing()
+    for second in (1.0, 2.0, 3.0, 4.0):
+        refused(pace, second)
+    assert not pace.crowded_out(60.0), "only four"
+    refused(pace, 5.0)
+    assert not pace.crowded_out(10.9), "for less than ten seconds"
+    assert pace.crowded_out(11.0)
+    refused(pace, 12.0, share=0.9)
+    assert not pace.crowded_out(60.0), "something was taken"
+    for second in (13.0, 14.0, 15.0, 16.0, 17.0):
+        refused(pace, second)
+    assert not pace.crowded_out(22.9), "it is reckoned from the first of the present row"
+    assert pace.crowded_out(23.0)
+
+
+def test_429_in_a_hold_is_part_of_it() -> None:
+    """Nothing is sent but probes then, and one of them doesn't end it by being refused for lack of room."""
+    pace = pacing()
+    pace.hold(0.0, "away", 1.0, was_probe=False)
+    assert pace.crowded_out(0.0)

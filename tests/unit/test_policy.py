@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sidecar.core.bulk import Fault, Result
-from sidecar.core.policy import ITEM_RULES, Course, Verdict, judge, judge_request
+from sidecar.core.policy import ITEM_RULES, Choices, Course, Fate, Verdict, decide, judge, judge_request
 
 ACTIONS = ("index", "create", "update", "upsert", "delete")
 WRITES = ("index", "create", "delete")
@@ -98,6 +98,7 @@ REQUESTS = [
     (404, "index_not_found_exception", "no such index", Course.HOLD),
     (404, "", "", Course.HOLD),
     (405, "", "Incorrect HTTP method", Course.HOLD),
+    (300, "", "", Course.HOLD),
     (301, "", "", Course.HOLD),
     (406, "media_type_header_exception", "", Course.HOLD),
     (410, "", "", Course.HOLD),
@@ -114,3 +115,46 @@ def test_result_of_the_whole_request(status: int, error_type: str, reason: str, 
 def test_no_course_is_a_dead_letter() -> None:
     """A fault of ours, or an outage, that fails every request can't empty the queue into the dead letters."""
     assert {course.name for course in Course} == {"UNKNOWN", "THROTTLED", "SPLIT_SIZE", "SPLIT_FAULT", "HOLD"}
+
+
+def fate(status: int, error_type: str = "", choices: Choices | None = None, **known: bool) -> Fate:
+    """Return what is done with an ``index`` operation that met a result."""
+    circumstances = {"own_doing": False, "may_try": True, "may_go_round": True, **known}
+    return decide(judge(Result(status, error_type), "index"), choices or Choices(), **circumstances)
+
+
+def test_what_the_configuration_has_no_say_in() -> None:
+    """Success, lack of room, and what can never be stored."""
+    assert fate(201) is Fate.STORED
+    assert fate(429) is fate(503) is Fate.THROTTLED
+    assert fate(400, "document_parsing_exception") is Fate.DEAD_LETTER
+
+
+def test_a_conflict_with_ones_own_work_is_a_success_whatever_is_configured() -> None:
+    """Otherwise users choose what it means."""
+    strict = Choices(on_conflict="dead-letter")
+    assert fate(409) is Fate.STORED
+    assert fate(409, choices=strict) is Fate.DEAD_LETTER
+    assert fate(409, choices=strict, own_doing=True) is Fate.STORED
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"), [("dead-letter", Fate.DEAD_LETTER), ("delay", Fate.DELAY), ("hold", Fate.AGAIN)]
+)
+def test_users_choose_what_a_target_that_takes_nothing_means(choice: str, expected: Fate) -> None:
+    """A missing one and a blocked one, each by its own setting; attempts and rounds have nothing to do with it."""
+    missing = Choices(on_index_missing=choice)  # type: ignore[arg-type]
+    blocked = Choices(on_index_blocked=choice)  # type: ignore[arg-type]
+    for known in ({}, {"may_try": False, "may_go_round": False}):
+        assert fate(404, "index_not_found_exception", missing, **known) is expected
+        assert fate(403, "cluster_block_exception", blocked, **known) is expected
+    assert fate(404, "index_not_found_exception", blocked) is Fate.DEAD_LETTER
+    assert fate(403, "cluster_block_exception", missing) is Fate.DELAY
+
+
+def test_a_failure_is_tried_again_in_place_then_round_then_never() -> None:
+    """Other 5xx: counted attempts, counted rounds, the dead letters."""
+    assert fate(500) is Fate.AGAIN
+    assert fate(500, may_try=False) is Fate.DELAY
+    assert fate(500, may_try=False, may_go_round=False) is Fate.DEAD_LETTER
+    assert fate(500, may_go_round=False) is Fate.AGAIN

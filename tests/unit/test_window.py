@@ -94,3 +94,28 @@ def test_a_new_consumer_is_worth_while_for_twice_as_much_or_all() -> None:
     bounds.note(16, 16 * 4 * MIB)
     assert not bounds.worth_while(10, 0, 0)
     assert bounds.worth_while(7, 0, 0)
+
+
+def test_the_mean_weighs_messages_not_chunks() -> None:
+    """A thousand messages are the memory: half as many count half, and more than that count alone."""
+    bounds = window(limit_bytes=1_000 * (2_000 + MESSAGE_BYTES))
+    bounds.note(10, 10 * 1_000)
+    bounds.note(500, 500 * 3_000)
+    assert bounds.prefetch(0, 0) == 1_000
+    bounds.note(5_000, 5_000 * (2 * 2_000 + MESSAGE_BYTES))
+    assert bounds.prefetch(0, 0) == 500
+
+
+def test_what_is_held_takes_room_by_its_number_too() -> None:
+    """Objects are memory."""
+    bounds = window(limit_bytes=100 * (1_000 + MESSAGE_BYTES))
+    bounds.note(10, 10 * 1_000)
+    assert bounds.prefetch(50 * 1_000, 50) == 50
+
+
+def test_exactly_twice_as_much_is_worth_while() -> None:
+    """Though it isn't all."""
+    bounds = window()
+    bounds.narrow()
+    assert bounds.worth_while(500, 0, 0)
+    assert not bounds.worth_while(501, 0, 0)
