@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sidecar.core import bulk
 from sidecar.core.copies import Letter, delay_seconds, may_go_round, own_doing, rounds
 from sidecar.core.pacing import backoff_seconds
-from sidecar.core.policy import Course, Fate, Rule, Verdict, decide, judge, judge_request
+from sidecar.core.policy import OUTCOMES, Course, Fate, Rule, Verdict, decide, judge, judge_request
 from sidecar.core.properties import published_at
 from sidecar.core.suspects import Suspects
 
@@ -35,19 +35,7 @@ if TYPE_CHECKING:
 
 OK = 200
 BLOCKED_GUARD = 1000  # messages in a row that no target takes, before everything waits
-STORED_STATUSES = frozenset({200, 201})
 _THROTTLED_LOG_SECONDS = 10.0
-
-_OUTCOMES = {
-    Verdict.ACK: "noop",
-    Verdict.CONFLICT: "conflict",
-    Verdict.THROTTLED: "too_many",
-    Verdict.BLOCKED: "failed_client",
-    Verdict.MISSING: "failed_client",
-    Verdict.COUNTED: "failed_server",
-    Verdict.DEAD_LETTER: "failed_client",
-}
-"""How the documents of a verdict are counted."""
 
 
 class _Fates(NamedTuple):
@@ -228,13 +216,13 @@ class Concluding:
         outcomes = self._account.documents
         action = self._plan.recipe.constant_action or ""
         for message, result in zip(messages, results, strict=True):
-            if result.status in STORED_STATUSES:  # most of them, without looking it up in the table
+            if result.status in bulk.STORED_STATUSES:  # most of them, without looking it up in the table
                 fates.stored.append(message)
                 outcome = "failure_store" if result.failure_store else "success"
                 outcomes[message.action or action, outcome] += 1
                 continue
             rule = judge(result, message.action or action)
-            outcomes[message.action or action, _OUTCOMES[rule.verdict]] += 1
+            outcomes[message.action or action, OUTCOMES[rule.verdict]] += 1
             fate = self._decide(message, rule)
             if fate is Fate.STORED:
                 fates.stored.append(message)
@@ -384,14 +372,15 @@ class Concluding:
             batch.suspected_at = self._now()
         if len(batch.messages) > 1:
             self._split(batch, "refused")
-        elif self._succeeded_sent_at >= self._suspects.since(batch.messages[0], batch.suspected_at):
-            message = batch.messages[0]
-            detail = bulk.blank(fault.reason, message.source or message.body)
+            return
+        (message,) = batch.messages
+        detail = bulk.blank(fault.reason, message.source or message.body)
+        if self._succeeded_sent_at >= self._suspects.since(message, batch.suspected_at):
             self._heard()
             self._settling.reject([Letter(message, "rejected", detail, fault.status, fault.error_type)])
         else:
             kind = f"{fault.status} {fault.error_type}"
-            self._hold(kind, f"{kind}: {bulk.blank(fault.reason, b'')}", probe=probe)
+            self._hold(kind, f"{kind}: {detail}", probe=probe)
             self._put_again(batch)
 
     def _split(self, batch: Batch, reason: str) -> None:

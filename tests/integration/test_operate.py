@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -19,9 +18,10 @@ from devstack.provision import find_browser
 from tests.integration.bench import message
 from tests.integration.operate import ANY_PORT, Http, Scrape
 from tests.integration.process import wait_until
+from tests.integration.test_secrets import PASSWORD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from tests.integration.bench import Bench
     from tests.integration.process import SidecarProcess
@@ -89,6 +89,22 @@ def test_the_account_adds_up_at_every_scrape_under_load_and_faults(breakable: Be
             lambda: http.metrics().total("documents_total") > stored + 1_000, DEADLINE_SECONDS, "load", sidecar.told
         )
 
+    def cut_connections_in_a_hold() -> None:
+        lost = http.metrics().total("amqp_reconnects_total")
+        breakable.elasticsearch.freeze()
+        try:
+            wait_until(lambda: http.metrics().total("held") > 0, DEADLINE_SECONDS, "held again", sidecar.told)
+            breakable.rabbitmq.rabbitmqctl("close_all_connections", "test")
+            breakable.reconnect()
+            wait_until(
+                lambda: http.metrics().total("amqp_reconnects_total") > lost,
+                DEADLINE_SECONDS,
+                "a reconnect",
+                sidecar.told,
+            )
+        finally:
+            breakable.elasticsearch.thaw()
+
     with Watch(http) as watch:
         wait_for_documents()
         breakable.elasticsearch.freeze()
@@ -98,16 +114,13 @@ def test_the_account_adds_up_at_every_scrape_under_load_and_faults(breakable: Be
             breakable.elasticsearch.thaw()
         publish("b")
         wait_for_documents()
-        breakable.elasticsearch.freeze()
-        try:
-            wait_until(lambda: http.metrics().total("held") > 0, DEADLINE_SECONDS, "held again", sidecar.told)
-            breakable.rabbitmq.rabbitmqctl("close_all_connections", "test")
-            breakable.reconnect()
-            wait_until(
-                lambda: http.metrics().total("amqp_reconnects_total") > 0, DEADLINE_SECONDS, "a reconnect", sidecar.told
-            )
-        finally:
-            breakable.elasticsearch.thaw()
+        for _ in range(5):
+            # rabbitmqctl takes its time, and a hold that lasts too long has given back what was to be cut.
+            cut_connections_in_a_hold()
+            if http.metrics().total("messages_settled_total", verdict="stale"):
+                break
+            publish("more")
+            wait_for_documents()
         publish("c")
         wait_for_documents()
         account = sidecar.terminate()
@@ -225,86 +238,6 @@ def test_without_an_address_nothing_listens(bench: Bench) -> None:
     sockets = {str(entry.readlink()) for entry in descriptors}
     assert not [row for row in listening if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
     assert not sidecar.events("http.listening")
-
-
-# Nothing secret ------------------------------------------------------------------------------------------------------
-
-MARK = "Zebra7Quagga"
-"""In every document, where Elasticsearch or we quote what is refused."""
-PASSWORD = "hunter2-Xyzzy"
-
-
-@pytest.fixture
-def user(bench: Bench) -> Iterator[str]:
-    """Return a URL of RabbitMQ with a password that is like no other text."""
-    bench.rabbitmq.rabbitmqctl("add_user", bench.queue, PASSWORD)
-    bench.rabbitmq.rabbitmqctl("set_permissions", bench.queue, ".*", ".*", ".*")
-    yield re.sub(r"://[^@]*@", f"://{bench.queue}:{PASSWORD}@", bench.rabbitmq.amqp_url)
-    bench.rabbitmq.rabbitmqctl("delete_user", bench.queue)
-
-
-def quoted_bodies() -> list[bytes]:
-    """Return documents that are refused in all ways that quote them, and some that aren't."""
-    values: dict[str, object] = {
-        "number": MARK,
-        "date": f"{MARK} o'clock",
-        "flag": MARK,
-        "ip": MARK,
-        "place": f"{MARK},{MARK}",
-        "object": MARK,
-        "strict": {"stranger": MARK},  # the names of fields are told: who is to mend the mapping needs them
-        "vector": [MARK],
-        "span": {"gte": MARK},
-        "word": MARK * 4000,
-    }
-    good = [{"text": MARK, "n": at} for at in range(20)]
-    bodies = [json.dumps(body).encode() for body in [*({name: value} for name, value in values.items()), *good]]
-    broken = [b'{"a":"%s"', b"%s", b'["%s"]', b'{"a":"%s","a":"%s"}', b'{"a":%s}', b'{"a":\n%s}', b'{"%s":{"b":\xff}}']
-    return bodies + [body.replace(b"%s", MARK.encode()) for body in broken]
-
-
-def test_neither_documents_nor_secrets_are_told_anywhere(bench: Bench, user: str) -> None:
-    """Log at debug, status, metrics, page: no text of a document, no password, whatever is refused and however."""
-    bench.create_index(
-        {
-            "number": {"type": "long"},
-            "date": {"type": "date"},
-            "flag": {"type": "boolean"},
-            "ip": {"type": "ip"},
-            "place": {"type": "geo_point"},
-            "object": {"type": "object"},
-            "strict": {"type": "object", "dynamic": "strict"},
-            "vector": {"type": "dense_vector", "dims": 3},
-            "span": {"type": "integer_range"},
-            "word": {"type": "keyword", "ignore_above": 100_000},
-        }
-    )
-    bench.declare()
-    # A user of Elasticsearch in the URL as well would be one login too many; there is a test for each way elsewhere.
-    sidecar = bench.sidecar(
-        AMQP_URL=f"amqp://nobody:{PASSWORD}@127.0.0.1:1/,{user}",
-        ELASTICSEARCH_USERNAME="writer",
-        ELASTICSEARCH_PASSWORD=PASSWORD,
-        HTTP_ADDRESS=ANY_PORT,
-        LOG_LEVEL="debug",
-    )
-    http = Http(sidecar)
-    bodies = quoted_bodies()
-    bench.publish([message(body, f"id-{at}") for at, body in enumerate(bodies)])
-    http.wait_for_all(len(bodies), DEADLINE_SECONDS, sidecar)
-    told = {
-        path: http.get(path).body.decode() for path in ("/", "/status", "/metrics", "/readyz", "/livez", "/startupz")
-    }
-    status = json.loads(told["/status"])
-    account = sidecar.terminate()
-    told["log"] = sidecar.log.read_text()
-    print(f"{account['dead_letter']} of {len(bodies)} refused: {status['failures']}")
-    assert account["dead_letter"] >= 15
-    assert {"rejected", "malformed"} <= {failure["reason"] for failure in status["failures"]}
-    assert sidecar.events("batch.stored")
-    for place, text in told.items():
-        for secret in (MARK, MARK.lower(), PASSWORD, "Zebra7"):
-            assert secret not in text, f"{place}: …{text[max(0, text.index(secret) - 200) :][:400]}…"
 
 
 # The log -------------------------------------------------------------------------------------------------------------

@@ -168,3 +168,20 @@ def test_a_request_that_is_too_large_is_split_and_the_size_is_learned(seed: int)
         assert world.elastic.requests[-1].outcome == "stored"
 
     play(lambda: World(seed, batch_max_items=50, bulk_concurrency=2), scenario)
+
+
+def test_why_a_request_is_refused_is_told_without_the_document() -> None:
+    """Also while it isn't clear yet whose fault it is, and everything waits."""
+
+    async def scenario(world: World) -> None:
+        says = "can't do anything with 'Zebra', nor with \"7\""
+        world.elastic.trouble = lambda _: Refusal(400, "illegal_argument_exception", says)
+        world.publish(b'{"text":"Zebra"}', "id", guilty=True)
+        await world.start()
+        await world.until(lambda: world.pipeline.held is not None)
+        assert world.pipeline.held == "400 illegal_argument_exception: can't do anything with '…', nor with \"7\""
+        assert "Zebra" not in str(world.log.events)
+        world.elastic.trouble = lambda _: None
+        await world.until_settled()
+
+    play(World, scenario)
