@@ -6,6 +6,7 @@
     - `WireError`: bytes that are not AMQP 0-9-1
   - `SinkError`: a bulk request went without an answer, so its outcome is unknown
   - `RefusedTemplateError`: Elasticsearch doesn't take a template
+  - `TracingError`: traces that are asked for can't be had, which stops nothing
 """
 
 from __future__ import annotations
@@ -41,3 +42,7 @@ class SinkError(SidecarError):
 
 class RefusedTemplateError(SidecarError):
     """Elasticsearch refuses a template, or to show or take any: trying again changes nothing."""
+
+
+class TracingError(SidecarError):
+    """Traces are asked for and can't be had; it is told and stops nothing."""

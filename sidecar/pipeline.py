@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from sidecar.core.ledger import Ledger
     from sidecar.core.message import Message
     from sidecar.plan import Plan
-    from sidecar.ports import BrokerSession, Sink
+    from sidecar.ports import Answer, BrokerSession, Sink, Tracing
 
 
 @dataclass(slots=True)
@@ -67,6 +67,7 @@ class Pipeline:
         dice: the only source of chance.
         log: where state changes are told.
         wall_clock: seconds since 1970, for what people read.
+        tracing: told of each request; None where nothing is traced.
     """
 
     def __init__(
@@ -77,11 +78,13 @@ class Pipeline:
         dice: random.Random,
         log: FilteringBoundLogger,
         wall_clock: Callable[[], float],
+        tracing: Tracing | None = None,
     ) -> None:
         self.account = Account()
         self.pacing = Pacing(plan.bulk_concurrency, plan.retry_delay_min_seconds, plan.retry_delay_max_seconds)
         self._plan = plan
         self._sink = sink
+        self._tracing = tracing
         self._dice = dice
         self._wall_clock = wall_clock
         self._composer = Composer(plan.recipe, self._make_id)
@@ -468,7 +471,7 @@ class Pipeline:
         sent_at = self._now()
         task = asyncio.current_task()
         try:
-            answer = await self._sink.bulk(self._path, bulk.body(batch.messages))
+            answer = await self._ask(batch)
             self.account.bulk_seconds.observe(self._now() - sent_at)
             self._concluding.conclude(batch, answer, sent_at, probe=probe)
         except SinkError as error:
@@ -478,6 +481,20 @@ class Pipeline:
             if task is not None:
                 self._in_flight.pop(task, None)
             self._wake.set()
+
+    async def _ask(self, batch: Batch) -> Answer:
+        """Send a batch as one request.
+
+        Raises:
+            SinkError: no answer came.
+        """
+        body = bulk.body(batch.messages)
+        if self._tracing is None:
+            return await self._sink.bulk(self._path, body)
+        with self._tracing.request(batch, len(body)) as tell:
+            answer = await self._sink.bulk(self._path, body)
+            tell(answer)
+            return answer
 
     def _hold_changed(self) -> None:
         """Take notice that a hold began or ended: what was sent before one began hangs."""

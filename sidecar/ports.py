@@ -1,4 +1,4 @@
-"""The two ports of the pipeline: a session with the broker, and a sink that takes bulk requests.
+"""The ports of the pipeline: a session with the broker, a sink that takes bulk requests, and who traces them.
 
 The real ones are `sidecar.amqp` and `sidecar.elastic`; simulated ones stand in for them in tests, in virtual time.
 """
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import asyncio
+    from contextlib import AbstractContextManager
 
+    from sidecar.core.batcher import Batch
     from sidecar.core.ledger import Ledger, Settlement
     from sidecar.core.message import Message
 
@@ -42,6 +44,17 @@ class Sink(Protocol):
 
     async def unavailable(self) -> str | None:
         """Return why requests are in vain now, or None. It costs next to nothing, and no message."""
+        ...
+
+
+class Tracing(Protocol):
+    """Who is told of each request, where anything is traced."""
+
+    def request(self, batch: Batch, size_bytes: int) -> AbstractContextManager[Callable[[Answer], None]]:
+        """Return what is entered when a batch leaves as a request, and left when that is over.
+
+        Entering gives a function to call with the answer. An exception in between is an answer that didn't come.
+        """
         ...
 
 

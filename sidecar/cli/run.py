@@ -27,6 +27,7 @@ from sidecar.elastic.sink import ElasticSink
 from sidecar.errors import RefusedTemplateError, SinkError
 from sidecar.ops.logs import configure
 from sidecar.ops.status import About
+from sidecar.ops.tracing import open_tracing
 from sidecar.pipeline import Pipeline
 from sidecar.plan import Plan
 from sidecar.settings import Settings, load, split_address
@@ -96,7 +97,10 @@ async def _run(settings: Settings, log: FilteringBoundLogger) -> None:
     templates = mappings.load(Path(settings.mappings_dir)) if settings.mappings_apply and settings.mappings_dir else []
     sink = ElasticSink(elasticsearch(settings))
     dice = random.Random()
-    pipeline = Pipeline(plan(settings), sink, dice=dice, log=log, wall_clock=time.time)
+    wanted = plan(settings)
+    tracing = open_tracing(os.environ, wanted.recipe, log)
+    spans = tracing.spans if tracing is not None else None
+    pipeline = Pipeline(wanted, sink, dice=dice, log=log, wall_clock=time.time, tracing=spans)
     urls = tuple(url.get_secret_value() for url in settings.amqp_url)
     app = App(
         pipeline,
@@ -116,6 +120,8 @@ async def _run(settings: Settings, log: FilteringBoundLogger) -> None:
         await app.run(stop)
     finally:
         await sink.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
         if server is not None:
             await server.close()  # last: until then a probe is told that the sidecar drains
 

@@ -24,6 +24,8 @@ CONTENT_TYPE = "application/vnd.elasticsearch+x-ndjson; compatible-with=8"
 ACCEPT = "application/vnd.elasticsearch+json; compatible-with=8"
 """Headers that servers 8 and 9 both take; a plain version 9 header is refused by version 8."""
 
+STORED_STATUSES = frozenset({200, 201})
+
 _ALL_WELL = re.compile(rb'\{"errors":\s*false\b')
 _STATUS = b'"status":'
 _MAX_REASON_CHARACTERS = 1024

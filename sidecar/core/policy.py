@@ -30,6 +30,18 @@ class Verdict(enum.Enum):
     DEAD_LETTER = enum.auto()
 
 
+OUTCOMES = {
+    Verdict.ACK: "noop",
+    Verdict.CONFLICT: "conflict",
+    Verdict.THROTTLED: "too_many",
+    Verdict.BLOCKED: "failed_client",
+    Verdict.MISSING: "failed_client",
+    Verdict.COUNTED: "failed_server",
+    Verdict.DEAD_LETTER: "failed_client",
+}
+"""How the documents of a verdict are counted, but for those that were stored."""
+
+
 class Course(enum.Enum):
     """What happens after a whole request failed, or was answered without results."""
 

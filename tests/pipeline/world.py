@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from sidecar.ports import Tracing
+
 QUEUE = "work"
 DEAD = "work.dead"
 INDEX = "documents"
@@ -76,6 +78,7 @@ class World:
         self.elastic = Elasticsearch(self.dice)
         self.log = Log()
         recipe = Recipe(index=Template(INDEX), action=Template(action))
+        self.tracing: Tracing | None = None
         self.plan = Plan(**{"recipe": recipe, "batch_max_items": 10, "prefetch": prefetch, **plan})  # type: ignore[arg-type]
         self.prefetch = prefetch
         self.shutdown_seconds = shutdown_seconds
@@ -99,7 +102,9 @@ class World:
 
     def _new_pipeline(self) -> Pipeline:
         log = cast("FilteringBoundLogger", self.log)
-        return Pipeline(self.plan, self.elastic, dice=self.dice, log=log, wall_clock=self._wall_clock)
+        return Pipeline(
+            self.plan, self.elastic, dice=self.dice, log=log, wall_clock=self._wall_clock, tracing=self.tracing
+        )
 
     @staticmethod
     def _wall_clock() -> float:
