@@ -23,7 +23,7 @@ $(STAMP): requirements/test.txt pyproject.toml scripts/setup
 	scripts/setup $(VENV)
 	touch $@
 
-provision: $(STAMP) ## get the real servers (RabbitMQ, Elasticsearch) and a browser for the tests, where they are missing
+provision: $(STAMP) ## get the real servers (RabbitMQ, Elasticsearch), a browser and Prometheus for the tests, where they are missing
 	$(PYTHON) -m devstack provision
 
 demo: $(STAMP) ## 20,000 messages through real servers, with a checked account; KEEP=1 leaves it running

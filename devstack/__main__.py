@@ -1,7 +1,7 @@
 """``python -m devstack provision|up``: get the real servers, or run both until Ctrl-C.
 
 ``provision`` installs no servers where a Docker engine answers: they come in containers there. It also gets a browser
-for the tests, where it may.
+and Prometheus for the tests, where it may.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from devstack.compose import engine_answers
 from devstack.elasticsearch import Elasticsearch
 from devstack.errors import StackError
 from devstack.processes import watch_exit
-from devstack.provision import provision, provision_browser
+from devstack.provision import provision, provision_browser, provision_prometheus
 from devstack.rabbitmq import RabbitMQ
 
 USAGE = "usage: python -m devstack provision|up"
@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> int:
         else:
             provision()
         provision_browser()
+        provision_prometheus()
     except StackError as error:
         print(f"devstack: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Makes the servers present: RabbitMQ and a JDK by apt, Elasticsearch's zip by Maven; and a browser for tests.
+"""Makes the servers present: RabbitMQ and a JDK by apt, Elasticsearch's zip by Maven; browser and Prometheus for tests.
 
 `find_rabbitmq` and `find_elasticsearch` only look; `provision` installs what they don't find. Everything is kept: a
 second run finds all of it in well under a second.
@@ -50,6 +50,14 @@ class RabbitMQTools:
     server: Path
     control: Path
     epmd: Path
+
+
+@dataclass(frozen=True, slots=True)
+class PrometheusTools:
+    """Paths of the programs of Prometheus."""
+
+    server: Path
+    tool: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +137,43 @@ def provision_browser(say: Callable[[str], None] = say_progress) -> None:
         _apt_install("chromium", why="no browser is installed")
     except StackError as error:
         say(f"Going on without a browser: {str(error).splitlines()[0]}")
+
+
+def provision_prometheus(say: Callable[[str], None] = say_progress) -> None:
+    """Unpack Prometheus where it is missing and apt has it: tests run the alerts and are skipped without.
+
+    Debian's package isn't installed but unpacked into the cache: installed it would be a service of the machine, and
+    bring the libraries of a web page that nobody looks at. It takes seconds (20 MB), and needs no root.
+    """
+    if find_prometheus() is not None or shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        return
+    say("Getting prometheus ...")
+    folder = Path(tempfile.mkdtemp(prefix="prometheus-package-", dir=cache_folder()))
+    try:
+        if _privileged() is not None:
+            _apt_update()
+        # Not in a sandbox, as which apt would become a user who can't write into this folder.
+        options = ["-q", "-o", "APT::Sandbox::User=root"]
+        _run(["apt-get", "download", *options, "prometheus"], what="apt-get download prometheus", folder=folder)
+        (package,) = folder.glob("prometheus_*.deb")
+        _run(["dpkg-deb", "--extract", str(package), str(folder / "unpacked")], what="dpkg-deb")
+        (folder / "unpacked").rename(_prometheus_folder())
+    except (StackError, OSError, ValueError) as error:
+        if find_prometheus() is None:  # another process may have been faster, which is as good
+            say(f"Going on without Prometheus: {str(error).splitlines()[0]}")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def find_prometheus() -> PrometheusTools | None:
+    """Return Prometheus' programs if they are there."""
+    folders = (str(_prometheus_folder() / "usr" / "bin"),)
+    server, tool = _find_program("prometheus", folders), _find_program("promtool", folders)
+    return None if server is None or tool is None else PrometheusTools(server, tool)
+
+
+def _prometheus_folder() -> Path:
+    return cache_folder() / "prometheus"
 
 
 def find_browser() -> Path | None:

@@ -28,13 +28,17 @@ if TYPE_CHECKING:
     from tests.servers.amqp import Received
 
 SECONDS = 60.0
-LOOKS = 50
 KINDS = {
     "limit of 20": {"x-queue-type": "quorum", "x-delivery-limit": 20},
     "the sidecar's own": QUORUM,
     "quorum without a limit": {"x-queue-type": "quorum"},
     "classic": {"x-queue-type": "classic"},
 }
+LOOKS = {"limit of 20": 100}
+FEWER_LOOKS = 25
+"""Of the others: still more than a limit bears where nobody has set one, which is 20."""
+AT_WORST_TWICE = 200
+"""Letters that may be in both places when a replay is killed."""
 TOKEN = "sidecar-copy"
 MEMORY = ["sidecar-copy", "sidecar-retry-count", "sidecar-exchange", "sidecar-routing-key", "sidecar-received-at"]
 
@@ -124,12 +128,12 @@ def own_headers(message: Received) -> list[tuple[str | bytes, wire.FieldValue]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fifty_looks_lose_nothing_and_keep_the_order(bench: Bench, kind: str) -> None:
+def test_a_hundred_looks_lose_nothing_and_keep_the_order(bench: Bench, kind: str) -> None:
     """A quorum queue drops what was given back for the 21st time, and 3.10 gives back by nack in any order."""
     count = 300
     sent = [letter(number, bench.queue) for number in range(count)]
     bury(bench, sent, KINDS[kind])
-    for look in range(LOOKS):
+    for look in range(LOOKS.get(kind, FEWER_LOOKS)):
         answer = told(bench, "list")
         assert answer["letters"] == count, look
         assert answer["groups"][0]["example"]["message_id"] == "m0", look
@@ -390,9 +394,9 @@ def test_templates_resolve_as_at_the_first_delivery(bench: Bench) -> None:
 
 
 @pytest.mark.full
-def test_ten_thousand_letters_are_replayed_while_a_sidecar_runs(bench: Bench) -> None:
-    """Rejected by a mapping, which is mended then: every one of them is stored in the end, and none is left."""
-    count = 10_000
+def test_twenty_thousand_letters_are_replayed_by_two_commands_of_which_the_first_is_killed(bench: Bench) -> None:
+    """Rejected by a mapping, which is mended then: every one of them is stored in the end, once, and none is left."""
+    count = 20_000
     bench.create_index({"number": {"type": "ip"}})
     bench.declare()
     bench.publish(
@@ -404,15 +408,23 @@ def test_ten_thousand_letters_are_replayed_while_a_sidecar_runs(bench: Bench) ->
     bench.es("DELETE", f"/{bench.index_name}")
     bench.create_index({"number": {"type": "long"}})
     began = time.monotonic()
-    replaying = process(bench, "replay", "--format", "json")
-    output, errors = replaying.communicate(timeout=SECONDS)
-    print(f"replayed in {time.monotonic() - began:.1f} s")
-    assert replaying.returncode == 0, errors
-    assert json.loads(output)["replayed"] == count
+    first = process(bench, "replay", "--rate", "5000")
+    wait_until(lambda: bench.stored() > count // 4, SECONDS, "some of them", sidecar.told)
+    first.kill()
+    first.communicate()
+    wait_until(lambda: consumers(bench) == 0, SECONDS, "RabbitMQ to notice")
+    left = bench.count(bench.dead)
+    assert 0 < left < count
+    second = process(bench, "replay", "--format", "json")
+    output, errors = second.communicate(timeout=SECONDS)
+    print(f"{left} were left; all replayed in {time.monotonic() - began:.1f} s")
+    assert second.returncode == 0, errors
+    assert json.loads(output)["replayed"] == left
     bench.wait_empty(SECONDS, sidecar)
     account = sidecar.terminate()
-    assert (account["ack"], account["dead_letter"]) == (count, count)
-    assert len(bench.documents()) == count
+    assert account["dead_letter"] == count
+    assert count <= account["ack"] <= count + AT_WORST_TWICE
+    assert set(bench.documents()) == {f"m{number}" for number in range(1_000_000, 1_000_000 + count)}
     assert bench.count(bench.dead) == 0
 
 
