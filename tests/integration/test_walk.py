@@ -107,9 +107,15 @@ class Shell:
             return error.read().decode()
 
 
-def wrong_template() -> dict[str, Any]:
-    """Return the template that somebody made of ours."""
+def agreed_template() -> dict[str, Any]:
+    """Return the template of an index, not of a data stream, for the same events."""
     template: dict[str, Any] = json.loads((REPOSITORY / "mappings" / "events.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in template.items() if name not in {"data_stream", "composed_of"}}
+
+
+def wrong_template() -> dict[str, Any]:
+    """Return the template that somebody made of it."""
+    template = agreed_template()
     template["template"]["mappings"]["properties"]["amount"] = {"properties": {"value": {"type": "double"}}}
     return template
 
@@ -118,7 +124,10 @@ def test_a_new_operator_finds_from_red_to_green(bench: Bench, tmp_path: Path) ->
     """With nothing but the docs; and what they show is what is seen."""
     bench.queue, bench.dead, bench.index_name = "orders", "orders.dead", "events"
     bench.es("PUT", "/_index_template/events", wrong_template())
-    sidecar = bench.sidecar(HTTP_ADDRESS=ANY_PORT)
+    mappings = tmp_path / "mappings"
+    mappings.mkdir()
+    (mappings / "events.json").write_text(json.dumps(agreed_template()))
+    sidecar = bench.sidecar(HTTP_ADDRESS=ANY_PORT, MAPPINGS_DIR=str(mappings))
     try:
         http = Http(sidecar)
         shell = Shell(
