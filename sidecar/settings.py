@@ -28,6 +28,7 @@ from pydantic_settings import (
 )
 from yarl import URL
 
+from sidecar.core.address import DEFAULT_HTTP_ADDRESS, MAX_PORT, split_address
 from sidecar.core.compose import (
     ACTIONS,
     ACTIONS_ON_WHAT_IS_THERE,
@@ -58,8 +59,6 @@ _ANY_NAME = re.compile(r"SIDECAR_[A-Z_]*[A-Z]")
 _QUOTED = re.compile(r"""(['"]).*\1""")
 _FINGERPRINT = re.compile(r"[0-9A-Fa-f]{2}(?::?[0-9A-Fa-f]{2}){31}")
 _VISIBLE = re.compile(r"[!-~]+")
-_ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%a-z]+\]|[^\s:/@\[\]]*):(?P<port>[0-9]{1,5})")
-MAX_PORT = 65_535
 _EMPTY_SAYS_SOMETHING = frozenset({"http_address"})
 """Settings for which an empty value isn't none at all."""
 
@@ -209,14 +208,6 @@ def _address(text: str) -> str:
     if text and split_address(text) is None:
         raise ValueError(f"must be host:port with a port up to {MAX_PORT} (0.0.0.0:9180, [::]:9180), or empty: off")
     return text
-
-
-def split_address(text: str) -> tuple[str | None, int] | None:
-    """Return host (None for all of this machine's addresses) and port of ``host:port``; None where it isn't that."""
-    match = _ADDRESS.fullmatch(text)
-    if match is None or int(match["port"]) > MAX_PORT:
-        return None
-    return match["host"].strip("[]") or None, int(match["port"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -474,7 +465,7 @@ class Settings(AmqpSettings):
         "it resumes when a probe succeeds (stay below the broker's consumer timeout)",
     )
     http_address: Address = Field(
-        "0.0.0.0:9180",
+        DEFAULT_HTTP_ADDRESS,
         description="probes, metrics, status page; empty: off",
     )
     mappings_dir: Annotated[str, AfterValidator(_folder), Kind("folder")] | None = Field(

@@ -17,6 +17,7 @@ from sidecar.errors import ConfigError
 COMMANDS = {
     "run": "the sidecar, until SIGTERM or SIGINT (a second one ends at once)",
     "explain": "a message as the exact bulk lines that it would become, and the verdict that it would get",
+    "health": "asks the sidecar on this machine whether it lives, for health checks of containers",
     "check": "looks at the settings and both servers, and lists every problem with its mend",
     "config": "every setting: name, type, default, present value, meaning",
     "dlq": "dead letters: grouped by error, one in full, back to their queue, removed",

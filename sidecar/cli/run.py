@@ -22,6 +22,7 @@ from sidecar.app import App
 from sidecar.cli import EXIT_FAILED
 from sidecar.cli.recipe import choices, recipe
 from sidecar.cli.wiring import elasticsearch, reach, topology
+from sidecar.core.address import split_address
 from sidecar.elastic import mappings
 from sidecar.elastic.sink import ElasticSink
 from sidecar.errors import RefusedTemplateError, SinkError
@@ -30,7 +31,7 @@ from sidecar.ops.status import About
 from sidecar.ops.tracing import open_tracing
 from sidecar.pipeline import Pipeline
 from sidecar.plan import Plan
-from sidecar.settings import Settings, load, split_address
+from sidecar.settings import Settings, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
