@@ -26,6 +26,7 @@ from aiormq.exceptions import (
 )
 from yarl import URL
 
+from sidecar.amqp.rights import lacking
 from sidecar.amqp.topology import quorum_arguments, work_arguments
 from sidecar.amqp.wire import FAILURES, connect, end, pass_on_if_ours
 from sidecar.core.check import Finding
@@ -81,6 +82,7 @@ async def _look_at_all(look: _Look, topology: Topology, on_reject: str) -> list[
     findings += await _exchange(look, topology)
     if on_reject == "broker":
         findings += await _own_dead_lettering(look, topology)
+    findings += await _rights(look, topology, on_reject)
     return [*findings, _consumer_timeout(look)]
 
 
@@ -343,6 +345,23 @@ def _no_exchange(topology: Topology, where: str) -> Finding:
         return Finding("note", where, what, "nothing needs to be done, if the name is right")
     what = "it doesn't exist, and SIDECAR_AMQP_DECLARE=never forbids to create it: nothing comes from there"
     return Finding("warning", where, what, "create and bind it, unset SIDECAR_AMQP_EXCHANGE, or mend its name")
+
+
+# Rights --------------------------------------------------------------------------------------------------------------
+
+
+async def _rights(look: _Look, topology: Topology, on_reject: str) -> list[Finding]:
+    """Return what the user may not do; only the user's own broker can say, and only when it is tried."""
+    user, vhost = look.url.user or "guest", look.url.path[1:] or "/"
+    findings = []
+    for lack in await lacking(look.ask, topology, publishes=on_reject == "dead-letter"):
+        what = f"the user {user!r} lacks {lack.right} there: {lack.consequence}"
+        mend = (
+            f"let the {lack.right} pattern of that user match {lack.resource!r}: rabbitmqctl set_permissions -p "
+            f"{vhost} {user} CONFIGURE WRITE READ (docs/deployment.md has patterns)"
+        )
+        findings.append(Finding(lack.severity, lack.where, what, mend))
+    return findings
 
 
 def _consumer_timeout(look: _Look) -> Finding:

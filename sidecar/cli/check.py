@@ -33,7 +33,7 @@ async def _check(settings: Settings, reaching: Reach, connection: Connection) ->
     urls = tuple(url.get_secret_value() for url in settings.amqp_url)
     sides = await asyncio.gather(
         amqp.check(urls, reaching, topology(settings), settings.on_reject),
-        elastic.check(connection, recipe(settings)),
+        elastic.check(connection, recipe(settings), installs_templates=settings.mappings_apply),
     )
     return by_severity([finding for side in (*sides, traps(_traits(settings))) for finding in side])
 

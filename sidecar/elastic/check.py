@@ -94,12 +94,13 @@ def _at(content: object, *path: str) -> Any:  # noqa: ANN401 - JSON
     return content
 
 
-async def check(connection: Connection, recipe: Recipe) -> list[Finding]:
+async def check(connection: Connection, recipe: Recipe, *, installs_templates: bool = False) -> list[Finding]:
     """Return all that is wrong with the cluster.
 
     Args:
         connection: each node is tried; the rest is asked of the first that answers.
         recipe: what becomes of messages.
+        installs_templates: the sidecar does so when it starts.
 
     Raises:
         ConfigError: several logins, or a wrong cloud id.
@@ -114,15 +115,20 @@ async def check(connection: Connection, recipe: Recipe) -> list[Finding]:
         if good is None:
             return findings
         # Others do the work of those that are away.
-        return [*(replace(finding, severity="warning") for finding in findings), *await _look(good, recipe)]
+        return [
+            *(replace(finding, severity="warning") for finding in findings),
+            *await _look(good, recipe, installs_templates=installs_templates),
+        ]
     finally:
         await asyncio.gather(*(node.close() for node in all_nodes))
 
 
-async def _look(node: _Node, recipe: Recipe) -> list[Finding]:
+async def _look(node: _Node, recipe: Recipe, *, installs_templates: bool) -> list[Finding]:
     findings: list[Finding] = []
     try:
         target = await _target(node, recipe)
+        if installs_templates:
+            findings += await _cluster_privileges(node)
         for look in (_privileges, _place, _pipeline):
             findings += await look(node, recipe, target)
     except (TransportError, ValueError) as error:
@@ -233,7 +239,19 @@ def _quoted(name: str) -> str:
 
 # Privileges ----------------------------------------------------------------------------------------------------------
 
+_TEMPLATES = "manage_index_templates"
+_CLOSED = {"false", "strict"}
 _PRIVILEGES = {"index": ("index",), "create": ("create_doc",), "update": ("index",), "upsert": ("index",)}
+
+
+async def _cluster_privileges(node: _Node) -> list[Finding]:
+    reply = await node.ask("POST", "/_security/user/_has_privileges", {"cluster": [_TEMPLATES]})
+    if reply.status != _OK or _at(reply.content, "cluster", _TEMPLATES) is not False:
+        return []
+    user = reply.content.get("username", "")
+    what = f"the user {user!r} lacks {_TEMPLATES}: no template can be installed, and the sidecar ends at its start"
+    mend = f"give a role of that user the cluster privilege {_TEMPLATES}, or unset SIDECAR_MAPPINGS_APPLY"
+    return [Finding("problem", "SIDECAR_MAPPINGS_APPLY", what, mend)]
 
 
 async def _privileges(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
@@ -242,8 +260,8 @@ async def _privileges(node: _Node, recipe: Recipe, target: _Target) -> list[Find
     # Of a user who may create it, but not look at it, it isn't known whether it is missing.
     creates = action != "delete" and (target.kind == "missing" or not target.is_constant)
     names = _names(recipe, target)
-    asked = [*needed, "auto_configure", "create_index"] if creates else needed
-    body = {"index": [{"names": names, "privileges": asked}]}
+    optional = ["auto_configure", "create_index", *(("delete",) if action is None else ())]
+    body = {"index": [{"names": names, "privileges": [*needed, *optional]}]}
     reply = await node.ask("POST", "/_security/user/_has_privileges", body)
     if reply.status != _OK:  # security is off, or not there at all
         return []
@@ -256,7 +274,40 @@ async def _privileges(node: _Node, recipe: Recipe, target: _Target) -> list[Find
             lacks.append("auto_configure")
         if lacks:
             findings.append(_lacking(target, name, user, lacks))
+        if has.get("delete") is False and "delete" in optional:
+            findings.append(_lacking_deletions(name, user))
+        if not lacks and has.get("auto_configure") is False and action != "delete":
+            findings += await _lacking_fields(node, target, name, user)
     return findings
+
+
+def _lacking_deletions(name: str, user: str) -> Finding:
+    what = (
+        f"the user {user!r} lacks delete there: where SIDECAR_ACTION gives delete, items come back with 403, and wait"
+    )
+    mend = f"give a role of that user the index privilege delete on {name!r}, unless no message ever deletes"
+    return Finding("warning", f"indices {name!r}", what, mend)
+
+
+async def _lacking_fields(node: _Node, target: _Target, name: str, user: str) -> list[Finding]:
+    """Return what a user can't do who may write to what is there: let documents bring fields, or indices.
+
+    Indices let fields in still, as a deprecated favour of the privilege to write; data streams don't.
+    """
+    where = target.where if target.is_constant else f"indices {name!r}"
+    mend = f"give a role of that user the index privilege auto_configure on {name!r}"
+    if target.kind != "data stream":
+        what = f"the user {user!r} lacks auto_configure there: an index that is missing isn't created by a document"
+        return [Finding("note", where, what, f"nothing needs to be done, if that is on purpose; otherwise {mend}")]
+    reply = await node.ask("GET", f"/{_quoted(target.name)}/_mapping?filter_path=*.mappings.dynamic")
+    modes = {_at(entry, "mappings", "dynamic") for entry in reply.content.values()}
+    if reply.status == _OK and modes and modes <= _CLOSED:
+        return []
+    what = (
+        f"the user {user!r} lacks auto_configure there: a document with a field that the mapping doesn't have comes "
+        "back with 403, and waits (SIDECAR_ON_INDEX_BLOCKED)"
+    )
+    return [Finding("warning", where, what, f"{mend}, or close its mapping (dynamic: false or strict)")]
 
 
 def _names(recipe: Recipe, target: _Target) -> list[str]:

@@ -1,0 +1,158 @@
+"""What a user may do on the broker, found out without doing it, for ``sidecar check``.
+
+RabbitMQ tells nobody their permissions: it refuses. It looks at them first and at arguments after that, so each right
+is asked for with something that can't come about: a queue with a negative time to live, a consumer whose priority is no
+number, a binding that isn't there, a message that no queue takes. Whoever has the right is refused for that (or nothing
+happens), whoever hasn't for the right.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from aiormq.exceptions import AMQPError, ChannelAccessRefused
+
+from sidecar.amqp.topology import quorum_arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from aiormq.abc import AbstractChannel
+
+    from sidecar.amqp.topology import Topology
+    from sidecar.core.check import Severity
+
+    Act = Callable[[AbstractChannel], Awaitable[object]]
+    Ask = Callable[[Act], Awaitable[AMQPError | None]]
+
+Right = Literal["configure", "write", "read"]
+
+_DEFAULT_EXCHANGE = "amq.default"
+_NO_PRIORITY = {"x-priority": "none"}
+_DELAY_MILLISECONDS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """A right that is wanting.
+
+    Attributes:
+        right: as ``rabbitmqctl set_permissions`` knows it.
+        resource: the name that its pattern has to match.
+        where: that, for people.
+        consequence: what comes of it.
+        severity: whether nothing works without it.
+    """
+
+    right: Right
+    resource: str
+    where: str
+    consequence: str
+    severity: Severity = "problem"
+
+
+async def lacking(ask: Ask, topology: Topology, *, publishes: bool) -> list[Lack]:
+    """Return the rights that are wanting; nothing is created, consumed, bound or stored.
+
+    Args:
+        ask: acts on a channel and returns the refusal, None where there is none.
+        topology: what the sidecar declares.
+        publishes: rejects are published, not left to the broker.
+    """
+    lacks: list[Lack | None] = []
+    for queue in dict.fromkeys(topology.queues):
+        lacks.append(await _queue(ask, topology, queue, "nothing can be consumed"))
+        if not topology.dead_letter_exchange:
+            lacks.append(await _dead_letters(ask, topology, topology.dead_letter_routing_key or f"{queue}.dead"))
+        if topology.declare:
+            delay = f"{queue}.delay.{_DELAY_MILLISECONDS}"
+            lacks.append(await _queue(ask, topology, delay, "messages that have to wait can't go round by it"))
+            lacks.append(await _binding(ask, topology, queue))
+    lacks.append(await _default_exchange(ask))
+    if topology.dead_letter_exchange and publishes:
+        lacks.append(await _dead_letter_exchange(ask, topology.dead_letter_exchange))
+    return list(dict.fromkeys(lack for lack in lacks if lack is not None))
+
+
+async def _queue(ask: Ask, topology: Topology, name: str, consequence: str) -> Lack | None:
+    """Return the right that is wanting to have a queue and to read it."""
+    where = f"queue {name!r}"
+    is_there = await ask(lambda channel: channel.queue_declare(name, passive=True)) is None
+    if is_there:
+        refusal = await ask(lambda channel: channel.basic_consume(name, _ignore, arguments=_NO_PRIORITY))  # type: ignore[arg-type]
+        return Lack("read", name, where, consequence) if isinstance(refusal, ChannelAccessRefused) else None
+    if not topology.declare:  # which is a problem of its own
+        return None
+    impossible = quorum_arguments() | {"x-message-ttl": -1}
+    refusal = await ask(lambda channel: channel.queue_declare(name, durable=True, arguments=impossible))  # type: ignore[arg-type]
+    if isinstance(refusal, ChannelAccessRefused):
+        return Lack("configure", name, where, f"it is absent, and can't be created: {consequence}")
+    # Of a queue that names a dead-letter exchange, it is looked whether it may be read, and then that written to.
+    routed = impossible | {"x-dead-letter-exchange": ""}
+    refusal = await ask(lambda channel: channel.queue_declare(name, durable=True, arguments=routed))  # type: ignore[arg-type]
+    if isinstance(refusal, ChannelAccessRefused) and _is_about(refusal, "queue", name):
+        return Lack("read", name, where, consequence)
+    return None
+
+
+async def _dead_letters(ask: Ask, topology: Topology, name: str) -> Lack | None:
+    """Return the right that is wanting for dead letters: `sidecar run` doesn't read them, others do."""
+    lack = await _queue(ask, topology, name, "`sidecar dlq` can't look at the dead letters")
+    if lack is not None and lack.right == "configure":
+        return replace(lack, consequence="it is absent, and can't be created: the sidecar doesn't start")
+    return replace(lack, severity="note") if lack is not None else None
+
+
+async def _binding(ask: Ask, topology: Topology, queue: str) -> Lack | None:
+    """Return the right that is wanting to bind a queue: that to write to it, or to read the exchange."""
+    exchange = topology.exchange
+    if not exchange:
+        return None
+    refusal = await ask(lambda channel: channel.queue_unbind(queue, exchange, _nowhere()))
+    if not isinstance(refusal, ChannelAccessRefused):
+        return None
+    consequence = f"the queue {queue!r} can't be bound to the exchange {exchange!r}"
+    if _is_about(refusal, "queue", queue):
+        return Lack("write", queue, f"queue {queue!r}", consequence)
+    return Lack("read", exchange, f"exchange {exchange!r}", consequence)
+
+
+async def _default_exchange(ask: Ask) -> Lack | None:
+    """Return whether copies for the dead-letter and delay queues can be published: those go by the queue's name."""
+
+    async def publish(channel: AbstractChannel) -> None:
+        await channel.basic_publish(b"", exchange="", routing_key=_nowhere(), mandatory=True)
+        await channel.basic_qos(prefetch_count=1)  # an answer that comes after that to the message
+
+    refusal = await ask(publish)
+    if not isinstance(refusal, ChannelAccessRefused):
+        return None
+    consequence = "no dead letter and no delayed message can be published, and the first one holds the others up"
+    return Lack("write", _DEFAULT_EXCHANGE, "the default exchange", consequence)
+
+
+async def _dead_letter_exchange(ask: Ask, exchange: str) -> Lack | None:
+    """Return whether dead letters may be published to an exchange, without one: to bind it takes the same right."""
+    source = next(name for name in ("amq.direct", "amq.fanout") if name != exchange)
+    refusal = await ask(
+        lambda channel: channel.exchange_unbind(destination=exchange, source=source, routing_key=_nowhere())
+    )
+    if not isinstance(refusal, ChannelAccessRefused) or not _is_about(refusal, "exchange", exchange):
+        return None
+    consequence = "no dead letter can be published, and the first one holds the others up"
+    return Lack("write", exchange, f"dead-letter exchange {exchange!r}", consequence)
+
+
+def _is_about(refusal: AMQPError, kind: str, name: str) -> bool:
+    """Tell whether a queue or exchange is what is refused. Older brokers name the resource, and not the right."""
+    return f"access to {kind} '{name}' " in str(refusal)
+
+
+def _nowhere() -> str:
+    return f"sidecar-check-{secrets.token_hex(8)}"
+
+
+async def _ignore(_: object) -> None:
+    """Nothing is consumed."""
