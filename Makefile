@@ -10,9 +10,10 @@ STAMP := $(VENV)/.complete
 # Test files run in two processes, each with servers of its own: most of their time is waiting.
 SIDE_BY_SIDE = -n 2 --dist loadfile --no-loadscope-reorder
 SECONDS_OF_CHAOS = $(or $(SECONDS),600)
+COMPOSE = docker compose --file deploy/compose.yaml
 DAYS_TO_SIMULATE = $(if $(findstring -,$(SEEDS)),$(SEEDS),0-$(or $(SEEDS),10000))
 
-.PHONY: help setup provision demo test test-unit test-faults test-full chaos simulate lint format bench up down logs clean
+.PHONY: help setup provision demo test test-unit test-faults test-full chaos simulate lint format bench up down logs dist sbom clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,14 +61,28 @@ format: $(STAMP) ## put the code in shape
 bench: $(STAMP) ## what a message costs on the pure path
 	$(PYTHON) -m bench.path
 
-up: ## the stack in containers, by Docker Compose
-	docker compose -f deploy/compose.yaml up --build --detach
+up: deploy/.env ## the stack in containers, by Docker Compose; PROFILES="kibana monitoring" for more
+	$(COMPOSE) $(foreach profile,$(PROFILES),--profile $(profile)) up --build --detach
 
-down: ## end it, and forget its data
-	docker compose -f deploy/compose.yaml down --volumes
+down: deploy/.env ## end it, and forget its data
+	$(COMPOSE) --profile '*' down --volumes
 
-logs: ## follow the sidecar's log
-	docker compose -f deploy/compose.yaml logs --follow sidecar
+logs: deploy/.env ## follow the sidecar's log
+	$(COMPOSE) logs --follow sidecar
+
+# Readable by nobody else; what is there already stays.
+deploy/.env:
+	(umask 077; while IFS= read -r line; do case $$line in *=) \
+	    printf '%s%s\n' "$$line" "$$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')";; esac; done \
+	    < deploy/.env.example > $@)
+
+dist: $(STAMP) ## wheel and sdist, into dist/
+	$(PYTHON) -m hatchling build
+
+sbom: $(STAMP) ## what is installed by requirements/run.txt, as CycloneDX: dist/sbom.json
+	mkdir -p dist
+	$(PYTHON) -m cyclonedx_py requirements requirements/run.txt --pyproject pyproject.toml --output-reproducible \
+	    --of JSON --output-file dist/sbom.json
 
 clean: ## remove what was made here
 	rm -rf $(VENV) .servers .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

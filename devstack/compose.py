@@ -12,7 +12,10 @@ from typing import Self
 from devstack import processes
 from devstack.errors import StackError
 
-FILE = Path(__file__).resolve().parent.parent / "deploy" / "compose.yaml"
+FOLDER = Path(__file__).resolve().parent.parent / "deploy"
+FILES = (FOLDER / "compose.yaml", FOLDER / "compose.plain.yaml")
+# Asked for by name wherever one is needed: here nobody has to log in.
+NO_PASSWORDS = dict.fromkeys(("ELASTIC_PASSWORD", "SIDECAR_PASSWORD", "KIBANA_PASSWORD", "RABBITMQ_PASSWORD"), "none")
 ENGINE_SECONDS = 5.0
 COMMAND_SECONDS = 1800.0
 
@@ -30,7 +33,7 @@ def available() -> bool:
 
 
 class ComposedServers:
-    """RabbitMQ and Elasticsearch of ``deploy/compose.yaml`` under a project name and on ports of their own."""
+    """RabbitMQ and Elasticsearch of ``deploy/``, without passwords, under a project name and on ports of their own."""
 
     def __init__(self) -> None:
         """Choose name and ports; nothing is started yet."""
@@ -72,11 +75,12 @@ class ComposedServers:
         self.close()
 
     def _compose(self, *arguments: str) -> None:
-        command = ["docker", "compose", "--file", str(FILE), "--project-name", self._project, *arguments]
+        files = [argument for file in FILES for argument in ("--file", str(file))]
+        command = ["docker", "compose", *files, "--project-name", self._project, *arguments]
         try:
             done = subprocess.run(
                 command,
-                env={**os.environ, **self._ports},
+                env={**os.environ, **NO_PASSWORDS, **self._ports},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

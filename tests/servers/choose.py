@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 AMQP_URL_VARIABLE = "TEST_AMQP_URL"
 ELASTICSEARCH_URL_VARIABLE = "TEST_ELASTICSEARCH_URL"
-RABBITMQ_IMAGE = "rabbitmq:4-management"
-ELASTICSEARCH_IMAGE = f"elasticsearch:{provision.ELASTICSEARCH_VERSION}"
+RABBITMQ_IMAGE = os.environ.get("TEST_RABBITMQ_IMAGE") or "rabbitmq:4-management"
+ELASTICSEARCH_IMAGE = os.environ.get("TEST_ELASTICSEARCH_IMAGE") or f"elasticsearch:{provision.ELASTICSEARCH_VERSION}"
+SHARED_PLUGINS = ("rabbitmq_consistent_hash_exchange",)
 START_SECONDS = 180.0
 
 _AMQP_PORT = 5672
@@ -283,7 +284,7 @@ def shared_broker() -> Broker:
         MissingServerError: there is none to be had.
     """
     given = os.environ.get(AMQP_URL_VARIABLE)
-    return GivenServer(given) if given else own_broker()
+    return GivenServer(given) if given else own_broker(plugins=SHARED_PLUGINS)
 
 
 def shared_cluster() -> Cluster:
