@@ -143,6 +143,7 @@ class Consuming:
         self._settled_items = 0  # since the consumers began
         self._worn_silent_until = 0.0
         self._wake = asyncio.Event()
+        self._roomier = asyncio.Event()  # something was settled, or the session ended
         self._turn = asyncio.Lock()  # the end comes between two steps, never into one
 
     # What the pipeline tells -----------------------------------------------------------------------------------------
@@ -159,6 +160,7 @@ class Consuming:
         the next session would end in the same way.
         """
         self._session = None
+        self._roomier.set()
         self.begun = self.consuming = self.dropping = False
         self._paused_at = self._held_since = None
         if self._keeper.held is not None:
@@ -175,16 +177,39 @@ class Consuming:
         if session is None:
             return
         self._window.note(len(chunk), size_bytes)
+        self._pause_if_full(session)
+        if chunk[-1].redelivered:
+            self._look_for_worn(chunk)
+
+    def _pause_if_full(self, session: BrokerSession) -> None:
         if self._paused_at is None and self._window.full(*self._held(session)):
             self._paused_at = self._now()
             session.pause()
             self._wake.set()
             self._keeper.changed()
-        if chunk[-1].redelivered:
-            self._look_for_worn(chunk)
+
+    @property
+    def room_bytes(self) -> int:
+        """How much more may be held; 0 without a session."""
+        return self._window.room_bytes(*self._held(self._session)) if self._session is not None else 0
+
+    async def room(self, unadmitted: Callable[[], int]) -> None:
+        """Wait until there is room for what messages hold that came already, or nothing else is held.
+
+        Args:
+            unadmitted: says how many messages wait for that.
+        """
+        while (session := self._session) is not None:
+            self._pause_if_full(session)
+            size_bytes, items = self._held(session)
+            if items <= unadmitted() or not self._window.full(size_bytes, items):
+                return
+            self._roomier.clear()
+            await self._roomier.wait()
 
     def settled(self, items: int) -> None:
         """Note that messages were settled: there may be room again."""
+        self._roomier.set()
         self._settled_items += items
         session = self._session
         if session is None:
@@ -338,6 +363,7 @@ class Consuming:
             count += len(tags)
             await session.requeue(ledger, tags)
         self.dropping = False
+        self._roomier.set()
         self._log.info("amqp.paused", returned=count, reason="as much is held as SIDECAR_MEMORY_LIMIT allows")
         self._keeper.changed()
 
@@ -364,6 +390,7 @@ class Consuming:
         self.begun = False
         await self._keeper.give_back()
         self.dropping = False
+        self._roomier.set()
         # Elasticsearch may well answer a look and go on to refuse what is sent. Each such round costs a message one of
         # the deliveries that a quorum queue allows it, so they come seldom.
         pause = min(_TRIAL_MAX_SECONDS, _TRIAL_MIN_SECONDS * 2.0 ** min(self._trials - 1, 10)) if self._trials else 0.0

@@ -106,6 +106,8 @@ class Pipeline:
         self._gathers_singly = plan.recipe.gathers_singly
         self._path = bulk.path(plan.recipe.path_index)
         self._chunks: asyncio.Queue[list[Message]] = asyncio.Queue()
+        self._left: list[Message] = []  # of a chunk, for which there is no room yet
+        self._unadmitted = 0
         self._consuming = Consuming(
             Window(plan.memory_limit_bytes, plan.prefetch, plan.batch_max_items),
             self,
@@ -259,8 +261,8 @@ class Pipeline:
                 still waited for: cut off, it would be stored and given back as well.
             deadline: what isn't answered by then is cut off.
         """
-        while not self._chunks.empty():
-            self._admit(self._chunks.get_nowait())
+        while not self._left and not self._chunks.empty():
+            self._left = self._admit(self._chunks.get_nowait())
         self._draining = True
         self._wake.set()
         try:
@@ -321,16 +323,26 @@ class Pipeline:
                 self.account.received[message.ledger.queue] += 1
                 message.ledger.held_bytes += message.held_bytes if keep else 0
         if keep:
+            self._unadmitted += len(chunk)
             self._chunks.put_nowait(chunk)
             self._consuming.arrived(chunk, size_bytes)
 
     async def _aggregate(self) -> None:
         while True:
-            self._admit(await self._chunks.get())
+            self._left = self._left or await self._chunks.get()
+            if self._draining:
+                return  # what isn't admitted by now goes back: behind it nothing may be sent either
+            self._left = self._admit(self._left)
+            if self._left:
+                self._wake.set()
+                await self._consuming.room(lambda: self._unadmitted)
 
-    def _admit(self, chunk: list[Message]) -> None:
+    def _admit(self, chunk: list[Message]) -> list[Message]:
+        """Make items of messages, and return those for which there is no room yet."""
+        self._unadmitted -= len(chunk)
         if chunk[0].ledger.closed:  # an epoch ends between two chunks, never inside one
-            return
+            return []
+        self._composer.room_bytes = self._consuming.room_bytes
         composed, rejects = self._composer.compose(chunk, self._wall_clock())
         if rejects:
             self._settling.reject(Letter(reject.message, reject.reason, reject.detail) for reject in rejects)
@@ -338,8 +350,11 @@ class Pipeline:
             self._batch(self._order.enter(composed))
         else:
             self._coalesce(self._coalescer, composed)
+        left = self._composer.left
+        self._unadmitted += len(left)
         if self._window_full():
             self._wake.set()
+        return left
 
     def _batch(self, messages: list[Message]) -> None:
         """Add messages that are free to go to their groups; dispatch must know of complete ones and of new clocks."""
@@ -406,7 +421,7 @@ class Pipeline:
 
     def _window_full(self) -> bool:
         """Whether nothing more comes before something is settled, and all that came was admitted."""
-        return self._chunks.empty() and self._consuming.starved
+        return (bool(self._left) or self._chunks.empty()) and self._consuming.starved
 
     # Requests --------------------------------------------------------------------------------------------------------
 

@@ -153,7 +153,13 @@ class Composer:
     Attributes:
         compose: called with a chunk and the time (seconds since 1970), fills in `line`, `source` and `key`; returns the
             messages that can be sent, and the others with reasons.
+        room_bytes: what documents may take beside the bodies that came, in the next call: compressed ones are much
+            larger. It may be exceeded by one.
+        left: the messages of the last call that weren't looked at, since that was used up. One always is.
     """
+
+    room_bytes: int
+    left: list[Message]
 
     compose: Callable[[Iterable[Message], float], tuple[list[Message], list[Reject]]]
 
@@ -161,6 +167,8 @@ class Composer:
         self._recipe = recipe
         self._make_id = make_id
         self._action = recipe.constant_action
+        self.room_bytes = recipe.most_bytes
+        self.left = []
         plain = self._action in {"index", "create"} and recipe.path_index is not None
         extras = recipe.routing or recipe.pipeline or recipe.version or recipe.fields or recipe.gathers_singly
         if recipe.split != "none":
@@ -184,7 +192,9 @@ class Composer:
         rejects: list[Reject] = []
         add, opening, anonymous, read_id = composed.append, self._opening, self._anonymous, self._read_id
         with_id = self._recipe.id_mode == "auto"
-        for message in messages:
+        self._room, self.left = self.room_bytes, []
+        rest = iter(messages)
+        for message in rest:
             body = message.body
             try:
                 ident = read_id(message.properties)
@@ -207,6 +217,8 @@ class Composer:
                     message.becomes(document(body))
             except FlaggedError:
                 refusal = self._compose_encoded(message)
+                if self._is_used_up(message):
+                    self.left = list(rest)  # which ends the loop
                 if refusal is not None:
                     rejects.append(refusal)
                     continue
@@ -236,20 +248,26 @@ class Composer:
     def _compose_by_recipe(self, messages: Iterable[Message], now: float) -> tuple[list[Message], list[Reject]]:
         composed: list[Message] = []
         rejects: list[Reject] = []
-        for message in messages:
+        self._room, self.left = self.room_bytes, []
+        rest = iter(messages)
+        for message in rest:
             try:
                 self._compose_one(message, Scene(message, now, self._recipe.most_bytes))
             except REFUSALS as why:
                 rejects.append(_reject(message, why))
             else:
                 composed.append(message)
+            if message.source is not message.body and self._is_used_up(message):
+                self.left = list(rest)
         return composed, rejects
 
     def _compose_parts(self, messages: Iterable[Message], now: float) -> tuple[list[Message], list[Reject]]:
         """Compose the documents of messages that hold several: each is a message of its own from here on."""
         composed: list[Message] = []
         rejects: list[Reject] = []
-        for message in messages:
+        self._room, self.left = self.room_bytes, []
+        rest = iter(messages)
+        for message in rest:
             message.parts = None
             try:
                 parts = self._parts(message, Scene(message, now, self._recipe.most_bytes))
@@ -263,7 +281,15 @@ class Composer:
                     rejects.append(_reject(part, why))
                 else:
                     composed.append(part)
+                self._room -= part.held_bytes
+            if self._room < 0:
+                self.left = list(rest)
         return composed, rejects
+
+    def _is_used_up(self, message: Message) -> bool:
+        """Note what a document takes beside its message; return whether no more may."""
+        self._room -= len(message.source or b"")
+        return self._room < 0
 
     def _parts(self, message: Message, scene: Scene) -> list[Message]:
         """Return the documents of a message; itself, where it is a mere signal."""

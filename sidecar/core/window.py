@@ -42,6 +42,10 @@ class Window:
         """Whether nothing more may come in now. One message always may, however large it is."""
         return held_items > 0 and held_bytes + held_items * MESSAGE_BYTES >= self._limit_bytes
 
+    def room_bytes(self, held_bytes: int, held_items: int) -> int:
+        """Return how much more may be held."""
+        return max(0, self._limit_bytes - held_bytes - held_items * MESSAGE_BYTES)
+
     def roomy(self, held_bytes: int, held_items: int) -> bool:
         """Whether so much was settled that it is worth while to go on: not after each single message."""
         return held_bytes + held_items * MESSAGE_BYTES <= self._limit_bytes * _ROOM_SHARE

@@ -13,6 +13,7 @@ import pytest
 from sidecar.core.compose import Composer, Recipe
 from sidecar.core.content import plain_body
 from sidecar.core.document import RefusedError
+from sidecar.core.fields import Fields
 from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
 from sidecar.core.template import Template
@@ -237,3 +238,24 @@ def test_a_body_without_properties_is_malformed() -> None:
     accepted, rejects = composer(id_mode="none").compose([message(1, raw=b""), message(2)], 0.0)
     assert [one.tag for one in accepted] == [2]
     assert [reject.reason for reject in rejects] == ["malformed"]
+
+
+@pytest.mark.parametrize("more", [{}, {"fields": {"queue": "{queue}"}}, {"split": "array"}])
+def test_no_more_is_brought_to_light_than_there_is_room_for(more: dict[str, Any]) -> None:
+    """What a chunk holds beyond that is left for later, in its order; one message is always looked at."""
+    document = b'{"n":"%s"}' % (b" " * 10_000)
+    whole = b"[%s]" % document if "split" in more else document
+    values = {**more, "fields": Fields({"queue": Template("{queue}")})} if "fields" in more else more
+    composer = Composer(Recipe(index=Template("docs"), **values), lambda: "made")
+    raw = properties(message_id=b"m", content_encoding=b"gzip")
+    chunk = [message(tag, gzip.compress(whole, mtime=0), raw=raw) for tag in range(1, 10)]
+    composer.room_bytes = 25_000
+    composed, rejects = composer.compose(chunk, 0.0)
+    assert (len(composed), rejects) == (3, [])
+    assert composer.left == chunk[3:]
+    composer.room_bytes = 0
+    assert len(composer.compose(composer.left, 0.0)[0]) == 1
+    assert composer.left == chunk[4:]
+    composer.room_bytes = 1_000_000
+    assert len(composer.compose(composer.left, 0.0)[0]) == 5
+    assert composer.left == []
