@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import obtain
 from tests.integration.bench import Bench
+from tests.integration.between import Proxy
 from tests.servers.choose import own_broker, own_cluster
 
 if TYPE_CHECKING:
@@ -68,3 +69,17 @@ def breakable(make_bench: Callable[[Any, Any], Bench], breakable_servers: Server
     for server in breakable_servers:
         server.thaw()
         server.start()
+
+
+@pytest.fixture
+def make_proxy() -> Iterator[Callable[[str], Proxy]]:
+    """Return a function that puts a proxy before a URL; it is closed after the test."""
+    made: list[Proxy] = []
+
+    def make(url: str) -> Proxy:
+        made.append(Proxy(url))
+        return made[-1]
+
+    yield make
+    for proxy in made:
+        proxy.close()

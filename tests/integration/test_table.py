@@ -21,8 +21,8 @@ from sidecar.core.bulk import Result
 from sidecar.core.policy import ITEM_RULES, Course, judge
 from tests.integration import test_refused
 from tests.integration.bench import Bench, message
+from tests.integration.between import Call, Proxy, Reply, as_it_is
 from tests.integration.process import wait_until
-from tests.integration.test_refused import Call, Proxy, Reply, as_it_is, make_proxy  # noqa: F401 - a fixture
 from tests.servers.es import Elastic
 
 if TYPE_CHECKING:
@@ -441,7 +441,7 @@ ELSEWHERE = {
 HERE = {Course.UNKNOWN, Course.THROTTLED, Course.HOLD, Course.SPLIT_SIZE}
 
 
-def test_an_outage_and_a_breaker_cost_nobody_anything(bench: Bench, make_proxy: Callable[[str], Proxy]) -> None:  # noqa: F811 - the fixture
+def test_an_outage_and_a_breaker_cost_nobody_anything(bench: Bench, make_proxy: Callable[[str], Proxy]) -> None:
     """502, 503, 504, a lost connection, answers without results, and 429: the same items again, each stored once."""
     proxy, each = make_proxy(bench.elasticsearch.url), 20
     bench.create_index({"n": {"type": "long"}})

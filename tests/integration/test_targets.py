@@ -9,15 +9,14 @@ import pytest
 
 from tests.integration.bench import message
 from tests.integration.process import wait_until
-from tests.integration.test_refused import make_proxy  # noqa: F401 - a fixture
 from tests.servers.es import Elastic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.integration.bench import Bench
+    from tests.integration.between import Proxy
     from tests.integration.process import SidecarProcess
-    from tests.integration.test_refused import Proxy
 
 DEADLINE_SECONDS = 60.0
 PASSWORD = "hunter2-is-secret"
@@ -139,7 +138,7 @@ def refuse_all(bench: Bench) -> None:
 
 def test_the_guard_holds_after_exactly_a_thousand(
     bench: Bench,
-    make_proxy: Callable[[str], Proxy],  # noqa: F811 - the fixture
+    make_proxy: Callable[[str], Proxy],
 ) -> None:
     """By default: a thousand dead letters and not one more, however many probes; the others go back to the queue."""
     proxy = make_proxy(bench.elasticsearch.url)
