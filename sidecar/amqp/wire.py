@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
@@ -300,13 +299,16 @@ async def open_first(urls: tuple[str, ...], make: Callable[[], _Opened]) -> _Ope
 
 
 async def end(connection: AbstractConnection | None, wire: Wire | None) -> None:
-    """Close a connection in good order, and drop it where that takes too long."""
-    if connection is not None:
-        with suppress(*FAILURES):
+    """Close a connection in good order; drop it where that takes too long, or where who closes it is cancelled."""
+    try:
+        if connection is not None:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await connection.close()
-    if wire is not None:
-        wire.abort()
+    except FAILURES as error:
+        pass_on_if_ours(error)
+    finally:
+        if wire is not None:
+            wire.abort()
 
 
 def pass_on_if_ours(error: BaseException) -> None:
