@@ -1,11 +1,12 @@
 """The whole program: from deliveries to requests, and from answers back to acks.
 
-    receive ─▶ [chunks] ─▶ aggregate: compose ─▶ order ─▶ batcher ─▶ [outbox] ─▶ dispatch ─▶ send ─▶ sink
+    receive ─▶ [chunks] ─▶ aggregate: compose ─▶ order ─▶ batcher ─▶ [outbox] ─▶ dispatch ─▶ send ─▶ work
                                                                                                │
-    session ◀── acks ◀── ledger ◀── settling ◀────────── fates ◀────────── concluding ◀────────┘
+    session ◀── acks ◀── ledger ◀── settling ◀────────── fates ◀────────── conclusions ◀───────┘
     session ◀── copies ◀── copying ◀───┘                  [outbox] ◀── again ◀──┘
     session ◀── pause, resume, consume, give back ◀── consuming: bounds in bytes and time
 
+The work is the trade's business (`sidecar.work`): bulk requests, or somebody's own code.
 Data goes right; only settlements and dead letters come back left. Everything between two awaits is synchronous, so that
 nothing can be half settled. The hot path works on chunks and batches: no task, await or log line for each message.
 """
@@ -17,13 +18,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sidecar.concluding import Concluding
 from sidecar.consuming import Consuming
-from sidecar.core import bulk
 from sidecar.core.account import Account
 from sidecar.core.batcher import Batch, Batcher
 from sidecar.core.coalesce import Coalescer, uncover
-from sidecar.core.compose import Composer
 from sidecar.core.copies import Letter
 from sidecar.core.order import Order
 from sidecar.core.outbox import Outbox
@@ -31,8 +29,8 @@ from sidecar.core.pacing import Pacing, Permit
 from sidecar.core.properties import published_at
 from sidecar.core.state import State, Unready
 from sidecar.core.window import Window
-from sidecar.errors import SinkError
 from sidecar.settling import Settling
+from sidecar.work import Workplace
 
 if TYPE_CHECKING:
     import random
@@ -40,10 +38,12 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from sidecar.core.compose import Reject
     from sidecar.core.ledger import Ledger
     from sidecar.core.message import Message
     from sidecar.plan import Plan
-    from sidecar.ports import Answer, BrokerSession, Sink, Tracing
+    from sidecar.ports import BrokerSession
+    from sidecar.work import Trade
 
 
 @dataclass(slots=True)
@@ -59,35 +59,31 @@ class _Flight:
 
 
 class Pipeline:
-    """Moves messages from a broker session to a sink, and settles each by the result of its own item.
+    """Moves messages from a broker session to the work that is done with them, and settles each by its own result.
 
     Args:
         plan: what to do.
-        sink: where requests go.
+        trade: what becomes of messages before they are gathered, and of batches.
         dice: the only source of chance.
         log: where state changes are told.
         wall_clock: seconds since 1970, for what people read.
-        tracing: told of each request; None where nothing is traced.
     """
 
     def __init__(
         self,
         plan: Plan,
-        sink: Sink,
+        trade: Trade,
         *,
         dice: random.Random,
         log: FilteringBoundLogger,
         wall_clock: Callable[[], float],
-        tracing: Tracing | None = None,
     ) -> None:
         self.account = Account()
         self.pacing = Pacing(plan.bulk_concurrency, plan.retry_delay_min_seconds, plan.retry_delay_max_seconds)
         self._plan = plan
-        self._sink = sink
-        self._tracing = tracing
         self._dice = dice
         self._wall_clock = wall_clock
-        self._composer = Composer(plan.recipe, self._make_id)
+        self._composer = trade.composer(self._make_id)
         self._order = Order()
         coalesces = plan.recipe.coalesce != "none"
         self._batcher = Batcher(plan.batch_max_items, plan.batch_max_bytes, plan.batch_max_age_seconds, folds=coalesces)
@@ -102,16 +98,15 @@ class Pipeline:
             if coalesces
             else None
         )
-        self._outbox = Outbox(plan.batch_max_items, plan.batch_max_bytes)
+        self._outbox = Outbox(plan.batch_max_items, plan.batch_max_bytes, joins=plan.batches_join)
         self._gathers_singly = plan.recipe.gathers_singly
-        self._path = bulk.path(plan.recipe.path_index)
         self._chunks: asyncio.Queue[list[Message]] = asyncio.Queue()
         self._left: list[Message] = []  # of a chunk, for which there is no room yet
         self._unadmitted = 0
         self._consuming = Consuming(
             Window(plan.memory_limit_bytes, plan.prefetch, plan.batch_max_items),
             self,
-            sink.unavailable,
+            trade.unavailable,
             hold_max_seconds=plan.hold_max_seconds,
             dice=dice,
             log=log,
@@ -119,21 +114,23 @@ class Pipeline:
         self._settling = Settling(
             plan, self, self._consuming, self.pacing, self.account, log=log, wall_clock=wall_clock
         )
-        self._concluding = Concluding(
-            plan,
-            self._settling,
-            self._outbox,
-            self.pacing,
-            self.account,
-            hold_changed=self._hold_changed,
-            dice=dice,
-            log=log,
-            wall_clock=wall_clock,
+        self._work = trade.employ(
+            Workplace(
+                settling=self._settling,
+                outbox=self._outbox,
+                pacing=self.pacing,
+                account=self.account,
+                hold_changed=self._hold_changed,
+                dice=dice,
+                log=log,
+                wall_clock=wall_clock,
+            )
         )
         self._in_flight: dict[asyncio.Task[None], _Flight] = {}
         self._session: BrokerSession | None = None
         self._wake = asyncio.Event()  # something changed that dispatch should look at
         self._probes = 0
+        self._preparing = asyncio.Lock()  # its waiters have their turn in the order in which they came
         self._draining = False
         self._sending = True
         self._drained = asyncio.Event()
@@ -261,8 +258,9 @@ class Pipeline:
                 still waited for: cut off, it would be stored and given back as well.
             deadline: what isn't answered by then is cut off.
         """
-        while not self._left and not self._chunks.empty():
-            self._left = self._admit(self._chunks.get_nowait())
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(sending_until):
+                await self._admit_all()
         self._draining = True
         self._wake.set()
         try:
@@ -329,32 +327,64 @@ class Pipeline:
 
     async def _aggregate(self) -> None:
         while True:
-            self._left = self._left or await self._chunks.get()
+            chunk = await self._chunks.get()
             if self._draining:
                 return  # what isn't admitted by now goes back: behind it nothing may be sent either
-            self._left = self._admit(self._left)
-            if self._left:
+            await self._prepare(chunk)
+            while self._left and not self._draining:
                 self._wake.set()
                 await self._consuming.room(lambda: self._unadmitted)
+                if not self._draining:
+                    self._admit(self._left)
 
-    def _admit(self, chunk: list[Message]) -> list[Message]:
-        """Make items of messages, and return those for which there is no room yet."""
+    async def _prepare(self, chunk: list[Message]) -> None:
+        """Admit a chunk, after what has to be waited for before; one after the other, in order."""
+        prepare = self._plan.recipe.prepare
+        if prepare is None:
+            self._admit(chunk)
+            return
+        async with self._preparing:
+            if not chunk[0].ledger.closed:
+                await prepare(chunk)
+            if not self._left:  # in a drain: behind what goes back nothing may be sent
+                self._admit(chunk)
+
+    async def _admit_all(self) -> None:
+        """Admit what has come, as far as there is room, and wait for what is being prepared."""
+        while not self._left and not self._chunks.empty():
+            await self._prepare(self._chunks.get_nowait())
+        async with self._preparing:
+            return
+
+    def _admit(self, chunk: list[Message]) -> None:
+        """Make items of messages, as far as there is room."""
         self._unadmitted -= len(chunk)
+        self._left = []
         if chunk[0].ledger.closed:  # an epoch ends between two chunks, never inside one
-            return []
+            return
         self._composer.room_bytes = self._consuming.room_bytes
         composed, rejects = self._composer.compose(chunk, self._wall_clock())
         if rejects:
-            self._settling.reject(Letter(reject.message, reject.reason, reject.detail) for reject in rejects)
+            self._refuse(rejects)
         if self._coalescer is None:
             self._batch(self._order.enter(composed))
         else:
             self._coalesce(self._coalescer, composed)
-        left = self._composer.left
-        self._unadmitted += len(left)
+        self._left = self._composer.left
+        self._unadmitted += len(self._left)
         if self._window_full():
             self._wake.set()
-        return left
+
+    def _refuse(self, rejects: list[Reject]) -> None:
+        """Have those dead-lettered that can't be stored; of those without a reason there is nothing to be stored."""
+        nothing = [reject.message for reject in rejects if not reject.reason]
+        if nothing:
+            self._settling.acknowledge(nothing, "discard")
+        self._settling.reject(
+            Letter(reject.message, reject.reason, reject.detail, error_type=reject.error_type)
+            for reject in rejects
+            if reject.reason
+        )
 
     def _batch(self, messages: list[Message]) -> None:
         """Add messages that are free to go to their groups; dispatch must know of complete ones and of new clocks."""
@@ -483,33 +513,13 @@ class Pipeline:
             timer.cancel()
 
     async def _send(self, batch: Batch, *, probe: bool) -> None:
-        sent_at = self._now()
         task = asyncio.current_task()
         try:
-            answer = await self._ask(batch)
-            self.account.bulk_seconds.observe(self._now() - sent_at)
-            self._concluding.conclude(batch, answer, sent_at, probe=probe)
-        except SinkError as error:
-            self.account.bulk_seconds.observe(self._now() - sent_at)
-            self._concluding.unanswered(batch, str(error), probe=probe)
+            await self._work.carry_out(batch, probe=probe)
         finally:
             if task is not None:
                 self._in_flight.pop(task, None)
             self._wake.set()
-
-    async def _ask(self, batch: Batch) -> Answer:
-        """Send a batch as one request.
-
-        Raises:
-            SinkError: no answer came.
-        """
-        body = bulk.body(batch.messages)
-        if self._tracing is None:
-            return await self._sink.bulk(self._path, body)
-        with self._tracing.request(batch, len(body)) as tell:
-            answer = await self._sink.bulk(self._path, body)
-            tell(answer)
-            return answer
 
     def _hold_changed(self) -> None:
         """Take notice that a hold began or ended: what was sent before one began hangs."""

@@ -13,12 +13,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What the pipeline is to do; the meaning of each is that of the setting of its name."""
+    """What the pipeline is to do; the meaning of each is that of the setting of its name.
+
+    Attributes:
+        batches_join: whether small batches may share a request.
+    """
 
     recipe: Recipe
     batch_max_items: int = 1000
     batch_max_bytes: int = 5 * 1024 * 1024
     batch_max_age_seconds: float = 1.0
+    batches_join: bool = True
     bulk_concurrency: int = 4
     prefetch: int = 6000
     memory_limit_bytes: int = 64 * 1024 * 1024

@@ -27,6 +27,7 @@ from sidecar.amqp.wire import (
 from sidecar.core import frames
 from sidecar.core.ledger import Ledger
 from sidecar.errors import BrokerError
+from sidecar.ports import NACK_PAUSE_SECONDS, NACKS_AT_ONCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,9 +45,6 @@ _CANCEL_SECONDS = 5.0
 _NACK_IS_FREE_FROM = [4, 3]
 _AT_ONCE = 32
 """So many messages that come back by one command keep their order: as Erlang keeps that of a small map."""
-_NACKS_AT_ONCE = 16
-_NACK_PAUSE_SECONDS = 0.02
-"""So many commands, and a pause: from 32 that are not answered on, they are joined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,11 +257,11 @@ class Session:
         """
         wire = self._consume_wire
         settlements = list(dict.fromkeys(settlements))
-        for at in range(0, len(settlements), _NACKS_AT_ONCE):
+        for at in range(0, len(settlements), NACKS_AT_ONCE):
             if at:
-                await asyncio.sleep(_NACK_PAUSE_SECONDS)
+                await asyncio.sleep(NACK_PAUSE_SECONDS)
             if wire is not None:
-                some = settlements[at : at + _NACKS_AT_ONCE]
+                some = settlements[at : at + NACKS_AT_ONCE]
                 wire.write(
                     b"".join(frames.nack(channel, tag, multiple=all_up_to, requeue=True) for tag, all_up_to in some)
                 )
@@ -308,8 +306,12 @@ class Session:
         self.resume()  # or the answer to the close would not be read
         if self._publisher is not None:
             self._publisher.lose("the session was closed")
-        await end(self._publishing, self._publish_wire)
-        await end(self._consuming, self._consume_wire)
+        try:
+            await end(self._publishing, self._publish_wire)
+            await end(self._consuming, self._consume_wire)
+        except asyncio.CancelledError:
+            self.abandon()
+            raise
 
     def abandon(self) -> None:
         """Drop both connections without a word."""

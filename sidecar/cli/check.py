@@ -13,12 +13,13 @@ import click
 from sidecar.amqp import check as amqp
 from sidecar.cli import EXIT_FAILED
 from sidecar.cli.recipe import recipe
-from sidecar.cli.wiring import elasticsearch, reach, topology
+from sidecar.cli.wiring import elasticsearch
 from sidecar.core.check import SEVERITIES, Finding, Traits, by_severity, traps
 from sidecar.elastic import check as elastic
 from sidecar.elastic.sink import authorization, nodes
 from sidecar.errors import ConfigError
 from sidecar.settings import Settings, load
+from sidecar.wiring import reach, topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

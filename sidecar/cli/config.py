@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
+    from sidecar.settings import AmqpSettings
+
 MASK = "***"
 NONE, REQUIRED, MISSING, EMPTY = "none", "required", "not given", "empty"
 _LOGIN_IN_URL = re.compile(r"://[^/\s]*@")
@@ -58,13 +60,14 @@ class Row(NamedTuple):
     meaning: str
 
 
-def rows(found: Given) -> list[Row]:
+def rows(found: Given, kind: type[AmqpSettings] = Settings) -> list[Row]:
     """Return a row for each setting, in the order in which they are explained.
 
     Args:
         found: what is said about them.
+        kind: of settings.
     """
-    return [_row(name, field, found) for name, field in Settings.model_fields.items()]
+    return [_row(name, field, found) for name, field in kind.model_fields.items()]
 
 
 def _row(name: str, field: FieldInfo, found: Given) -> Row:

@@ -21,11 +21,11 @@ import click
 
 from sidecar.amqp.letters import LOOKING, RENEW_AT, WORKING, Replay, Verdict, open_letters, renew, sift
 from sidecar.cli import EXIT_FAILED
-from sidecar.cli.wiring import reach
 from sidecar.core.letters import Choice, Grouping, header_values, obstacle, property_values
 from sidecar.core.properties import PropertiesError
 from sidecar.errors import BrokerError
 from sidecar.settings import PREFIX, load_amqp
+from sidecar.wiring import reach
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence

@@ -5,6 +5,7 @@ The same parts do it as in `run`: the composer, the syntax of ``_bulk``, the tab
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import sys
@@ -124,8 +125,7 @@ def command(
         file.read(),
         redelivered=redelivered,
     )
-    composer = Composer(made, lambda: f"{random.getrandbits(128):032x}")
-    accepted, rejects = composer.compose([message], time.time())
+    accepted, rejects = _compose(made, message)
     if rejects:
         _tell_reject(rejects[0], settings, style)
     message = accepted[-1]  # of several documents in it the last: what completes a group does so with that
@@ -240,6 +240,18 @@ def _told_group(message: Message) -> str:
     return told + (", and completes it" if correlation.completes else "")
 
 
+def _compose(made: Recipe, message: Message) -> tuple[list[Message], list[Reject]]:
+    """Return what would be sent of a message, or why nothing would."""
+    prepare = made.prepare
+    if prepare is not None:
+
+        async def wait() -> None:
+            await prepare([message])
+
+        asyncio.run(wait())
+    return Composer(made, lambda: f"{random.getrandbits(128):032x}").compose([message], time.time())
+
+
 def _tell_signal(group: dict[str, object], style: str) -> None:
     done = "a signal: it completes its group, is acked and not stored"
     if style == "json":
@@ -321,9 +333,21 @@ def _burial(reason: str, message: Message, settings: Settings) -> str:
 # Output --------------------------------------------------------------------------------------------------------------
 
 
+def _tell_nothing(style: str) -> NoReturn:
+    done = "acked, and counted as discard"
+    if style == "json":
+        _write_json({"accepted": False, "reject": None, "done": done})
+    else:
+        click.echo(f"SIDECAR_TRANSFORM makes no document of it\n{done}")
+    sys.exit(EXIT_FAILED)
+
+
 def _tell_reject(reject: Reject, settings: Settings, style: str) -> NoReturn:
     done = _burial(reject.reason, reject.message, settings)
-    part = reject.message.parts if settings.split != "none" else None
+    if not reject.reason:
+        _tell_nothing(style)
+    several = settings.split != "none" or settings.transform is not None
+    part = reject.message.parts if several else None
     which = f"document {reject.message.item} of {part.count}: " if part is not None else ""
     if style == "json":
         told = {"reason": reject.reason, "detail": which + reject.detail, "done": done}

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 import click
 
 from sidecar.amqp.producer import open_producer
-from sidecar.cli.wiring import reach, topology
 from sidecar.errors import BrokerError, ConfigError
 from sidecar.ports import Copy
 from sidecar.samples import BAD, STRANGE, Samples
 from sidecar.settings import load_amqp
+from sidecar.wiring import reach, topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -20,6 +20,11 @@ def recipe(settings: Settings) -> Recipe:
     def template(text: str | None) -> Template | None:
         return Template(text) if text is not None else None
 
+    hook = None
+    if settings.transform is not None:
+        from sidecar.library.transforming import load
+
+        hook = load(settings.transform)
     modes: dict[str, IdMode] = {"auto": "auto", "generated": "generated", "none": "none"}
     return Recipe(
         index=Template(settings.index),
@@ -39,6 +44,8 @@ def recipe(settings: Settings) -> Recipe:
         batch_complete_count=template(settings.batch_complete_count),
         coalesce=settings.batch_coalesce,
         split=settings.split,
+        transform=hook.transform if hook is not None else None,
+        prepare=hook.prepare if hook is not None else None,
     )
 
 

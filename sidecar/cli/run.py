@@ -21,17 +21,19 @@ from sidecar.amqp.session import Connecting, open_session
 from sidecar.app import App
 from sidecar.cli import EXIT_FAILED
 from sidecar.cli.recipe import choices, recipe
-from sidecar.cli.wiring import elasticsearch, reach, topology
+from sidecar.cli.wiring import elasticsearch
 from sidecar.core.address import split_address
 from sidecar.elastic import mappings
 from sidecar.elastic.sink import ElasticSink
 from sidecar.errors import RefusedTemplateError, SinkError
+from sidecar.indexing import Indexing
 from sidecar.ops.logs import configure
 from sidecar.ops.status import About
 from sidecar.ops.tracing import open_tracing
 from sidecar.pipeline import Pipeline
 from sidecar.plan import Plan
 from sidecar.settings import Settings, load
+from sidecar.wiring import reach, topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,10 +100,10 @@ async def _run(settings: Settings, log: FilteringBoundLogger) -> None:
     templates = mappings.load(Path(settings.mappings_dir)) if settings.mappings_apply and settings.mappings_dir else []
     sink = ElasticSink(elasticsearch(settings))
     dice = random.Random()
-    wanted = plan(settings)
-    tracing = open_tracing(os.environ, wanted.recipe, log)
-    spans = tracing.spans if tracing is not None else None
-    pipeline = Pipeline(wanted, sink, dice=dice, log=log, wall_clock=time.time, tracing=spans)
+    planned = plan(settings)
+    tracing = open_tracing(os.environ, planned.recipe, log)
+    indexing = Indexing(planned, sink, tracing.spans if tracing is not None else None)
+    pipeline = Pipeline(planned, indexing, dice=dice, log=log, wall_clock=time.time)
     urls = tuple(url.get_secret_value() for url in settings.amqp_url)
     app = App(
         pipeline,

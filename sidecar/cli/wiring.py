@@ -4,45 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sidecar.amqp.topology import Topology
-from sidecar.amqp.wire import Reach
 from sidecar.tls import client_context
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from sidecar.elastic.sink import Connection
-    from sidecar.settings import AmqpSettings, Settings
-
-
-def topology(settings: AmqpSettings) -> Topology:
-    """Return what to declare on the broker."""
-    return Topology(
-        queues=settings.amqp_queue,
-        declare=settings.amqp_declare == "missing",
-        queue_type=settings.amqp_queue_type,
-        queue_arguments=settings.amqp_queue_arguments,
-        exchange=settings.amqp_exchange,
-        exchange_type=settings.amqp_exchange_type,
-        routing_keys=settings.amqp_routing_keys,
-        binding_arguments=settings.amqp_binding_arguments,
-        dead_letter_exchange=settings.dead_letter_exchange,
-        dead_letter_routing_key=settings.dead_letter_routing_key,
-    )
-
-
-def reach(settings: AmqpSettings) -> Reach:
-    """Return how to reach RabbitMQ, but for its URLs.
-
-    Raises:
-        ConfigError: a file for TLS can't be used.
-    """
-    files = (settings.amqp_ca_file, settings.amqp_cert_file, settings.amqp_key_file)
-    if not any(files):
-        return Reach()
-    ca_file, cert_file, key_file = files
-    context = client_context(prefix="SIDECAR_AMQP", ca_file=ca_file, cert_file=cert_file, key_file=key_file)
-    return Reach(tls=context, client_certificate=cert_file is not None)
+    from sidecar.settings import Settings
 
 
 def elasticsearch(settings: Settings) -> Connection:

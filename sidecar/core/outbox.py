@@ -22,11 +22,13 @@ class Outbox:
     Args:
         max_items: messages in a request.
         max_bytes: bytes of a request's body; a single item above it goes alone.
+        joins: whether small batches share a request at all.
     """
 
-    def __init__(self, max_items: int, max_bytes: int) -> None:
+    def __init__(self, max_items: int, max_bytes: int, *, joins: bool = True) -> None:
         self.max_items = max_items
         self.max_bytes = max_bytes
+        self._joins = joins
         self._fresh: deque[Batch] = deque()
         self._again: list[Batch] = []
 
@@ -62,7 +64,7 @@ class Outbox:
             batch, rest = self._within(batch)
             if rest is not None:
                 self._again.insert(0, rest)
-        elif batch.mendable and not batch.suspect:
+        elif self._joins and batch.mendable and not batch.suspect:
             self._join(batch, now)
         return batch
 

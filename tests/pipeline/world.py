@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 from sidecar.app import App
 from sidecar.core.compose import Recipe
 from sidecar.core.template import Template
+from sidecar.indexing import Indexing
 from sidecar.pipeline import Pipeline
 from sidecar.plan import Plan
 from tests.fakes import clock
@@ -103,7 +104,11 @@ class World:
     def _new_pipeline(self) -> Pipeline:
         log = cast("FilteringBoundLogger", self.log)
         return Pipeline(
-            self.plan, self.elastic, dice=self.dice, log=log, wall_clock=self._wall_clock, tracing=self.tracing
+            self.plan,
+            Indexing(self.plan, self.elastic, self.tracing),
+            dice=self.dice,
+            log=log,
+            wall_clock=self._wall_clock,
         )
 
     @staticmethod

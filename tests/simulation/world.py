@@ -13,6 +13,7 @@ from sidecar.app import App
 from sidecar.core.compose import Recipe
 from sidecar.core.policy import Choices
 from sidecar.core.template import Template
+from sidecar.indexing import Indexing
 from sidecar.pipeline import Pipeline
 from sidecar.plan import Plan
 from tests.builders import long_string
@@ -112,7 +113,8 @@ class Life:
         self.began_at = asyncio.get_running_loop().time()
         self.ended_at = 0.0
         log = cast("FilteringBoundLogger", Log(world, self.name))
-        self.pipeline = Pipeline(world.plan, self.client, dice=world.dice, log=log, wall_clock=_wall_clock)
+        trade = Indexing(world.plan, self.client)
+        self.pipeline = Pipeline(world.plan, trade, dice=world.dice, log=log, wall_clock=_wall_clock)
         self.app = App(
             self.pipeline, self._connector(world), dice=world.dice, log=log, shutdown_seconds=setting.shutdown_seconds
         )

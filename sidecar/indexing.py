@@ -1,0 +1,103 @@
+"""The sidecar's own trade: each batch is a bulk request, and its answer says what becomes of each message."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from sidecar.concluding import Concluding
+from sidecar.core import bulk
+from sidecar.core.compose import Composer
+from sidecar.errors import SinkError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sidecar.core.batcher import Batch
+    from sidecar.plan import Plan
+    from sidecar.ports import Answer, Sink, Tracing
+    from sidecar.work import Workplace
+
+
+class Indexing:
+    """Has documents stored.
+
+    Args:
+        plan: what to do.
+        sink: where requests go.
+        tracing: told of each request; None where nothing is traced.
+    """
+
+    def __init__(self, plan: Plan, sink: Sink, tracing: Tracing | None = None) -> None:
+        self._plan = plan
+        self._sink = sink
+        self._tracing = tracing
+
+    async def unavailable(self) -> str | None:
+        """Return why requests are in vain now, or None."""
+        return await self._sink.unavailable()
+
+    def composer(self, make_id: Callable[[], str]) -> Composer:
+        """Return what makes bulk lines of messages."""
+        return Composer(self._plan.recipe, make_id)
+
+    def employ(self, place: Workplace) -> Requests:
+        """Return what sends the requests of one pipeline."""
+        return Requests(self._plan, self._sink, self._tracing, place)
+
+
+class Requests:
+    """Sends bulk requests and has conclusions drawn from their answers.
+
+    Args:
+        plan: what to do.
+        sink: where they go.
+        tracing: told of each; None where nothing is traced.
+        place: where the conclusions take effect.
+    """
+
+    def __init__(self, plan: Plan, sink: Sink, tracing: Tracing | None, place: Workplace) -> None:
+        self._sink = sink
+        self._tracing = tracing
+        self._path = bulk.path(plan.recipe.path_index)
+        self._account = place.account
+        self._concluding = Concluding(
+            plan,
+            place.settling,
+            place.outbox,
+            place.pacing,
+            place.account,
+            hold_changed=place.hold_changed,
+            dice=place.dice,
+            log=place.log,
+            wall_clock=place.wall_clock,
+        )
+
+    async def carry_out(self, batch: Batch, *, probe: bool) -> None:
+        """Send a batch and deal with the answer, or with its absence."""
+        sent_at = self._now()
+        try:
+            answer = await self._ask(batch)
+            self._account.bulk_seconds.observe(self._now() - sent_at)
+            self._concluding.conclude(batch, answer, sent_at, probe=probe)
+        except SinkError as error:
+            self._account.bulk_seconds.observe(self._now() - sent_at)
+            self._concluding.unanswered(batch, str(error), probe=probe)
+
+    async def _ask(self, batch: Batch) -> Answer:
+        """Send a batch as one request.
+
+        Raises:
+            SinkError: no answer came.
+        """
+        body = bulk.body(batch.messages)
+        if self._tracing is None:
+            return await self._sink.bulk(self._path, body)
+        with self._tracing.request(batch, len(body)) as tell:
+            answer = await self._sink.bulk(self._path, body)
+            tell(answer)
+            return answer
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()

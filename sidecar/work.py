@@ -1,0 +1,101 @@
+"""The port between the pipeline and what messages are moved for.
+
+A pipeline receives, gathers, paces, settles and drains. What a batch is good for, it doesn't know: that is a trade.
+There are two: bulk requests to Elasticsearch (`sidecar.indexing`) and a program's own code (`sidecar.library`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Iterable
+
+    from structlog.typing import FilteringBoundLogger
+
+    from sidecar.core.account import Account
+    from sidecar.core.batcher import Batch
+    from sidecar.core.compose import Reject
+    from sidecar.core.message import Message
+    from sidecar.core.outbox import Outbox
+    from sidecar.core.pacing import Pacing
+    from sidecar.settling import Settling
+
+    Compose = Callable[[Iterable[Message], float], tuple[list[Message], list[Reject]]]
+    """Prepares a chunk, given the time (seconds since 1970): what goes on, and what never will, with reasons."""
+
+
+class Composing(Protocol):
+    """What prepares messages.
+
+    Attributes:
+        compose: does it.
+        room_bytes: what may be held beside the bodies that came, in the next call; it may be exceeded by one.
+        left: the messages of the last call that weren't looked at, since that was used up.
+    """
+
+    compose: Compose
+    room_bytes: int
+    left: list[Message]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workplace:
+    """What a pipeline gives to the work that it does.
+
+    Attributes:
+        settling: settles messages whose fate is known.
+        outbox: takes batches that go again.
+        pacing: is told what the other side thinks of our pace, and of holds.
+        account: where everything is counted.
+        hold_changed: to be called when a hold began or ended.
+        dice: the only source of chance.
+        log: where state changes are told.
+        wall_clock: seconds since 1970.
+    """
+
+    settling: Settling
+    outbox: Outbox
+    pacing: Pacing
+    account: Account
+    hold_changed: Callable[[], None]
+    dice: random.Random
+    log: FilteringBoundLogger
+    wall_clock: Callable[[], float]
+
+
+class Work(Protocol):
+    """What is done with batches."""
+
+    async def carry_out(self, batch: Batch, *, probe: bool) -> None:
+        """Do it, and see to the fate of each message: settled, or in the outbox again.
+
+        Cut off (at the end of a drain), it leaves all messages as they are: the broker gets them back.
+
+        Args:
+            batch: of messages that nothing was decided about.
+            probe: whether it is to find out whether a hold is over.
+        """
+        ...
+
+
+class Trade(Protocol):
+    """What messages are moved for."""
+
+    async def unavailable(self) -> str | None:
+        """Return why work is in vain now, or None: nothing is consumed then."""
+        ...
+
+    def composer(self, make_id: Callable[[], str]) -> Composing:
+        """Return what prepares messages.
+
+        Args:
+            make_id: gives ids that nobody else has.
+        """
+        ...
+
+    def employ(self, place: Workplace) -> Work:
+        """Return what does the work of one pipeline."""
+        ...
