@@ -58,7 +58,7 @@ format: $(STAMP) ## put the code in shape
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: $(STAMP) ## what a message costs on the pure path
+bench: $(STAMP) ## what a message costs on the pure path (python -m bench.library: the library beside aio-pika-batch)
 	$(PYTHON) -m bench.path
 
 up: deploy/.env ## the stack in containers, by Docker Compose; PROFILES="kibana monitoring" for more

@@ -239,7 +239,7 @@ class Concluding:
     def _decide(self, message: Message, rule: Rule) -> Fate:
         plan = self._plan
         attempts = message.attempts + (rule.verdict is not Verdict.THROTTLED)
-        travels = plan.recipe.split == "none" or self._travels(message)
+        travels = not plan.recipe.has_parts or self._travels(message)
         fate = decide(
             rule,
             plan.choices,

@@ -75,6 +75,11 @@ class Copy(NamedTuple):
     delay: tuple[str, int] | None = None
 
 
+NACKS_AT_ONCE = 16
+NACK_PAUSE_SECONDS = 0.02
+"""So many nacks, and a pause: a quorum queue joins those that pile up, and from 32 on it loses their order."""
+
+
 class BrokerSession(Protocol):
     """One life of the connection to the broker: when it is lost, everything unsettled is stale.
 
@@ -130,7 +135,11 @@ class BrokerSession(Protocol):
         ...
 
     async def requeue(self, ledger: Ledger, tags: list[int]) -> None:
-        """Have the broker take back single deliveries, in this order; void when the epoch is over."""
+        """Have the broker take back single deliveries, in this order; void when the epoch is over.
+
+        Of up to `NACKS_AT_ONCE` all nacks are written before anything else happens; more take their time, and no ack of
+        all up to a later delivery may be written in between.
+        """
         ...
 
     async def give_back(self, outstanding: list[tuple[Ledger, list[int]]]) -> None:

@@ -44,7 +44,7 @@ from sidecar.core.template import Template, TemplateError
 from sidecar.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 PREFIX = "SIDECAR_"
 _FILE = "_FILE"
@@ -58,6 +58,7 @@ _ID_MODES = ("auto", "generated", "none")
 _ANY_NAME = re.compile(r"SIDECAR_[A-Z_]*[A-Z]")
 _QUOTED = re.compile(r"""(['"]).*\1""")
 _FINGERPRINT = re.compile(r"[0-9A-Fa-f]{2}(?::?[0-9A-Fa-f]{2}){31}")
+_REFERENCE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
 _VISIBLE = re.compile(r"[!-~]+")
 _EMPTY_SAYS_SOMETHING = frozenset({"http_address"})
 """Settings for which an empty value isn't none at all."""
@@ -116,6 +117,12 @@ def _id(text: str) -> str:
             f"must be one of {', '.join(_ID_MODES)}, or a template with a {{field}}: with the same id for all messages "
             "each would overwrite the one before"
         )
+    return text
+
+
+def _reference(text: str) -> str:
+    if not _REFERENCE.fullmatch(text):
+        raise ValueError("must be module:function, by the names that Python imports")
     return text
 
 
@@ -397,6 +404,11 @@ class Settings(AmqpSettings):
         description="several documents in one message: the elements of a JSON array, or a document a line; with "
         "`SIDECAR_ID=auto` their ids are `{message_id}-{item}`",
     )
+    transform: Annotated[str, AfterValidator(_reference), Kind("module:function")] | None = Field(
+        None,
+        description="your own code: a Python function, also an asynchronous one, that makes of a message one document, "
+        "several, or none",
+    )
     batch_max_items: int = Field(1000, gt=0, description="completion by count, in messages")
     batch_max_bytes: Bytes = Field(5 * 1024 * 1024, description="completion by size of the request body")
     batch_max_age: Seconds = Field(1.0, description="completion by age of the *first* item")
@@ -551,7 +563,13 @@ class Settings(AmqpSettings):
             problems.append(
                 f"SIDECAR_ACTION={action} needs the id of a document that is there, and SIDECAR_ID={self.id} gives none"
             )
-        if self.split == "none" and any("item" in Template(text).fields for text in self._templates()):
+        if self.split != "none" and self.transform is not None:
+            problems.append("SIDECAR_TRANSFORM makes the documents of a message, and SIDECAR_SPLIT would too; one goes")
+        if (
+            self.split == "none"
+            and self.transform is None
+            and any("item" in Template(text).fields for text in self._templates())
+        ):
             problems.append("{item} is the place of a document in its message, and SIDECAR_SPLIT=none splits none")
         if self.split == "array" and self.content == "text":
             problems.append("SIDECAR_SPLIT=array takes JSON, and SIDECAR_CONTENT=text says that bodies are none")
@@ -633,7 +651,10 @@ def given(environment: Mapping[str, str], kind: type[AmqpSettings] = Settings) -
     Raises:
         ConfigError: ``.env`` can't be read.
     """
-    names = _texts(environment)
+    return _given(_texts(environment), kind)
+
+
+def _given(names: Mapping[str, str], kind: type[AmqpSettings]) -> Given:
     found = Given({}, {}, {})
     for field in kind.model_fields:
         text, path = names.get(_name(field)), names.get(_name(field) + _FILE)
@@ -673,9 +694,49 @@ def _dotenv() -> dict[str, str]:
         raise ConfigError([f".env can't be read ({_why(error)})"]) from None
 
 
+def load_own(kind: type[_Kind], environment: Mapping[str, str], prefix: str | None, options: dict[str, Any]) -> _Kind:
+    """Return the settings of a program that has names of its own.
+
+    Args:
+        kind: of settings.
+        environment: the process's; other names in it that begin with `prefix` are the program's business.
+        prefix: what names begin with, there and in ``.env``; None for neither.
+        options: what the program says itself, by the field's name; it counts for more.
+
+    Raises:
+        ConfigError: with every problem, none of them quoting a value.
+    """
+    names = {}
+    if prefix is not None:
+        told = {**_dotenv(), **environment}
+        names = {PREFIX + name.removeprefix(prefix): text for name, text in told.items() if name.startswith(prefix)}
+    unknown = [
+        f"{name} is no setting{_hint(name, kind.model_fields)}" for name in options if name not in kind.model_fields
+    ]
+    try:
+        return _load_texts(kind, names, options, unknown)
+    except ConfigError as error:
+
+        def spelt(match: re.Match[str]) -> str:
+            bare = match[0].removeprefix(PREFIX)
+            return bare.lower() if prefix is None else prefix + bare
+
+        raise ConfigError([_ANY_NAME.sub(spelt, problem) for problem in error.problems]) from None
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.7)
+    return f": did you mean {near[0]}?" if near else ""
+
+
 def _load(kind: type[_Kind], environment: Mapping[str, str], options: dict[str, Any]) -> _Kind:
-    found = given(environment, kind)
-    problems = _unknown_names(_texts(environment)) + list(found.problems.values())
+    names = _texts(environment)
+    return _load_texts(kind, names, options, _unknown_names(names))
+
+
+def _load_texts(kind: type[_Kind], names: Mapping[str, str], options: dict[str, Any], problems: list[str]) -> _Kind:
+    found = _given(names, kind)
+    problems = problems + list(found.problems.values())
     wrong = set(found.problems)
     settings = None
     # pydantic looks at settings against each other only once each is right by itself: hence again without the wrong.

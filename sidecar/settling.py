@@ -6,12 +6,14 @@ be half settled.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 import orjson
 
 from sidecar.copying import Copying, Route
 from sidecar.ops.failures import FailureLog
+from sidecar.ports import NACK_PAUSE_SECONDS, NACKS_AT_ONCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -84,7 +86,7 @@ class Settling:
         self._consuming = consuming
         self._pacing = pacing
         self._account = account
-        self._splits = plan.recipe.split != "none"
+        self._splits = plan.recipe.has_parts
         self._coalesces = plan.recipe.coalesce != "none"
         self._session: BrokerSession | None = None
 
@@ -200,6 +202,32 @@ class Settling:
             session.reject(message.ledger, message.tag)
             self._account.settle(message.ledger.queue, "dead_letter")
         self._consuming.settled(len(messages))
+        self.write_acks()
+
+    async def requeue(self, messages: list[Message]) -> None:
+        """Have the broker take messages back, each by itself, in this order; nothing is counted against them.
+
+        A few at a time, each of which is open until its nack is written: one ack of all up to a later message would
+        take it along otherwise. Cut off in the middle, the rest is open still.
+        """
+        self._releaser.release(messages)
+        session = self._session
+        for ledger in session.ledgers if session is not None else ():
+            mine = [message for message in messages if message.ledger is ledger]
+            for at in range(0, len(mine), NACKS_AT_ONCE):
+                if at:
+                    await asyncio.sleep(NACK_PAUSE_SECONDS)
+                await self._requeue(ledger, mine[at : at + NACKS_AT_ONCE])
+
+    async def _requeue(self, ledger: Ledger, messages: list[Message]) -> None:
+        session = self._session
+        if session is None or ledger.closed:
+            return
+        for message in messages:
+            ledger.give_up(message)
+        self._account.settle(ledger.queue, "requeue", len(messages))
+        self._consuming.settled(len(messages))
+        await session.requeue(ledger, [message.tag for message in messages])
         self.write_acks()
 
     def write_acks(self) -> None:

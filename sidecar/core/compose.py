@@ -16,8 +16,9 @@ from sidecar.core.content import plain_body, text_document
 from sidecar.core.correlation import Correlation, set_size, whole_number
 from sidecar.core.document import LINE_BREAK, MAX_DOCUMENT_BYTES, SPACE, RefusedError, document, fragment, json_string
 from sidecar.core.properties import FlaggedError, PropertiesError, header, short, short_reader
-from sidecar.core.split import split
+from sidecar.core.split import Parts, split
 from sidecar.core.template import RETRY_COUNT, MissingFieldError, Scene, Template
+from sidecar.core.transform import NothingError, TransformError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sidecar.core.fields import Fields
     from sidecar.core.message import Message
     from sidecar.core.split import Mode as SplitMode
+    from sidecar.core.transform import Prepare, Transform
 
 ACTIONS = ("index", "create", "update", "upsert", "delete")
 ACTIONS_WITH_VERSION = ("index", "delete")
@@ -51,22 +53,29 @@ class Reject(NamedTuple):
     """Why a message never becomes part of a request.
 
     Attributes:
-        reason: as in the dead letter's header ``sidecar-reason``.
+        reason: as in the dead letter's header ``sidecar-reason``; empty where there is nothing to be stored of it.
         detail: a sentence for people, without document text.
+        error_type: of an exception in somebody's own code; else empty.
     """
 
     message: Message
     reason: str
     detail: str
+    error_type: str = ""
 
 
-REFUSALS = (RefusedError, MissingFieldError, PropertiesError)
+REFUSALS = (RefusedError, MissingFieldError, PropertiesError, TransformError, NothingError)
 """What ends the composing of a message."""
 
 
-def _reject(message: Message, why: Exception) -> Reject:
+def reject(message: Message, why: Exception) -> Reject:
+    """Return the reject that one of `REFUSALS` means."""
     if isinstance(why, RefusedError):
         return Reject(message, why.reason, why.detail)
+    if isinstance(why, TransformError):
+        return Reject(message, "transform-failed", why.detail, why.error_type)
+    if isinstance(why, NothingError):
+        return Reject(message, "", "")
     if isinstance(why, MissingFieldError):
         return Reject(message, "missing-field", f"the message has no {why.field}")
     return Reject(message, "malformed", str(why))
@@ -78,6 +87,8 @@ class Recipe:
 
     Attributes:
         most_bytes: what a compressed body may hold.
+        transform: makes documents of a message, where that is somebody's own code.
+        prepare: to be awaited for a chunk before it is composed, or None.
     """
 
     index: Template
@@ -97,6 +108,13 @@ class Recipe:
     batch_complete_count: Template | None = None
     coalesce: CoalesceMode = "none"
     split: SplitMode = "none"
+    transform: Transform | None = None
+    prepare: Prepare | None = None
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether there may be several documents in a message."""
+        return self.split != "none" or self.transform is not None
 
     @property
     def gathers_singly(self) -> bool:
@@ -143,6 +161,18 @@ class Recipe:
         return any(fnmatchcase(index, pattern) for pattern in self.index_allow)
 
 
+def correlation(recipe: Recipe, scene: Scene) -> Correlation:
+    """Return what a message says of its group; one that completes it and has no body is a mere signal.
+
+    Raises:
+        RefusedError, MissingFieldError: it doesn't say what it should.
+    """
+    key = recipe.batch_key.render(scene) if recipe.batch_key is not None else b""
+    told = recipe.batch_complete_count.render(scene) if recipe.batch_complete_count is not None else b""
+    completes = recipe.batch_flush_when is not None and recipe.batch_flush_when.render(scene) != b""
+    return Correlation(key, set_size(told), completes, completes and not scene.content().strip(SPACE))
+
+
 class Composer:
     """Makes action line, source and key of messages.
 
@@ -171,7 +201,7 @@ class Composer:
         self.left = []
         plain = self._action in {"index", "create"} and recipe.path_index is not None
         extras = recipe.routing or recipe.pipeline or recipe.version or recipe.fields or recipe.gathers_singly
-        if recipe.split != "none":
+        if recipe.has_parts:
             self.compose = self._compose_parts
         elif plain and not extras and recipe.content == "json" and recipe.id_mode in {"auto", "none"}:
             action = (self._action or "").encode()
@@ -223,7 +253,7 @@ class Composer:
                     rejects.append(refusal)
                     continue
             except REFUSALS as why:
-                rejects.append(_reject(message, why))
+                rejects.append(reject(message, why))
                 continue
             add(message)
         return composed, rejects
@@ -242,7 +272,7 @@ class Composer:
                 message.line = self._anonymous
             message.becomes(document(plain_body(message, self._recipe.most_bytes)))
         except REFUSALS as why:
-            return _reject(message, why)
+            return reject(message, why)
         return None
 
     def _compose_by_recipe(self, messages: Iterable[Message], now: float) -> tuple[list[Message], list[Reject]]:
@@ -254,7 +284,7 @@ class Composer:
             try:
                 self._compose_one(message, Scene(message, now, self._recipe.most_bytes))
             except REFUSALS as why:
-                rejects.append(_reject(message, why))
+                rejects.append(reject(message, why))
             else:
                 composed.append(message)
             if message.source is not message.body and self._is_used_up(message):
@@ -272,13 +302,13 @@ class Composer:
             try:
                 parts = self._parts(message, Scene(message, now, self._recipe.most_bytes))
             except REFUSALS as why:
-                rejects.append(_reject(message, why))
+                rejects.append(reject(message, why))
                 continue
             for part in parts:
                 try:
                     self._compose_part(part, now)
                 except REFUSALS as why:
-                    rejects.append(_reject(part, why))
+                    rejects.append(reject(part, why))
                 else:
                     composed.append(part)
                 self._room -= part.held_bytes
@@ -294,18 +324,30 @@ class Composer:
     def _parts(self, message: Message, scene: Scene) -> list[Message]:
         """Return the documents of a message; itself, where it is a mere signal."""
         recipe = self._recipe
-        body = scene.content()
+        body = message.body if recipe.transform is not None else scene.content()
         if recipe.batch_flush_when is not None and not body.strip(SPACE):
             message.correlation = self._correlation(scene)
             message.operation = message.source = None
             if message.correlation.is_signal:
                 return [message]
+        if recipe.transform is not None:
+            return self._transformed(message, recipe.transform(message))
         return split(message, body, cast("Literal['array', 'lines']", recipe.split), recipe.most_bytes)
+
+    @staticmethod
+    def _transformed(message: Message, documents: list[bytes]) -> list[Message]:
+        if not documents:
+            raise NothingError
+        parts = Parts(message, len(documents))
+        return [parts.make(item, document) for item, document in enumerate(documents)]
 
     def _compose_part(self, part: Message, now: float) -> None:
         if part.parts is None:
             return  # a signal
-        self._compose_one(part, Scene(part, now, part=True))
+        scene = Scene(part, now, part=True)
+        if self._recipe.transform is not None and part.parts.count == 1:
+            scene.item = None  # what becomes one document has the message's id
+        self._compose_one(part, scene)
         if self._recipe.gathers_singly and part.item < part.parts.count - 1:
             # What completes a group does so with its last document.
             part.correlation = part.correlation._replace(completes=False)
@@ -347,12 +389,8 @@ class Composer:
             message.gathered = False
 
     def _correlation(self, scene: Scene) -> Correlation:
-        recipe = self._recipe
-        key = recipe.batch_key.render(scene) if recipe.batch_key is not None else b""
-        told = recipe.batch_complete_count.render(scene) if recipe.batch_complete_count is not None else b""
-        completes = recipe.batch_flush_when is not None and recipe.batch_flush_when.render(scene) != b""
-        is_signal = completes and not scene.content().strip(SPACE) and not self._deletes(scene)
-        return Correlation(key, set_size(told), completes, is_signal)
+        found = correlation(self._recipe, scene)
+        return found._replace(is_signal=False) if found.is_signal and self._deletes(scene) else found
 
     def _deletes(self, scene: Scene) -> bool:
         """Whether a message is a deletion, which has no need of a body."""

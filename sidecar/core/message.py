@@ -40,6 +40,7 @@ class Message:
         parts: (split) the documents of the message that this is one of; None for a message that was delivered. Set
             only where messages are split.
         item: (split) its place among them, from 0; set likewise.
+        made: (transform) what somebody's own code made of it; set only where that is asynchronous.
         unanswered: (policy) whether an earlier attempt may have been applied without our knowing.
     """
 
@@ -56,6 +57,7 @@ class Message:
         "key",
         "ledger",
         "line",
+        "made",
         "operation",
         "parts",
         "properties",
@@ -72,6 +74,7 @@ class Message:
     gathered: bool
     parts: Parts | None
     item: int
+    made: object
 
     def __init__(
         self, ledger: Ledger, tag: int, redelivered: int, route: bytes, properties: bytes, body: bytes, held_bytes: int

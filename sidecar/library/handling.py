@@ -1,0 +1,192 @@
+"""The trade of a program's own code: a batch goes to a function, and each message gets the verdict that it gives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable
+from typing import TYPE_CHECKING
+
+from sidecar.core.compose import REFUSALS, Reject, correlation, reject
+from sidecar.core.copies import Letter, delay_seconds, rounds
+from sidecar.core.template import Scene
+from sidecar.library.messages import Message
+from sidecar.library.places import is_our_end, place
+from sidecar.library.verdicts import ACK, VERDICTS, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+
+    from sidecar.core.batcher import Batch
+    from sidecar.core.compose import Recipe
+    from sidecar.core.message import Message as Delivery
+    from sidecar.library.settings import ConsumerSettings
+    from sidecar.plan import Plan
+    from sidecar.work import Compose, Composing, Workplace
+
+    Verdicts = AsyncIterator[Verdict] | Awaitable[Verdict | Iterable[Verdict]]
+    """One verdict a message, in order: yielded, or returned; or a single one, returned for all of them."""
+    Process = Callable[[list[Message]], Verdicts]
+
+
+class Handling:
+    """Has batches processed by a function.
+
+    Args:
+        plan: what to do.
+        process: the function.
+        settings: what follows where it gives no verdict.
+    """
+
+    def __init__(self, plan: Plan, process: Process, settings: ConsumerSettings) -> None:
+        self._plan = plan
+        self._process = process
+        self._settings = settings
+
+    async def unavailable(self) -> str | None:
+        """Return None: whether the function can do its work, it says message by message."""
+        return None
+
+    def composer(self, make_id: Callable[[], str]) -> Composing:  # noqa: ARG002 - nothing needs an id here
+        """Return what finds out which group messages belong to, where they say so."""
+        return Groups(self._plan.recipe)
+
+    def employ(self, place: Workplace) -> Calls:
+        """Return what calls the function."""
+        return Calls(self._plan, self._process, self._settings, place)
+
+
+class Groups:
+    """Finds out which group messages belong to; nothing is made of them, so there is always room for it.
+
+    Args:
+        recipe: how they say so.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.room_bytes = 0
+        self.left: list[Delivery] = []
+        self.compose: Compose = self._correlate if recipe.correlates else _as_they_are
+        self._recipe = recipe
+
+    def _correlate(self, messages: Iterable[Delivery], now: float) -> tuple[list[Delivery], list[Reject]]:
+        recipe = self._recipe
+        composed: list[Delivery] = []
+        rejects: list[Reject] = []
+        for message in messages:
+            try:
+                message.correlation = correlation(recipe, Scene(message, now, recipe.most_bytes))
+            except REFUSALS as why:
+                rejects.append(reject(message, why))
+            else:
+                composed.append(message)
+        return composed, rejects
+
+
+def _as_they_are(messages: Iterable[Delivery], _: float) -> tuple[list[Delivery], list[Reject]]:
+    return list(messages), []
+
+
+class Calls:
+    """Calls the function and has its verdicts carried out.
+
+    Args:
+        plan: what to do.
+        process: the function.
+        settings: what follows where it gives no verdict.
+        place: where the verdicts take effect.
+    """
+
+    def __init__(self, plan: Plan, process: Process, settings: ConsumerSettings, place: Workplace) -> None:
+        self._plan = plan
+        self._process = process
+        self._on_exception = VERDICTS[settings.on_exception]
+        self._on_missing = VERDICTS[settings.on_missing_verdict]
+        self._settling = place.settling
+        self._account = place.account
+        self._wall_clock = place.wall_clock
+        self._log = place.log
+
+    async def carry_out(self, batch: Batch, *, probe: bool) -> None:  # noqa: ARG002 - there are no holds to probe
+        """Have a batch processed, and settle its messages one by one."""
+        clock = asyncio.get_running_loop().time
+        began_at = clock()
+        messages = batch.messages
+        verdicts, error_type = await self._verdicts(messages)
+        self._account.bulk_seconds.observe(clock() - began_at)
+        if verdicts.count(ACK) == len(messages):  # most of them; it compares by identity, in C
+            self._settling.store(messages)
+        else:
+            await self._settle(messages, verdicts, error_type)
+
+    async def _verdicts(self, messages: list[Delivery]) -> tuple[list[Verdict], str]:
+        """Return a verdict for each message, and the type of the exception that gave some of them."""
+        verdicts: list[Verdict] = []
+        try:
+            answer = self._process([Message(message) for message in messages])
+            if isinstance(answer, AsyncIterable):
+                async for verdict in answer:
+                    verdicts.append(verdict)  # noqa: PERF401 - those before an exception count
+            else:
+                given = await answer
+                verdicts = [given] * len(messages) if isinstance(given, Verdict) else list(given)
+        except (Exception, asyncio.CancelledError) as error:
+            if is_our_end(error):
+                raise
+            return self._after(error, messages, verdicts), type(error).__name__
+        if len(verdicts) == len(messages) and all(isinstance(verdict, Verdict) for verdict in verdicts):
+            return verdicts, ""
+        # By position: where one is missing in the middle, all behind it would be about another message.
+        self._log.error("handler.miscounted", messages=len(messages), verdicts=len(verdicts))
+        why = self._on_missing.because("no-verdict", f"{len(verdicts)} verdicts for {len(messages)} messages")
+        return [why] * len(messages), ""
+
+    def _after(self, error: BaseException, messages: list[Delivery], verdicts: list[Verdict]) -> list[Verdict]:
+        """Return the verdicts that were given before an exception, and the default for the others."""
+        where = place(error)
+        given = [verdict for verdict in verdicts if isinstance(verdict, Verdict)][: len(messages)]
+        open_messages = len(messages) - len(given)
+        # Not its text, which may quote the message. The traceback has it, for whoever wants to see that.
+        self._log.error("handler.failed", error_type=type(error).__name__, where=where, messages=open_messages)
+        self._log.debug("handler.traceback", exc_info=error)
+        why = self._on_exception.because("exception", f"{type(error).__name__} at {where}")
+        return given + [why] * open_messages
+
+    async def _settle(self, messages: list[Delivery], verdicts: list[Verdict], error_type: str) -> None:
+        by_kind: dict[str, list[tuple[Delivery, Verdict]]] = {kind: [] for kind in VERDICTS}
+        for message, verdict in zip(messages, verdicts, strict=True):
+            by_kind[verdict.kind].append((message, verdict))
+        done, discarded, requeued = (
+            [message for message, _ in by_kind[kind]] for kind in ("ack", "discard", "requeue")
+        )
+        rejected = [self._letter(message, verdict, error_type) for message, verdict in by_kind["dead-letter"]]
+        delayed = [self._round(message, verdict, error_type) for message, verdict in by_kind["delay"]]
+        rejected += [letter for letter in delayed if not letter.delay_milliseconds]
+        delayed = [letter for letter in delayed if letter.delay_milliseconds]
+        settling = self._settling
+        if done:
+            settling.store(done)
+        if discarded:
+            settling.acknowledge(discarded, "discard")
+        if rejected:
+            settling.reject(rejected)
+        if delayed:
+            settling.delay(delayed)
+        if requeued:
+            await settling.requeue(requeued)
+
+    @staticmethod
+    def _letter(message: Delivery, verdict: Verdict, error_type: str, otherwise: str = "rejected") -> Letter:
+        return Letter(message, verdict.reason or otherwise, verdict.detail, error_type=error_type)
+
+    def _round(self, message: Delivery, verdict: Verdict, error_type: str) -> Letter:
+        """Return a message's copy for the delay queue, or for the dead letters when it went round often enough."""
+        before = rounds(message)
+        if before >= self._plan.delayed_retry_max_rounds:
+            detail = f"after {before} rounds: {verdict.reason or 'delayed'} {verdict.detail}".rstrip()
+            return Letter(message, "retries-exhausted", detail, error_type=error_type)
+        seconds = verdict.seconds
+        if seconds is None:
+            first_seconds = self._plan.delayed_retry_delay_seconds
+            seconds = delay_seconds(message, first_seconds, counted=True, now=self._wall_clock())
+        letter = self._letter(message, verdict, error_type, "delayed")
+        return letter._replace(delay_milliseconds=max(1, int(1000 * seconds)), rounds=before + 1)

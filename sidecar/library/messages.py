@@ -1,0 +1,129 @@
+"""A message as code sees it: the body as it came, everything else read when it is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+
+from sidecar.core import properties
+from sidecar.core.copies import rounds
+from sidecar.core.template import Scene
+
+if TYPE_CHECKING:
+    from sidecar.core.message import Message as Delivery
+
+
+class Message:
+    """A message of a batch.
+
+    Args:
+        delivery: as it came off the wire.
+    """
+
+    __slots__ = ("_delivery",)
+
+    def __init__(self, delivery: Delivery) -> None:
+        self._delivery = delivery
+
+    def __repr__(self) -> str:
+        """Name the delivery without quoting the body."""
+        return f"<Message {self._delivery.ledger.queue}#{self._delivery.tag}, {len(self._delivery.body)} bytes>"
+
+    @property
+    def body(self) -> bytes:
+        """The body as it came, whatever its ``content_encoding``."""
+        return self._delivery.body
+
+    def json(self) -> object:
+        """Return the parsed body.
+
+        Raises:
+            ValueError: it is no JSON.
+        """
+        return orjson.loads(self._delivery.body)
+
+    @property
+    def raw_properties(self) -> bytes:
+        """Properties and headers as they came off the wire."""
+        return self._delivery.properties
+
+    @property
+    def queue(self) -> str:
+        """The queue that it came from."""
+        return self._delivery.ledger.queue
+
+    @property
+    def exchange(self) -> str:
+        """The exchange that it was first published to; empty for the default exchange."""
+        return Scene(self._delivery, 0.0).exchange.decode(errors="replace")
+
+    @property
+    def routing_key(self) -> str:
+        """The routing key that it was first published with."""
+        return Scene(self._delivery, 0.0).routing_key.decode(errors="replace")
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether the broker delivered this message before: its work may be done, in part or as a whole."""
+        return bool(self._delivery.redelivered)
+
+    @property
+    def rounds(self) -> int:
+        """How often it went round by the delay queue."""
+        return rounds(self._delivery)
+
+    @property
+    def headers(self) -> dict[str, object]:
+        """The header table; of a name that is there twice the last. Strings that are not UTF-8 are bytes."""
+        table = properties.headers(self._delivery.properties)
+        return {name.decode(errors="replace"): properties.decode(raw) for name, raw in properties.fields(table)}
+
+    @property
+    def message_id(self) -> str | None:
+        """The property of that name; None where the publisher set none. So are those below."""
+        return self._short("message_id")
+
+    @property
+    def correlation_id(self) -> str | None:
+        """The property of that name."""
+        return self._short("correlation_id")
+
+    @property
+    def content_type(self) -> str | None:
+        """The property of that name."""
+        return self._short("content_type")
+
+    @property
+    def content_encoding(self) -> str | None:
+        """The property of that name."""
+        return self._short("content_encoding")
+
+    @property
+    def reply_to(self) -> str | None:
+        """The property of that name."""
+        return self._short("reply_to")
+
+    @property
+    def type(self) -> str | None:
+        """The property of that name."""
+        return self._short("type")
+
+    @property
+    def app_id(self) -> str | None:
+        """The property of that name."""
+        return self._short("app_id")
+
+    @property
+    def timestamp(self) -> int | None:
+        """The property of that name, as it was sent: seconds since 1970 by the standard."""
+        return properties.number(self._delivery.properties, "timestamp")
+
+    @property
+    def priority(self) -> int | None:
+        """The property of that name."""
+        return properties.number(self._delivery.properties, "priority")
+
+    def _short(self, name: str) -> str | None:
+        raw = properties.short(self._delivery.properties, name)
+        return None if raw is None else raw.decode(errors="replace")

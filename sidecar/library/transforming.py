@@ -1,0 +1,120 @@
+"""``SIDECAR_TRANSFORM=module:function``: somebody's own code between a message and its documents.
+
+    def transform(message: sidecar.Message) -> dict | list[dict] | bytes | None: ...
+
+The function may be asynchronous; it is called for all messages of a chunk at once then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import orjson
+
+from sidecar.core.transform import TransformError
+from sidecar.errors import ConfigError
+from sidecar.library.messages import Message
+from sidecar.library.places import is_our_end, place
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from sidecar.core.message import Message as Delivery
+    from sidecar.core.transform import Prepare, Transform
+
+
+class Hook(NamedTuple):
+    """The function, as composing uses it.
+
+    Attributes:
+        transform: gives the documents of a message.
+        prepare: is to be awaited for a chunk before; None where the function is synchronous.
+    """
+
+    transform: Transform
+    prepare: Prepare | None
+
+
+def load(reference: str) -> Hook:
+    """Import a function; modules are looked for in the working directory as well.
+
+    Args:
+        reference: ``module:function``.
+
+    Raises:
+        ConfigError: there is no such module or function, or importing it fails.
+    """
+    name, _, attribute = reference.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(name), attribute)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ConfigError([f"SIDECAR_TRANSFORM: {reference} can't be imported ({why})"]) from error
+    if not callable(function):
+        raise ConfigError([f"SIDECAR_TRANSFORM: {reference} is no function"])
+    return hook(function)
+
+
+def hook(function: Callable[[Message], object]) -> Hook:
+    """Return what composing uses of a function."""
+    if not inspect.iscoroutinefunction(function):
+        return Hook(lambda delivery: _documents(lambda: function(Message(delivery))), None)
+
+    async def one(delivery: Delivery) -> None:
+        try:
+            delivery.made = await cast("Awaitable[object]", function(Message(delivery)))
+        except (Exception, asyncio.CancelledError) as error:
+            if is_our_end(error):
+                raise
+            delivery.made = _told(error)
+
+    async def prepare(chunk: list[Delivery]) -> None:
+        await asyncio.gather(*(one(delivery) for delivery in chunk))
+
+    return Hook(lambda delivery: _documents(lambda: _made(delivery)), prepare)
+
+
+def _made(delivery: Delivery) -> object:
+    made, delivery.made = delivery.made, None
+    if isinstance(made, Exception):
+        raise made
+    return made
+
+
+def _documents(call: Callable[[], object]) -> list[bytes]:
+    """Return what a function gives as documents.
+
+    Raises:
+        TransformError: it raised an exception, or gave something else.
+    """
+    try:
+        given = call()
+        if given is None:
+            return []
+        return [_bytes(one) for one in given] if isinstance(given, list | tuple) else [_bytes(given)]
+    except TransformError:
+        raise
+    except Exception as error:
+        raise _told(error) from error
+
+
+def _told(error: BaseException) -> TransformError:
+    return TransformError(type(error).__name__, f"{type(error).__name__} at {place(error)}")
+
+
+def _bytes(document: object) -> bytes:
+    if isinstance(document, bytes):
+        return document
+    if isinstance(document, str):
+        return document.encode()
+    if isinstance(document, dict):
+        return orjson.dumps(document)
+    raise TypeError(f"{type(document).__name__} is no document")

@@ -1,0 +1,180 @@
+"""``SIDECAR_TRANSFORM``: what somebody's own code gives, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from dotenv import dotenv_values
+
+from sidecar.core.compose import Composer, Recipe
+from sidecar.core.template import Template
+from sidecar.errors import ConfigError
+from sidecar.library.transforming import hook, load
+from sidecar.settings import Settings
+from sidecar.settings import load as load_settings
+from tests.builders import message, properties
+
+if TYPE_CHECKING:
+    from sidecar.core.message import Message as Delivery
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "transform"
+
+
+def compose(function: Any, delivery: Delivery, **recipe: Any) -> tuple[list[bytes], list[tuple[str, str, str]]]:
+    """Return the lines that are made of a message, and why others aren't."""
+    hooked = hook(function)
+    made = Recipe(index=Template("docs"), transform=hooked.transform, prepare=hooked.prepare, **recipe)
+    if hooked.prepare is not None:
+
+        async def wait() -> None:
+            await hooked.prepare([delivery])
+
+        asyncio.run(wait())
+    composed, rejects = Composer(made, lambda: "made").compose([delivery], 0.0)
+    lines = [one.line + (one.source or b"") for one in composed]
+    return lines, [(reject.reason, reject.detail, reject.error_type) for reject in rejects]
+
+
+def delivered(body: bytes = b"{}", message_id: str = "m") -> Delivery:
+    """Return a message."""
+    return message(body=body, raw=properties(message_id=message_id.encode()))
+
+
+@pytest.mark.parametrize("given", [{"n": 1}, '{"n":1}', b'{"n":1}', [{"n": 1}], ({"n": 1},)])
+def test_one_document_has_the_id_of_its_message(given: object) -> None:
+    """Whatever it comes as."""
+    assert compose(lambda _: given, delivered()) == ([b'{"index":{"_id":"m"}}\n{"n":1}'], [])
+
+
+def test_several_documents_have_ids_of_their_own() -> None:
+    """By their places, as with SIDECAR_SPLIT; templates look into each."""
+    lines, rejects = compose(
+        lambda shown: [{"n": number, "of": shown.message_id} for number in range(2)],
+        delivered(),
+        id_mode="template",
+        id=Template("{message_id}/{item}/{body.n}"),
+    )
+    assert lines == [
+        b'{"index":{"_id":"m/%d/%d"}}\n{"n":%d,"of":"m"}' % (number, number, number) for number in range(2)
+    ]
+    assert not rejects
+
+
+@pytest.mark.parametrize("given", [None, [], ()])
+def test_nothing_is_neither_a_document_nor_a_fault(given: object) -> None:
+    """A message of which nothing is to be stored has no reason to be dead-lettered."""
+    assert compose(lambda _: given, delivered()) == ([], [("", "", "")])
+
+
+def failing(_: object) -> object:
+    """Fail, quoting what must not be told."""
+    raise LookupError("secret")
+
+
+async def failing_later(_: object) -> object:
+    """Fail as well."""
+    await asyncio.sleep(0)
+    raise LookupError("secret")
+
+
+async def cancelling(_: object) -> object:
+    """Let a cancellation out that is nobody's but its own."""
+    raise asyncio.CancelledError("secret")
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [(failing, "LookupError"), (failing_later, "LookupError"), (cancelling, "CancelledError")],
+)
+def test_an_exception_is_a_reject_with_its_type(function: Any, kind: str) -> None:
+    """And its place, but not its text: that may quote the message."""
+    lines, ((reason, detail, error_type),) = compose(function, delivered())
+    assert (lines, reason, error_type) == ([], "transform-failed", kind)
+    assert detail.startswith(f"{kind} at test_transform.py:")
+    assert detail.endswith(f"in {function.__name__}")
+
+
+@pytest.mark.parametrize("given", [7, [None], {"n": object()}, [[]]])
+def test_what_is_no_document_is_a_reject(given: object) -> None:
+    """The fault is the code's, and is told so."""
+    _, ((reason, _, error_type),) = compose(lambda _: given, delivered())
+    assert reason == "transform-failed"
+    assert error_type in {"TypeError", "JSONEncodeError"}  # orjson's is a TypeError, too
+
+
+def test_a_document_is_checked_as_any_other() -> None:
+    """Bytes that are no object never reach a request."""
+    _, ((reason, _, _),) = compose(lambda _: b"[1]", delivered())
+    assert reason == "malformed"
+
+
+def test_asynchronous_code_works_on_a_chunk_at_once() -> None:
+    """All calls are under way before the first ends."""
+    barrier = asyncio.Barrier(3)
+
+    async def together(shown: Any) -> dict[str, Any]:
+        await barrier.wait()
+        return {"of": shown.message_id}
+
+    hooked = hook(together)
+    deliveries = [delivered(message_id=f"m{number}") for number in range(3)]
+
+    async def main() -> None:
+        assert hooked.prepare is not None
+        await hooked.prepare(deliveries)
+
+    asyncio.run(main())
+    assert [hooked.transform(delivery) for delivery in deliveries] == [
+        [b'{"of":"m%d"}' % number] for number in range(3)
+    ]
+
+
+def test_what_cannot_be_imported_is_told() -> None:
+    """Which of module and function it is."""
+    for reference, why in (
+        ("nosuchmodule:f", "nosuchmodule"),
+        ("json:nosuch", "nosuch"),
+        ("json:__name__", "function"),
+    ):
+        with pytest.raises(ConfigError, match=f"SIDECAR_TRANSFORM: {reference}.*{why}"):
+            load(reference)
+
+
+def test_settings_that_contradict_it() -> None:
+    """Two that make documents, and what is no reference."""
+    base = {"SIDECAR_AMQP_QUEUE": "q", "SIDECAR_INDEX": "i"}
+    with pytest.raises(ConfigError, match="SIDECAR_SPLIT would too"):
+        load_settings({**base, "SIDECAR_SPLIT": "array", "SIDECAR_TRANSFORM": "m:f"})
+    with pytest.raises(ConfigError, match="must be module:function"):
+        load_settings({**base, "SIDECAR_TRANSFORM": "m.f"})
+    settings: Settings = load_settings({**base, "SIDECAR_TRANSFORM": "a.b:f", "SIDECAR_ID": "{message_id}-{item}"})
+    assert settings.transform == "a.b:f"
+
+
+def test_the_example_can_be_explained() -> None:
+    """`sidecar explain` calls the code, from the folder in which it is started."""
+    environment = {name: text for name, text in dotenv_values(EXAMPLE / "orders.env").items() if text is not None}
+    told = []
+    for body in (
+        b'{"state":"paid","customer":7,"lines":[{"sku":"a","price":2,"count":3},{"sku":"b","price":1,"count":1}]}',
+        b'{"state":"draft"}',
+        b"{}",
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "sidecar", "explain", "--message-id", "o1", "-"],
+            input=body,
+            cwd=EXAMPLE,
+            env=environment | {"PYTHONPATH": str(EXAMPLE.parents[1])},
+            capture_output=True,
+            check=False,
+        )
+        told.append(done.stdout.decode() + done.stderr.decode())
+    assert '{"index":{"_id":"o1-1"}}\n{"order":"o1","customer":7,"sku":"b","amount":1}' in told[0]
+    assert "makes no document of it" in told[1]
+    assert "transform-failed: " in told[2]
+    assert "KeyError at orders.py:" in told[2]
