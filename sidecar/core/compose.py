@@ -199,6 +199,14 @@ class Composer:
         self._action = recipe.constant_action
         self.room_bytes = recipe.most_bytes
         self.left = []
+        self._gathers_singly = recipe.gathers_singly
+        self._names_index = recipe.path_index is None  # each action line does, then
+        options = (("routing", recipe.routing), ("pipeline", recipe.pipeline))
+        self._optional = [
+            (name, b'"%s":' % name.encode(), template) for name, template in options if template is not None
+        ]
+        self._conditional = recipe.version is not None or self._action not in {"index", "create", "delete"}
+        self._read_id = short_reader("message_id")
         plain = self._action in {"index", "create"} and recipe.path_index is not None
         extras = recipe.routing or recipe.pipeline or recipe.version or recipe.fields or recipe.gathers_singly
         if recipe.has_parts:
@@ -355,7 +363,7 @@ class Composer:
     def _compose_one(self, message: Message, scene: Scene) -> None:
         recipe = self._recipe
         message.received_at = scene.received_at
-        if recipe.gathers_singly:
+        if self._gathers_singly:
             message.correlation = self._correlation(scene)
             message.operation = None
             if message.correlation.is_signal:
@@ -365,7 +373,7 @@ class Composer:
         index = recipe.index.render(scene)
         ident = self._ident(message, scene)
         parameters = []
-        if recipe.path_index is None:
+        if self._names_index:
             self._check_index(index)
             parameters.append(b'"_index":' + json_string(index, "the index's name"))
         if ident is not None:
@@ -376,8 +384,11 @@ class Composer:
         elif action in ACTIONS_ON_WHAT_IS_THERE:
             raise RefusedError("missing-field", f"the message has no id, which {action} needs")
         options = self._options(scene)
-        version = self._version(action, ident, scene)
-        parameters += [*options, *self._conditions(action, version)]
+        parameters += options
+        version = None
+        if self._conditional:
+            version = self._version(action, ident, scene)
+            parameters += self._conditions(action, version)
         verb = "update" if action == "upsert" else action
         message.line = b'{"%s":{%s}}\n' % (verb.encode(), b",".join(parameters))
         message.key = index + b"\0" + ident if ident is not None else None
@@ -426,7 +437,7 @@ class Composer:
     def _ident(self, message: Message, scene: Scene) -> bytes | None:
         recipe = self._recipe
         if recipe.id_mode == "auto":
-            ident = short(message.properties, "message_id") or None
+            ident = self._read_id(message.properties) or None
             return ident if ident is None or scene.item is None else b"%b-%d" % (ident, scene.item)
         if recipe.id_mode == "generated":
             return self._generated(message) if scene.item is None else self._make_id().encode()
@@ -446,11 +457,11 @@ class Composer:
         return self._make_id().encode()
 
     def _options(self, scene: Scene) -> list[bytes]:
-        recipe = self._recipe
         options = []
-        for name, template in ((b"routing", recipe.routing), (b"pipeline", recipe.pipeline)):
-            if template is not None and (value := template.render(scene)):
-                options.append(b'"%s":%s' % (name, json_string(value, name.decode())))
+        for name, opening, template in self._optional:
+            value = template.render(scene)
+            if value:
+                options.append(opening + json_string(value, name))
         return options
 
     def _version(self, action: str, ident: bytes | None, scene: Scene) -> int | None:

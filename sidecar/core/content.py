@@ -41,7 +41,10 @@ def plain_body(message: Message, most_bytes: int) -> bytes:
         RefusedError: the encoding is unknown, the body is not in it, or holds more than `most_bytes`.
     """
     body = message.body
-    name = (short(message.properties, "content_encoding") or b"").strip().lower()
+    encoding = short(message.properties, "content_encoding")
+    if encoding is None:
+        return body
+    name = encoding.strip().lower()
     if name in _PLAIN:
         return body
     if name in _GZIP:

@@ -55,10 +55,11 @@ def document(body: bytes) -> bytes:
         raise RefusedError("malformed", "the body is empty")
     if body[:1] != b"{" or body[-1:] != b"}":
         raise RefusedError("malformed", "the body is not a JSON object: it doesn't begin with { and end with }")
-    try:
-        body.decode()
-    except UnicodeDecodeError as error:
-        raise not_utf8(error, body) from None
+    if not body.isascii():
+        try:
+            body.decode()
+        except UnicodeDecodeError as error:
+            raise not_utf8(error, body) from None
     if LINE_BREAK not in body:
         return body
     # A line break ends a bulk line. In valid JSON it can only stand between tokens, where a space means the same.

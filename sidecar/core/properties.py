@@ -40,6 +40,7 @@ _BELIEVED_SECONDS = 366 * 86_400.0
 
 _FIXED_WIDTHS = dict(zip(b"tbBsuIilLfdDTV\x00", (1, 1, 1, 2, 2, 4, 4, 8, 8, 4, 8, 5, 8, 0, 0), strict=True))
 _SIZED = b"SAFx"
+_table_size = struct.Struct(">I").unpack_from
 _NUMBERS = {
     ord("b"): ">b",
     ord("B"): ">B",
@@ -124,14 +125,15 @@ def short_reader(name: str, stop_at: str | None = None) -> Callable[[bytes], byt
     It raises `FlaggedError` for those that have the property `stop_at`; to find that out costs the others nothing.
 
     What lies before the value (flags, content type, …) is usually the same in message after message. Where it is, byte
-    for byte, the value begins at the same place, and nothing needs to be skipped one by one.
+    for byte, the value begins at the same place, and nothing needs to be skipped one by one. Headers differ: where they
+    are in the way, what lies before them is compared, and they are skipped by their length.
     """
     flag = FIELDS[name][0]
     stop_flag = FIELDS[stop_at][0] if stop_at is not None else 0
-    before, at = b"none begins like this", 0
+    before, at, behind_headers = b"none begins like this", 0, -1
 
     def read(properties: bytes) -> bytes | None:
-        nonlocal before, at
+        nonlocal before, at, behind_headers
         try:
             if not properties.startswith(before):
                 if (properties[0] << 8 | properties[1]) & stop_flag:
@@ -139,15 +141,35 @@ def short_reader(name: str, stop_at: str | None = None) -> Callable[[bytes], byt
                 found = _locate(properties, flag)
                 if found < 0:
                     return None
-                before, at = properties[:found], found
-            end = at + 1 + properties[at]
-        except IndexError as error:
+                at, behind_headers = _landmark(properties, flag, found)
+                before = properties[:at]
+            start = at if behind_headers < 0 else at + _table_size(properties, at)[0] + behind_headers
+            end = start + 1 + properties[start]
+        except (IndexError, struct.error) as error:
             raise PropertiesError("the properties end too early") from error
         if end > len(properties):
             raise PropertiesError("the properties end too early")
-        return properties[at + 1 : end]
+        return properties[start + 1 : end]
 
     return read
+
+
+def _landmark(properties: bytes, wanted: int, found: int) -> tuple[int, int]:
+    """Return up to where properties must be the same for a value, that of `wanted`, to be found in the same way.
+
+    Where only things of fixed width stand between the headers and the value, that is up to the headers, and the second
+    number says how far behind their fields the value begins, counted from the headers' length; otherwise up to the
+    value, and the second number is -1.
+    """
+    flags = properties[0] << 8 | properties[1]
+    headers_flag = FIELDS["headers"][0]
+    headers_at = _locate(properties, headers_flag) if wanted < headers_flag else -1
+    if headers_at < 0:
+        return found, -1
+    between = [width for flag, width in FIELDS.values() if flags & flag and wanted < flag < headers_flag]
+    if _SHORT in between:
+        return found, -1
+    return headers_at, 4 + sum(between)
 
 
 def number(properties: bytes, name: str) -> int | None:
@@ -227,7 +249,9 @@ def _value_end(table: bytes, at: int) -> int:
     if width is None:
         if kind not in _SIZED:
             raise PropertiesError(f"a header of unknown type {bytes([kind])!r}")
-        width = 4 + int.from_bytes(table[at + 1 : at + 5], "big")
+        if at + 5 > len(table):
+            raise PropertiesError("a header ends too early")
+        width = 4 + _table_size(table, at + 1)[0]
     end = at + 1 + width
     if end > len(table):
         raise PropertiesError("a header ends too early")
@@ -243,7 +267,14 @@ def header(properties: bytes, name: bytes) -> bytes | None:
     table = headers(properties)
     if name not in table:  # one search in C for the many messages that don't have it
         return None
-    return next((value for key, value in fields(table) if key == name), None)
+    at, end, wanted = 0, len(table), len(name)
+    while at < end:
+        name_end = at + 1 + table[at]
+        value_end = _value_end(table, name_end)
+        if table[at] == wanted and table[at + 1 : name_end] == name:
+            return table[name_end:value_end]
+        at = value_end
+    return None
 
 
 def decode(value: bytes) -> object:

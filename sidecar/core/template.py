@@ -43,6 +43,7 @@ FIRST_EXCHANGE, FIRST_ROUTING_KEY = b"sidecar-exchange", b"sidecar-routing-key"
 
 _MILLISECONDS_FROM = 100_000_000_000
 """AMQP timestamps are seconds; many publishers send milliseconds. In seconds this number is the year 5138."""
+_STRING_OVERHEAD = 5  # of a header's text: the octet of its type, and its length
 _TOKEN = re.compile(r"\{\{|\}\}|\{|\}")
 
 
@@ -78,13 +79,11 @@ class Scene:
         part: the message is one document of several, and its body is that.
 
     Attributes:
-        exchange: that it was first published to.
-        routing_key: that it was first published with.
         received_at: when it was first delivered here, in seconds since 1970.
         item: the place of the document in its message, from 0; None where a message is a document.
     """
 
-    __slots__ = ("_body", "_content", "_most_bytes", "exchange", "item", "message", "received_at", "routing_key")
+    __slots__ = ("_body", "_content", "_first_route", "_most_bytes", "item", "message", "received_at")
 
     def __init__(
         self, message: Message, now: float, most_bytes: int = MAX_DOCUMENT_BYTES, *, part: bool = False
@@ -93,8 +92,7 @@ class Scene:
         self.item = message.item if part else None
         self._most_bytes = most_bytes
         self._content: bytes | None = message.body if part else None
-        self.exchange = message.exchange
-        self.routing_key = message.routing_key
+        self._first_route: tuple[bytes, bytes] | None = None
         self.received_at = now
         self._body: object = _UNPARSED
         if RETRY_COUNT in message.properties:
@@ -104,13 +102,23 @@ class Scene:
         raw = self.message.properties
         if properties.header(raw, RETRY_COUNT) is None:
             return
-        self.exchange = _long_string(properties.header(raw, FIRST_EXCHANGE)) or b""
-        self.routing_key = _long_string(properties.header(raw, FIRST_ROUTING_KEY)) or b""
+        exchange = _long_string(properties.header(raw, FIRST_EXCHANGE)) or b""
+        self._first_route = exchange, _long_string(properties.header(raw, FIRST_ROUTING_KEY)) or b""
         moment = _long_string(properties.header(raw, RECEIVED_AT))
         with suppress(ValueError, OverflowError):
             seconds = datetime.fromisoformat((moment or b"").decode(errors="replace")).timestamp()
             datetime.fromtimestamp(seconds, UTC)  # raises for what is outside of the years 1 to 9999
             self.received_at = seconds
+
+    @property
+    def exchange(self) -> bytes:
+        """The exchange that it was first published to."""
+        return self.message.exchange if self._first_route is None else self._first_route[0]
+
+    @property
+    def routing_key(self) -> bytes:
+        """The routing key that it was first published with."""
+        return self.message.routing_key if self._first_route is None else self._first_route[1]
 
     def content(self) -> bytes:
         """Return the body, with its ``content_encoding`` undone.
@@ -136,7 +144,7 @@ _UNPARSED = object()
 
 
 def _long_string(value: bytes | None) -> bytes | None:
-    return value[5:] if value is not None and value[:1] == b"S" else None
+    return value[_STRING_OVERHEAD:] if value is not None and value[:1] == b"S" else None
 
 
 class _Hole(NamedTuple):
@@ -163,6 +171,8 @@ class Template:
         self._parts = _compile(text)
         literal = all(isinstance(part, bytes) for part in self._parts)
         self.constant = b"".join(part for part in self._parts if isinstance(part, bytes)) if literal else None
+        alone = self._parts[0] if len(self._parts) == 1 else None
+        self._alone = alone if isinstance(alone, _Hole) else None
 
     def __repr__(self) -> str:
         """Show what was configured."""
@@ -181,7 +191,9 @@ class Template:
         """
         if self.constant is not None:
             return self.constant
-        return b"".join(part if isinstance(part, bytes) else _fill(part, scene) for part in self._parts)
+        if self._alone is not None:
+            return _fill(self._alone, scene)
+        return b"".join([part if isinstance(part, bytes) else _fill(part, scene) for part in self._parts])
 
 
 def _fill(hole: _Hole, scene: Scene) -> bytes:
@@ -305,6 +317,8 @@ def _header(scene: Scene, name: bytes) -> object:
     raw = properties.header(scene.message.properties, name)
     if raw is None:
         return None
+    if raw[:1] == b"S":
+        return _utf8(raw[_STRING_OVERHEAD:])
     value = properties.decode(raw)
     if isinstance(value, bytes):
         value.decode()  # raises for what is no text

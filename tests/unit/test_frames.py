@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from collections import Counter
+from itertools import product
 
 import pytest
 
@@ -44,6 +46,23 @@ def test_a_delivery_is_taken_with_its_raw_bytes() -> None:
     assert (one.tag, bool(one.redelivered), one.exchange, one.routing_key) == (1, True, b"e", b"k")
     assert (one.properties, one.body) == (RAW, b"{}")
     assert (taken.answers, taken.passed) == ([], b"")
+
+
+def test_deliveries_that_are_alike_and_others_are_told_apart() -> None:
+    """Whatever the ones before looked like: each has its own channel, exchange and routing key."""
+    routes = [(b"", b"work"), (b"", b"work"), (b"e", b"wor"), (b"", b"work"), (b"", b"walk"), (b"longer", b"k")]
+    for first, channels in product(range(len(routes)), [(1,) * 7, (1, 1, 2, 1, 2, 2, 1)]):
+        parser, wanted, stream, counts = Inbound(), [], b"", Counter[int]()
+        for channel in (1, 2):
+            parser.take_deliveries(ledger(channel=channel))
+        for at, channel in enumerate(channels, first):
+            counts[channel] += 1
+            exchange, key = routes[at % len(routes)]
+            stream += deliver(channel, counts[channel], exchange=exchange, routing_key=key)
+            stream += content_header(channel, 2, RAW) + frame(3, channel, b"{}")
+            wanted.append((channel, counts[channel], exchange, key))
+        taken = parser.feed(stream).messages
+        assert [(one.ledger.channel, one.tag, one.exchange, one.routing_key) for one in taken] == wanted
 
 
 def test_deliveries_are_admitted_to_their_ledger() -> None:

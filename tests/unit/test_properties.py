@@ -134,6 +134,11 @@ def test_a_reader_of_many_messages_reads_what_short_reads() -> None:
         properties(content_type=b"ab", message_id=b"5")[:-1],
         properties(content_type=b"ab", message_id=b"5")[:5],
         properties(message_id=b"1"),
+        *(properties(HEADERS[:count], content_type=b"ab", delivery_mode=2, message_id=b"6") for count in range(4)),
+        *(properties(HEADERS[:count], priority=1, correlation_id=b"c" * count, message_id=b"7") for count in range(4)),
+        properties(HEADERS, content_type=b"ab", delivery_mode=2),
+        properties(HEADERS, content_type=b"ab", delivery_mode=2, message_id=b"8")[:9],
+        properties(HEADERS, content_type=b"ab", delivery_mode=2, message_id=b"8")[:-1],
         *(whole[:end] for end in range(len(whole))),
         whole,
     ]
