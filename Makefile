@@ -58,8 +58,8 @@ format: $(STAMP) ## put the code in shape
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: $(STAMP) ## what a message costs on the pure path (python -m bench.library: the library beside aio-pika-batch)
-	$(PYTHON) -m bench.path
+bench: $(STAMP) ## what a document costs, against a floor and peers on real servers; MESSAGES (50000), ROUNDS (3), ARGS; docs/performance.md
+	$(PYTHON) -m bench.compare --messages $(or $(MESSAGES),50000) --rounds $(or $(ROUNDS),3) $(ARGS)
 
 up: deploy/.env ## the stack in containers, by Docker Compose; PROFILES="kibana monitoring" for more
 	$(COMPOSE) $(foreach profile,$(PROFILES),--profile $(profile)) up --build --detach
@@ -85,4 +85,4 @@ sbom: $(STAMP) ## what is installed by requirements/run.txt, as CycloneDX: dist/
 	    --of JSON --output-file dist/sbom.json
 
 clean: ## remove what was made here
-	rm -rf $(VENV) .servers .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) .bench .servers .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
