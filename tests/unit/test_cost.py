@@ -1,0 +1,85 @@
+"""What a message may cost on the pure path, counted in calls: a guard against a slow change that no clock disturbs."""
+
+from __future__ import annotations
+
+import sys
+import tracemalloc
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bench.path import BATCH_ITEMS, READ_BYTES, Path, stream
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+MESSAGES = 10_000
+CALLS_EACH = 2
+"""Of Python functions: the message's own ``__init__``, and the look for its id."""
+BUILTINS_EACH = 22
+"""Of functions in C: mostly ``append``, ``len``, ``unpack_from`` and ``get``, which take 0.02 to 0.15 µs."""
+CALLS_A_READ = 20
+CALLS_A_BATCH = 60
+HELD_BYTES_EACH = 700
+"""What a message takes besides its body while it is held: the object, its properties, route, line and key."""
+
+
+@pytest.fixture(scope="module")
+def reads() -> list[bytes]:
+    data = stream(MESSAGES)
+    return [data[at : at + READ_BYTES] for at in range(0, len(data), READ_BYTES)]
+
+
+def calls(path: Path, reads: list[bytes]) -> tuple[Counter[str], Counter[str]]:
+    """Return the Python functions and the built-in ones that were called, with how often."""
+    functions: Counter[str] = Counter()
+    builtins: Counter[str] = Counter()
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":
+            functions[f"{frame.f_code.co_filename.rpartition('sidecar/')[2]}:{frame.f_code.co_name}"] += 1
+        elif event == "c_call":
+            builtins[getattr(argument, "__name__", repr(argument))] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        path.run(reads)
+    finally:
+        sys.setprofile(before)
+    return functions, builtins
+
+
+def test_a_message_costs_a_bounded_number_of_calls(reads: list[bytes]) -> None:
+    """Two functions of ours for each; whatever else there is comes once a read or once a batch."""
+    path = Path()
+    functions, builtins = calls(path, reads)
+    assert path.stored == MESSAGES
+    shared = CALLS_A_READ * len(reads) + CALLS_A_BATCH * (MESSAGES // BATCH_ITEMS)
+    assert functions.total() <= CALLS_EACH * MESSAGES + shared, functions.most_common(8)
+    assert builtins.total() <= BUILTINS_EACH * MESSAGES + shared, builtins.most_common(20)
+
+
+def test_nothing_but_reading_and_composing_looks_at_a_message_by_a_call(reads: list[bytes]) -> None:
+    """Order, batches, requests, answers and acks are calls for a chunk or a batch, however long it is."""
+    functions, _ = calls(Path(), reads)
+    by_message = {name for name, count in functions.items() if count >= MESSAGES // 10}
+    assert by_message == {"core/message.py:__init__", "core/properties.py:read"}
+
+
+def test_a_message_that_is_held_takes_little_besides_its_body(reads: list[bytes]) -> None:
+    """The memory limit counts so much for each: with a full backlog that is what the sidecar grows by."""
+    path = Path()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        held = [message for read in reads for message in path.inbound.feed(read).messages]
+        path.composer.compose(held, 0.0)
+        path.order.enter(held)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(held) == MESSAGES
+    bodies = sum(len(message.body) for message in held)
+    assert (after - before - bodies) / MESSAGES <= HELD_BYTES_EACH
