@@ -7,8 +7,8 @@ SHELL := bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.complete
-# Test files run in two processes, each with servers of its own: most of their time is waiting.
-SIDE_BY_SIDE = -n 2 --dist loadfile --no-loadscope-reorder
+# Test files run in three processes, each with servers of its own: most of their time is waiting.
+SIDE_BY_SIDE = -n 3 --dist loadfile --no-loadscope-reorder
 SECONDS_OF_CHAOS = $(or $(SECONDS),600)
 COMPOSE = docker compose --file deploy/compose.yaml
 DAYS_TO_SIMULATE = $(if $(findstring -,$(SEEDS)),$(SEEDS),0-$(or $(SEEDS),10000))
