@@ -154,7 +154,7 @@ def test_a_tenth_of_the_operations_is_sent_and_elasticsearch_is_spared(bench: Be
             ACTION="{header.do}",
             BATCH_COALESCE=mode,
             BATCH_MAX_ITEMS="20000",
-            BATCH_MAX_AGE="5s",
+            BATCH_MAX_AGE="2s",
             BULK_CONCURRENCY="1",
         )
         bench.wait_empty(SECONDS, sidecar)
