@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 RECONNECT_MIN_SECONDS = 1.0
 RECONNECT_MAX_SECONDS = 5.0
 _SHORT_SECONDS = 10.0
+_CANCEL_AGAIN_SECONDS = 0.1
 _CLOSING_SECONDS = 2.0
 _SENDING_SHARE = 0.8  # of the shutdown time: what is in flight then is still waited for
 _ANSWERS_SHARE = 0.92  # of the shutdown time: giving back and closing take the rest
@@ -85,8 +86,10 @@ class App:
             self._draining = True
             deadline = asyncio.get_running_loop().time() + self._shutdown_seconds
             self._log.info("sidecar.draining", seconds=self._shutdown_seconds, **self._pipeline.account.summary())
-            serving.cancel()
-            await asyncio.wait([serving])
+            while not serving.done():
+                # Again and again: where a connection is just being opened or closed, one may be lost in a library.
+                serving.cancel()
+                await asyncio.wait([serving], timeout=_CANCEL_AGAIN_SECONDS)
             await self._drain(deadline)
             work.cancel()
         account = self._pipeline.account

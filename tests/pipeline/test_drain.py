@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from sidecar.app import App
 from tests.fakes.elasticsearch import Trouble, must_be_number
-from tests.pipeline.world import DEAD, World, play
+from tests.pipeline.world import DEAD, QUEUE, World, play
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+    from sidecar.ports import BrokerSession, Receive
 
 SEEDS = range(6)
 
@@ -216,3 +223,30 @@ def test_a_session_lost_during_the_drain(seed: int) -> None:
         assert world.pipeline.account.in_flight == 0
 
     play(lambda: World(seed), scenario)
+
+
+def test_an_end_while_a_session_is_opened_is_an_end_though_the_cancellation_gets_lost() -> None:
+    """A library under us may swallow one: then there is a session that nobody wants, and it is not stayed with."""
+
+    async def scenario(world: World) -> None:
+        opening = world.broker.connector([QUEUE])
+        swallowed: list[bool] = []
+
+        async def connect(receive: Receive) -> BrokerSession:
+            try:
+                await asyncio.sleep(5.0)
+            except asyncio.CancelledError:
+                swallowed.append(True)
+            return await opening(receive)
+
+        stop = asyncio.Event()
+        log = cast("FilteringBoundLogger", world.log)
+        app = App(world.pipeline, connect, dice=world.dice, log=log, shutdown_seconds=3.0)
+        running = asyncio.create_task(app.run(stop))
+        await asyncio.sleep(1.0)
+        stop.set()
+        async with asyncio.timeout(3.0):
+            await running
+        assert swallowed
+
+    play(World, scenario)
