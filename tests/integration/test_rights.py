@@ -132,15 +132,21 @@ def test_least_rights_are_enough_and_each_one_is_needed(
     def told(user: str, **settings: str) -> Told:
         return check(secured, **login(user) | settings)
 
+    # The demo's template, but of an index: a data stream is looked at below.
+    mappings = secured.folder / "mappings"
+    mappings.mkdir()
+    template = json.loads((DEPLOY.parent / "mappings" / "events.json").read_text(encoding="utf-8"))
+    template = {name: value for name, value in template.items() if name not in {"data_stream", "composed_of"}}
+    (mappings / "events.json").write_text(json.dumps(template), encoding="utf-8")
     # Before the index is there, it takes a right to create it.
-    assert told("both", MAPPINGS_DIR=str(DEPLOY.parent / "mappings"), MAPPINGS_APPLY="true").about("lacks") == []
+    assert told("both", MAPPINGS_DIR=str(mappings), MAPPINGS_APPLY="true").about("lacks") == []
     assert len(told("without-auto_configure").about("lacks auto_configure", "problem")) == 1
-    (finding,) = told("writer", MAPPINGS_DIR=str(DEPLOY.parent / "mappings"), MAPPINGS_APPLY="true").about("lacks")
+    (finding,) = told("writer", MAPPINGS_DIR=str(mappings), MAPPINGS_APPLY="true").about("lacks")
     assert "lacks manage_index_templates" in finding["what"]
 
     sidecar = secured.sidecar(
         **login("both") | {"INDEX": "{header.index|" + INDEX + "}"},
-        MAPPINGS_DIR=str(DEPLOY.parent / "mappings"),
+        MAPPINGS_DIR=str(mappings),
         MAPPINGS_APPLY="true",
         DELAYED_RETRY_DELAY="10s",
     )
