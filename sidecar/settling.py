@@ -106,9 +106,10 @@ class Settling:
     def close(self) -> list[tuple[Ledger, list[int]]]:
         """Write every ack that is due, and end the epoch; return what is to be given back: ledgers, with open tags."""
         session = self._session
+        if session is None:
+            return []
         outstanding = []
-        for ledger in session.ledgers if session is not None else ():
-            assert session is not None
+        for ledger in session.ledgers:
             session.settle(ledger, ledger.collect(singly=True))
             outstanding.append((ledger, ledger.open_tags()))
             self._account.settle(ledger.queue, "requeue", ledger.close())

@@ -6,9 +6,10 @@ What only concerns the document itself is Elasticsearch's to say, of that item a
 from __future__ import annotations
 
 import json
-from typing import NoReturn
 
 import orjson
+
+from sidecar.core.spelling import no_constant
 
 MAX_DOCUMENT_BYTES = 100 * 1024 * 1024
 """What Elasticsearch takes by default (``http.max_content_length``) as the body of a whole request."""
@@ -76,16 +77,12 @@ def _json_error(body: bytes) -> int | None:
     except orjson.JSONDecodeError:
         # orjson refuses some JSON that Elasticsearch takes (lone surrogates, huge numbers): the slower one decides.
         try:
-            json.loads(body, parse_constant=_no_constant)
+            json.loads(body, parse_constant=no_constant)
         except json.JSONDecodeError as error:
             return len(error.doc[: error.pos].encode(errors="replace"))
         except (ValueError, RecursionError):
             return 0
     return None
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(name)
 
 
 def fragment(body: bytes) -> bytes:

@@ -6,11 +6,7 @@ by replacement. Two such merges are one merge of the merged only where that is s
 
 from __future__ import annotations
 
-import json
-import re
-from typing import NoReturn
-
-_SPACE = re.compile(r"[ \t\r\n]*")
+from sidecar.core.spelling import skip_space, value
 
 
 def merged(first: bytes, later: bytes) -> bytes | None:
@@ -32,14 +28,14 @@ class _DifferentError(Exception):
 
 def _merged(first: str, later: str) -> str:
     members = _members(first)
-    for name, (spelled, value) in _members(later).items():
+    for name, (spelled, change) in _members(later).items():
         there = members.get(name)
-        if there is not None and value.startswith("{"):
+        if there is not None and change.startswith("{"):
             if not there[1].startswith("{"):
                 raise _DifferentError
-            value = _merged(there[1], value)  # noqa: PLW2901 - the value that takes its place
-        members[name] = spelled, value
-    return "{" + ",".join([f"{spelled}:{value}" for spelled, value in members.values()]) + "}"
+            change = _merged(there[1], change)  # noqa: PLW2901 - what takes its place
+        members[name] = spelled, change
+    return "{" + ",".join([f"{spelled}:{content}" for spelled, content in members.values()]) + "}"
 
 
 def _members(text: str) -> dict[str, tuple[str, str]]:
@@ -49,46 +45,29 @@ def _members(text: str) -> dict[str, tuple[str, str]]:
         ValueError: it is no JSON object, or has a name twice.
     """
     members: dict[str, tuple[str, str]] = {}
-    at = _after(text, _skip(text, 0), "{")
+    at = _after(text, skip_space(text, 0), "{")
     if text[at : at + 1] == "}":
         at += 1
     else:
         while True:
-            name, end = _value(text, at)
+            name, end = value(text, at)
             if text[at] != '"' or name in members:
                 raise ValueError(name)
             spelled = text[at:end]
-            begin = _after(text, _skip(text, end), ":")
-            _, end = _value(text, begin)
+            begin = _after(text, skip_space(text, end), ":")
+            _, end = value(text, begin)
             members[str(name)] = spelled, text[begin:end]
-            at = _skip(text, end)
+            at = skip_space(text, end)
             if text[at : at + 1] != ",":
                 break
-            at = _skip(text, at + 1)
+            at = skip_space(text, at + 1)
         at = _after(text, at, "}")
     if at != len(text):
         raise ValueError(at)
     return members
 
 
-def _skip(text: str, at: int) -> int:
-    match = _SPACE.match(text, at)
-    return match.end() if match is not None else at
-
-
 def _after(text: str, at: int, mark: str) -> int:
     if text[at : at + 1] != mark:
         raise ValueError(at)
-    return _skip(text, at + 1)
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(name)
-
-
-_DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_no_constant)
-
-
-def _value(text: str, at: int) -> tuple[object, int]:
-    value, end = _DECODER.raw_decode(text, at)
-    return value, end
+    return skip_space(text, at + 1)

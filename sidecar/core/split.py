@@ -7,11 +7,11 @@ those at fault; the good ones stay stored.
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal
 
 from sidecar.core.document import SPACE, RefusedError, not_utf8
 from sidecar.core.message import Message
+from sidecar.core.spelling import skip_space, value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,14 +61,6 @@ def _lines(body: bytes) -> Iterator[bytes]:
         at = end + 1
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(name)
-
-
-_DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_no_constant)
-_SPACE = SPACE.decode()
-
-
 def _elements(body: bytes) -> Iterator[bytes]:
     """Yield the elements of a JSON array, as they are spelled."""
     try:
@@ -77,32 +69,26 @@ def _elements(body: bytes) -> Iterator[bytes]:
         raise not_utf8(error, body) from None
     if text[:1] != "[" or text[-1:] != "]":
         raise RefusedError("malformed", "the body is not a JSON array: it doesn't begin with [ and end with ]")
-    at = _skip(text, 1)
+    at = skip_space(text, 1)
     end = len(text) - 1
     while at < end:
         try:
-            _, after = _DECODER.raw_decode(text, at)
+            _, after = value(text, at)
         except (ValueError, RecursionError):
             raise _broken(text, at) from None
         if after > end:
             raise _broken(text, at)
         yield text[at:after].encode()
-        at = _skip(text, after)
+        at = skip_space(text, after)
         if at == end:
             return
         if text[at] != ",":
             raise _broken(text, at)
-        at = _skip(text, at + 1)
+        at = skip_space(text, at + 1)
         if at == end:
             raise _broken(text, at)
     if at != end:
         raise _broken(text, at)
-
-
-def _skip(text: str, at: int) -> int:
-    while at < len(text) and text[at] in _SPACE:
-        at += 1
-    return at
 
 
 def _broken(text: str, at: int) -> RefusedError:
