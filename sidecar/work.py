@@ -23,22 +23,26 @@ if TYPE_CHECKING:
     from sidecar.core.pacing import Pacing
     from sidecar.settling import Settling
 
-    Compose = Callable[[Iterable[Message], float], tuple[list[Message], list[Reject]]]
-    """Prepares a chunk, given the time (seconds since 1970): what goes on, and what never will, with reasons."""
-
 
 class Composing(Protocol):
     """What prepares messages.
 
     Attributes:
-        compose: does it.
         room_bytes: what may be held beside the bodies that came, in the next call; it may be exceeded by one.
         left: the messages of the last call that weren't looked at, since that was used up.
     """
 
-    compose: Compose
     room_bytes: int
     left: list[Message]
+
+    def compose(self, messages: Iterable[Message], now: float, /) -> tuple[list[Message], list[Reject]]:
+        """Prepare a chunk; return what goes on, and what never will, with reasons.
+
+        Args:
+            messages: the chunk.
+            now: seconds since 1970.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,13 +21,15 @@ from sidecar.core.template import RETRY_COUNT, MissingFieldError, Scene, Templat
 from sidecar.core.transform import NothingError, TransformError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from sidecar.core.coalesce import Mode as CoalesceMode
     from sidecar.core.fields import Fields
     from sidecar.core.message import Message
     from sidecar.core.split import Mode as SplitMode
     from sidecar.core.transform import Prepare, Transform
+
+    _Way = Callable[[Iterator[Message], float], tuple[list[Message], list["Reject"]]]
 
 ACTIONS = ("index", "create", "update", "upsert", "delete")
 ACTIONS_WITH_VERSION = ("index", "delete")
@@ -181,8 +183,6 @@ class Composer:
         make_id: gives ids that nobody else has (for ``SIDECAR_ID=generated``).
 
     Attributes:
-        compose: called with a chunk and the time (seconds since 1970), fills in `line`, `source` and `key`; returns the
-            messages that can be sent, and the others with reasons.
         room_bytes: what documents may take beside the bodies that came, in the next call: compressed ones are much
             larger. It may be exceeded by one.
         left: the messages of the last call that weren't looked at, since that was used up. One always is.
@@ -190,8 +190,6 @@ class Composer:
 
     room_bytes: int
     left: list[Message]
-
-    compose: Callable[[Iterable[Message], float], tuple[list[Message], list[Reject]]]
 
     def __init__(self, recipe: Recipe, make_id: Callable[[], str]) -> None:
         self._recipe = recipe
@@ -210,19 +208,29 @@ class Composer:
         plain = self._action in {"index", "create"} and recipe.path_index is not None
         extras = recipe.routing or recipe.pipeline or recipe.version or recipe.fields or recipe.gathers_singly
         if recipe.has_parts:
-            self.compose = self._compose_parts
+            self._compose: _Way = self._compose_parts
         elif plain and not extras and recipe.content == "json" and recipe.id_mode in {"auto", "none"}:
             action = (self._action or "").encode()
             self._opening = b'{"%s":{"_id":"' % action
             self._anonymous = b'{"%s":{}}\n' % action
             self._read_id = short_reader("message_id", stop_at="content_encoding")
-            self.compose = self._compose_plain
+            self._compose = self._compose_plain
         else:
-            self.compose = self._compose_by_recipe
+            self._compose = self._compose_by_recipe
+
+    def compose(self, messages: Iterable[Message], now: float) -> tuple[list[Message], list[Reject]]:
+        """Fill in `line`, `source` and `key`; return the messages that can be sent, and the others with reasons.
+
+        Args:
+            messages: a chunk.
+            now: seconds since 1970.
+        """
+        self._room, self.left = self.room_bytes, []
+        return self._compose(iter(messages), now)
 
     def _compose_plain(
         self,
-        messages: Iterable[Message],
+        messages: Iterator[Message],
         now: float,  # noqa: ARG002 - no template asks for it
     ) -> tuple[list[Message], list[Reject]]:
         """Compose where nothing but the id comes from the message: the hot path of most users."""
@@ -230,9 +238,7 @@ class Composer:
         rejects: list[Reject] = []
         add, opening, anonymous, read_id = composed.append, self._opening, self._anonymous, self._read_id
         with_id = self._recipe.id_mode == "auto"
-        self._room, self.left = self.room_bytes, []
-        rest = iter(messages)
-        for message in rest:
+        for message in messages:
             body = message.body
             try:
                 ident = read_id(message.properties)
@@ -256,7 +262,7 @@ class Composer:
             except FlaggedError:
                 refusal = self._compose_encoded(message)
                 if self._is_used_up(message):
-                    self.left = list(rest)  # which ends the loop
+                    self.left = list(messages)  # which ends the loop
                 if refusal is not None:
                     rejects.append(refusal)
                     continue
@@ -283,12 +289,10 @@ class Composer:
             return reject(message, why)
         return None
 
-    def _compose_by_recipe(self, messages: Iterable[Message], now: float) -> tuple[list[Message], list[Reject]]:
+    def _compose_by_recipe(self, messages: Iterator[Message], now: float) -> tuple[list[Message], list[Reject]]:
         composed: list[Message] = []
         rejects: list[Reject] = []
-        self._room, self.left = self.room_bytes, []
-        rest = iter(messages)
-        for message in rest:
+        for message in messages:
             try:
                 self._compose_one(message, Scene(message, now, self._recipe.most_bytes))
             except REFUSALS as why:
@@ -296,16 +300,14 @@ class Composer:
             else:
                 composed.append(message)
             if message.source is not message.body and self._is_used_up(message):
-                self.left = list(rest)
+                self.left = list(messages)
         return composed, rejects
 
-    def _compose_parts(self, messages: Iterable[Message], now: float) -> tuple[list[Message], list[Reject]]:
+    def _compose_parts(self, messages: Iterator[Message], now: float) -> tuple[list[Message], list[Reject]]:
         """Compose the documents of messages that hold several: each is a message of its own from here on."""
         composed: list[Message] = []
         rejects: list[Reject] = []
-        self._room, self.left = self.room_bytes, []
-        rest = iter(messages)
-        for message in rest:
+        for message in messages:
             message.parts = None
             try:
                 parts = self._parts(message, Scene(message, now, self._recipe.most_bytes))
@@ -321,7 +323,7 @@ class Composer:
                     composed.append(part)
                 self._room -= part.held_bytes
             if self._room < 0:
-                self.left = list(rest)
+                self.left = list(messages)
         return composed, rejects
 
     def _is_used_up(self, message: Message) -> bool:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sidecar.core.message import Message as Delivery
     from sidecar.library.settings import ConsumerSettings
     from sidecar.plan import Plan
-    from sidecar.work import Compose, Composing, Workplace
+    from sidecar.work import Composing, Workplace
 
     Verdicts = AsyncIterator[Verdict] | Awaitable[Verdict | Iterable[Verdict]]
     """One verdict a message, in order: yielded, or returned; or a single one, returned for all of them."""
@@ -65,11 +65,13 @@ class Groups:
     def __init__(self, recipe: Recipe) -> None:
         self.room_bytes = 0
         self.left: list[Delivery] = []
-        self.compose: Compose = self._correlate if recipe.correlates else _as_they_are
         self._recipe = recipe
 
-    def _correlate(self, messages: Iterable[Delivery], now: float) -> tuple[list[Delivery], list[Reject]]:
+    def compose(self, messages: Iterable[Delivery], now: float) -> tuple[list[Delivery], list[Reject]]:
+        """Fill in `correlation`, where messages say so; return those that do, and the others with reasons."""
         recipe = self._recipe
+        if not recipe.correlates:
+            return list(messages), []
         composed: list[Delivery] = []
         rejects: list[Reject] = []
         for message in messages:
@@ -80,10 +82,6 @@ class Groups:
             else:
                 composed.append(message)
         return composed, rejects
-
-
-def _as_they_are(messages: Iterable[Delivery], _: float) -> tuple[list[Delivery], list[Reject]]:
-    return list(messages), []
 
 
 class Calls:
