@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sidecar.amqp.session import Connecting
 from sidecar.amqp.topology import Topology
 from sidecar.amqp.wire import Reach
 from sidecar.tls import client_context
@@ -40,3 +41,12 @@ def reach(settings: AmqpSettings) -> Reach:
     ca_file, cert_file, key_file = files
     context = client_context(prefix="SIDECAR_AMQP", ca_file=ca_file, cert_file=cert_file, key_file=key_file)
     return Reach(tls=context, client_certificate=cert_file is not None)
+
+
+def connecting(settings: AmqpSettings) -> Connecting:
+    """Return how to reach RabbitMQ and what to consume."""
+    return Connecting(
+        topology=topology(settings),
+        consumer_arguments=settings.amqp_consumer_arguments,
+        reach=reach(settings),
+    )

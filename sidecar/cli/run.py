@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sidecar import __version__
-from sidecar.amqp.session import Connecting, open_session
+from sidecar.amqp.session import open_session
 from sidecar.app import App
 from sidecar.cli import EXIT_FAILED
 from sidecar.cli.recipe import choices, recipe
@@ -33,7 +33,7 @@ from sidecar.ops.tracing import open_tracing
 from sidecar.pipeline import Pipeline
 from sidecar.plan import Plan
 from sidecar.settings import Settings, load
-from sidecar.wiring import reach, topology
+from sidecar.wiring import connecting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -186,15 +186,6 @@ def _stop_or_exit(stop: asyncio.Event) -> None:
     if stop.is_set():
         os._exit(1)  # asked twice: no clean-up that could hang; the broker takes back what isn't acked
     stop.set()
-
-
-def connecting(settings: Settings) -> Connecting:
-    """Return how to reach RabbitMQ and what to consume."""
-    return Connecting(
-        topology=topology(settings),
-        consumer_arguments=settings.amqp_consumer_arguments,
-        reach=reach(settings),
-    )
 
 
 def plan(settings: Settings) -> Plan:

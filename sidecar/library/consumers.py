@@ -1,11 +1,13 @@
 """Consumers for code of one's own: the life around a pipeline whose work is a function.
 
-class Orders(BatchConsumer):
-async def process(self, batch):
-for message in batch:
-yield ACK if store(message) else DEAD_LETTER
+    class Orders(BatchConsumer):
+        async def process(self, batch):
+            for message in batch:
+                yield ACK if store(message) else DEAD_LETTER
 
-asyncio.run(Orders(amqp_queue="orders").run())
+    asyncio.run(Orders(amqp_queue="orders").run())
+
+The names for use are those of `sidecar`; this module is where they are at home.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Self, Unpack, cast
 
 import structlog
 
-from sidecar.amqp.session import Connecting, open_session
+from sidecar.amqp.session import open_session
 from sidecar.app import App
 from sidecar.core.compose import Recipe
 from sidecar.core.template import Template
@@ -29,7 +31,7 @@ from sidecar.library.handling import Handling
 from sidecar.library.settings import load
 from sidecar.pipeline import Pipeline
 from sidecar.plan import Plan
-from sidecar.wiring import reach, topology
+from sidecar.wiring import connecting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -179,10 +181,8 @@ class _Life(ABC):
 
     def _connect(self) -> Connect:
         settings = self.settings
-        connecting = Connecting(
-            topology=topology(settings), consumer_arguments=settings.amqp_consumer_arguments, reach=reach(settings)
-        )
-        return partial(open_session, tuple(url.get_secret_value() for url in settings.amqp_url), connecting)
+        urls = tuple(url.get_secret_value() for url in settings.amqp_url)
+        return partial(open_session, urls, connecting(settings))
 
     def _plan(self) -> Plan:
         settings = self.settings
