@@ -40,6 +40,9 @@ _DEFAULT_SETTINGS: dict[str, object] = {
     "xpack.security.enabled": False,
     # A nearly full disk of a developer's machine is no reason to refuse test data.
     "cluster.routing.allocation.disk.threshold_enabled": False,
+    # Each time a node learns how full its disk is, and thresholds are off, it lifts the blocks of a full disk, which
+    # tests set by hand. By default that is every 30 s.
+    "cluster.info.update.interval": "24h",
 }
 
 # Garbage collection logs of up to 2 GB a node are of no use here.

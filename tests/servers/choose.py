@@ -254,6 +254,8 @@ class DockerCluster(DockerServer):
             "discovery.type": "single-node",
             "xpack.security.enabled": "false" if password is None else "true",
             "cluster.routing.allocation.disk.threshold_enabled": "false",
+            # Else a test's block of a full disk is lifted every 30 s (see devstack.elasticsearch).
+            "cluster.info.update.interval": "24h",
             "ES_JAVA_OPTS": QUICK_JAVA_OPTIONS,
             **({} if password is None else {"ELASTIC_PASSWORD": password}),
             **{name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in settings.items()},
