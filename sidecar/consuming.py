@@ -182,7 +182,8 @@ class Consuming:
             self._look_for_worn(chunk)
 
     def _pause_if_full(self, session: BrokerSession) -> None:
-        if self._paused_at is None and self._window.full(*self._held(session)):
+        # Without consumers nothing comes that takes room, but answers that somebody waits for.
+        if self.consuming and self._paused_at is None and self._window.full(*self._held(session)):
             self._paused_at = self._now()
             session.pause()
             self._wake.set()
