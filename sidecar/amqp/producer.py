@@ -6,16 +6,15 @@ counts for everything that is unconfirmed at that moment; all goes by one route,
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from sidecar.amqp.publisher import Publisher, open_publisher
-from sidecar.amqp.topology import declare
+from sidecar.amqp.topology import DURABLE_SECONDS, declare
 from sidecar.amqp.wire import FAILURES, Reach, connect, end, open_first, unopened
 from sidecar.errors import BrokerError
 
 if TYPE_CHECKING:
-    import asyncio
-
     from aiormq.abc import AbstractConnection
     from yarl import URL
 
@@ -50,7 +49,8 @@ class Producer:
         """
         try:
             self._connection, self._wire = await connect(url, "produce", self._take, self._lose, self._reach)
-            await declare(self._connection, self._topology)
+            if await declare(self._connection, self._topology):
+                await asyncio.sleep(DURABLE_SECONDS)
             self._publisher, channel = await open_publisher(self._connection, self._wire, _CONFIRM_SECONDS, self._lose)
             channel.closing.add_done_callback(self._channel_closed)
         except FAILURES as error:

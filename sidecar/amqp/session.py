@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sidecar.amqp.publisher import Publisher, open_publisher
-from sidecar.amqp.topology import Topology, declare, declare_delay_queue, low_delivery_limit
+from sidecar.amqp.topology import DURABLE_SECONDS, Topology, declare, declare_delay_queue, low_delivery_limit
 from sidecar.amqp.wire import (
     FAILURES,
     Reach,
@@ -76,7 +76,10 @@ class Session:
         self._channels: dict[int, AbstractChannel] = {}
         self._observers: dict[int, asyncio.Future[object]] = {}  # of the ends of these channels
         self._consumer_tags: dict[int, str] = {}
-        self._delay_queues: dict[tuple[str, int], None] = {}  # those that are known to be there
+        # Since when what is confirmed is safe: in the dead-letter queues, and in the delay queues that are known. From
+        # the moment on that this session saw them first: another sidecar may just have created them.
+        self._safe_at = 0.0
+        self._delay_queues: dict[tuple[str, int], float] = {}
         self._closing = False
 
     async def open(self, url: URL) -> None:
@@ -92,6 +95,7 @@ class Session:
             )
             self.frame_max = self._consume_wire.inbound.frame_max
             await declare(self._consuming, self._connecting.topology)
+            self._safe_at = asyncio.get_running_loop().time() + DURABLE_SECONDS
             for queue in self._connecting.topology.queues:
                 self._note_limit(queue, await low_delivery_limit(self._consuming, queue))
                 self.ledgers.append(await self._open_channel(self._consuming, self._consume_wire, queue))
@@ -282,9 +286,12 @@ class Session:
         """Publish mandatory copies and wait for the broker to confirm each; see `Publisher.publish`."""
         if self._publisher is None or self._publishing is None:
             raise BrokerError("the session is closed")
-        for queue, milliseconds in dict.fromkeys(copy.delay for copy in copies if copy.delay is not None):
-            if (queue, milliseconds) not in self._delay_queues:
-                await self._declare_delay_queue(self._publishing, queue, milliseconds)
+        safe_at = self._safe_at
+        for delay in dict.fromkeys(copy.delay for copy in copies if copy.delay is not None):
+            if delay not in self._delay_queues:
+                await self._declare_delay_queue(self._publishing, *delay)
+            safe_at = max(safe_at, self._delay_queues[delay])
+        await asyncio.sleep(safe_at - asyncio.get_running_loop().time())
         return await self._publisher.publish(copies)
 
     async def _declare_delay_queue(self, connection: AbstractConnection, queue: str, milliseconds: int) -> None:
@@ -292,7 +299,7 @@ class Session:
             await declare_delay_queue(connection, self._connecting.topology, queue, milliseconds)
         except FAILURES as error:
             raise _translate(error) from error
-        self._delay_queues[queue, milliseconds] = None
+        self._delay_queues[queue, milliseconds] = asyncio.get_running_loop().time() + DURABLE_SECONDS
 
     def _failed(self, error: BaseException) -> BrokerError:
         """Return what to raise; the session is over, for nobody knows what the broker does now."""

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.faults.scene import DEADLINE_SECONDS, Stream
-from tests.integration.bench import QUORUM
+from tests.faults.scene import DEADLINE_SECONDS, Stream, numbered
+from tests.integration.bench import QUORUM, message
+from tests.integration.operate import ANY_PORT, Http
 from tests.integration.process import wait_until
 
 if TYPE_CHECKING:
@@ -63,6 +64,25 @@ def test_rabbitmq_killed_twice_and_cut_off_in_one_run(scene: Scene, types: tuple
     assert account["ack"] + account["stale"] + account["requeue"] == account["received"] >= count
     assert len(sidecar.events("amqp.lost")) == len(faults)
     assert sidecar.events("elasticsearch.held") == []
+
+
+def test_rabbitmq_killed_as_soon_as_copies_are_in_queues_that_were_just_created(scene: Scene) -> None:
+    """A confirm isn't believed before the queue is safe: RabbitMQ forgets what is in one that is a second old."""
+    count = 100
+    scene.create_index({"at": {"type": "long"}})
+    scene.es("PUT", f"/{scene.index_name}/_settings", {"index.blocks.write": True})
+    scene.declare()
+    scene.publish([message(b"no json %d" % at, f"bad-{at}") for at in range(count)] + numbered(range(count)))
+    sidecar = scene.sidecar(HTTP_ADDRESS=ANY_PORT, BATCH_MAX_AGE="100ms", DELAYED_RETRY_DELAY="3s")
+    Http(sidecar).wait_for_all(2 * count, DEADLINE_SECONDS, sidecar)
+    scene.rabbitmq.restart(graceful=False)
+    scene.reconnect()
+    scene.es("PUT", f"/{scene.index_name}/_settings", {"index.blocks.write": None})
+    wait_until(lambda: scene.stored() == count, DEADLINE_SECONDS, "what was delayed", sidecar.told)
+    account = sidecar.terminate()
+    print(account)
+    assert {letter.message_id for letter in scene.dead_letters()} == {f"bad-{at}" for at in range(count)}
+    assert account["delay"] >= count
 
 
 def _wait_for(sidecar: SidecarProcess, name: str, times: int) -> None:
