@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from sidecar.core.document import MAX_DOCUMENT_BYTES, RefusedError, not_utf8, too_large
-from sidecar.core.properties import short
+from sidecar.core.properties import short_reader
 
 if TYPE_CHECKING:
     from sidecar.core.message import Message
@@ -26,6 +26,7 @@ _PLAIN = frozenset({b"", b"identity", b"utf-8", b"utf8", b"us-ascii", b"ascii", 
 _GZIP = frozenset({b"gzip", b"x-gzip"})
 _DEFLATE = b"deflate"
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
+_read_encoding = short_reader("content_encoding")
 _ZLIB_METHOD, _ZLIB_CHECK, _ZLIB_HEADER_BYTES = 8, 31, 2
 
 
@@ -41,7 +42,7 @@ def plain_body(message: Message, most_bytes: int) -> bytes:
         RefusedError: the encoding is unknown, the body is not in it, or holds more than `most_bytes`.
     """
     body = message.body
-    encoding = short(message.properties, "content_encoding")
+    encoding = _read_encoding(message.properties)
     if encoding is None:
         return body
     name = encoding.strip().lower()

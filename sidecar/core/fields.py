@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
-from sidecar.core.document import SPACE
+from sidecar.core.document import json_string
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +24,9 @@ METADATA = frozenset(
      "_ignored", "_nested_path", "_size", "_tier", "_data_stream_timestamp"),
 )  # fmt: skip
 """Names that Elasticsearch keeps for itself: it refuses documents with them."""
+
+
+_EMPTY = re.compile(rb"\{[ \t\r\n]*\}").match
 
 
 class FieldNameError(ValueError):
@@ -91,13 +94,12 @@ class Fields:
                 continue
             value = field.template.render(scene)
             if value:
-                added.append(field.opening + orjson.dumps(value.decode()))
+                added.append(field.opening + json_string(value, field.path[-1]))
         if not added:
             return line
-        rest = line[1:]
-        # `{}` may have spaces in it; nothing else may follow a { that begins with a }.
-        comma = b"" if rest.lstrip(SPACE).startswith(b"}") else b","
-        return b"{" + b",".join(added) + comma + rest
+        # `{}` may have spaces in it.
+        comma = b"" if _EMPTY(line) else b","
+        return b"{%b%b%b" % (b",".join(added), comma, line[1:])
 
 
 def _check(name: str, templates: Mapping[str, Template]) -> None:
@@ -134,8 +136,9 @@ def _utf16(text: str) -> list[str]:
 
 
 def _seems_there(line: bytes, field: _Field) -> bool:
-    if any(owner in line for owner in field.owners):
-        return True
+    for owner in field.owners:
+        if owner in line:
+            return True
     return b"\\" in line and field.escaped.search(line) is not None
 
 

@@ -40,6 +40,7 @@ _BELIEVED_SECONDS = 366 * 86_400.0
 
 _FIXED_WIDTHS = dict(zip(b"tbBsuIilLfdDTV\x00", (1, 1, 1, 2, 2, 4, 4, 8, 8, 4, 8, 5, 8, 0, 0), strict=True))
 _SIZED = b"SAFx"
+_TEXT = ord("S")
 _table_size = struct.Struct(">I").unpack_from
 _NUMBERS = {
     ord("b"): ">b",
@@ -136,12 +137,12 @@ def short_reader(name: str, stop_at: str | None = None) -> Callable[[bytes], byt
         nonlocal before, at, behind_headers
         try:
             if not properties.startswith(before):
-                if (properties[0] << 8 | properties[1]) & stop_flag:
+                flags = properties[0] << 8 | properties[1]
+                if flags & stop_flag:
                     raise FlaggedError
-                found = _locate(properties, flag)
-                if found < 0:
+                if not flags & flag:
                     return None
-                at, behind_headers = _landmark(properties, flag, found)
+                at, behind_headers = _landmark(properties, flag, _locate(properties, flag))
                 before = properties[:at]
             start = at if behind_headers < 0 else at + _table_size(properties, at)[0] + behind_headers
             end = start + 1 + properties[start]
@@ -264,23 +265,53 @@ def header(properties: bytes, name: bytes) -> bytes | None:
     Raises:
         PropertiesError: the set or its table is malformed.
     """
-    table = headers(properties)
-    if name not in table:  # one search in C for the many messages that don't have it
+    return header_reader(name)(properties)
+
+
+@lru_cache(maxsize=256)
+def header_reader(name: bytes) -> Callable[[bytes], bytes | None]:  # noqa: C901 - inlined: a call costs 0.1 µs
+    """Return a function like `header` for one name in many messages, fast where what precedes the headers is alike.
+
+    That is compared instead of read; the headers themselves are passed over one by one.
+    """
+    flag, wanted = FIELDS["headers"][0], len(name)
+    before, table_at = b"none begins like this", 0
+
+    def read(properties: bytes) -> bytes | None:
+        nonlocal before, table_at
+        try:
+            if not properties.startswith(before):
+                found = _locate(properties, flag)
+                if found < 0:
+                    return None
+                before, table_at = properties[:found], found + 4
+            at, end = table_at, table_at + _table_size(properties, table_at - 4)[0]
+            if end > len(properties):
+                raise PropertiesError("the properties end too early")
+            if properties.find(name, at, end) < 0:  # one search in C for the many messages that don't have it
+                return None
+            while at < end:
+                value_at = at + 1 + properties[at]
+                if properties[value_at] == _TEXT:  # most are
+                    after = value_at + 5 + _table_size(properties, value_at + 1)[0]
+                else:
+                    after = _value_end(properties, value_at)
+                if after > end:
+                    raise PropertiesError("a header ends too early")
+                if properties[at] == wanted and properties.startswith(name, at + 1):
+                    return properties[value_at:after]
+                at = after
+        except (IndexError, struct.error) as error:
+            raise PropertiesError("the properties end too early") from error
         return None
-    at, end, wanted = 0, len(table), len(name)
-    while at < end:
-        name_end = at + 1 + table[at]
-        value_end = _value_end(table, name_end)
-        if table[at] == wanted and table[at + 1 : name_end] == name:
-            return table[name_end:value_end]
-        at = value_end
-    return None
+
+    return read
 
 
 def decode(value: bytes) -> object:
     """Return a raw value (type octet first) as a Python object; strings that are not UTF-8 stay bytes."""
     kind, data = value[0], value[1:]
-    if kind == ord("S"):
+    if kind == _TEXT:
         try:
             return data[4:].decode()
         except UnicodeDecodeError:

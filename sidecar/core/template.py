@@ -13,6 +13,7 @@ import json
 import re
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from sidecar.core.message import Message
 
     Getter = Callable[["Scene"], object]
+    Render = Callable[["Scene"], bytes]
 
 SHORT_PROPERTIES = (
     "message_id", "correlation_id", "type", "app_id", "content_type", "user_id", "reply_to", "expiration",
@@ -43,6 +45,8 @@ FIRST_EXCHANGE, FIRST_ROUTING_KEY = b"sidecar-exchange", b"sidecar-routing-key"
 
 _MILLISECONDS_FROM = 100_000_000_000
 """AMQP timestamps are seconds; many publishers send milliseconds. In seconds this number is the year 5138."""
+_IS_ENCODED = properties.FIELDS["content_encoding"][0] >> 8  # in the first octet of the flags
+_LONG_STRING = ord("S")
 _STRING_OVERHEAD = 5  # of a header's text: the octet of its type, and its length
 _TOKEN = re.compile(r"\{\{|\}\}|\{|\}")
 
@@ -67,6 +71,9 @@ class MissingFieldError(Exception):
         self.field = field
 
 
+_UNPARSED = object()
+
+
 class Scene:
     """What templates can see: a message, the time, and its body once it was parsed.
 
@@ -83,19 +90,32 @@ class Scene:
         item: the place of the document in its message, from 0; None where a message is a document.
     """
 
-    __slots__ = ("_body", "_content", "_first_route", "_most_bytes", "item", "message", "received_at")
+    __slots__ = ("_body", "_content", "_first_route", "_most_bytes", "_now", "item", "message", "received_at")
+
+    item: int | None
+    _body: object
+    _content: bytes | None
+    _first_route: tuple[bytes, bytes] | None
 
     def __init__(
         self, message: Message, now: float, most_bytes: int = MAX_DOCUMENT_BYTES, *, part: bool = False
     ) -> None:
-        self.message = message
-        self.item = message.item if part else None
+        self._now = now
         self._most_bytes = most_bytes
-        self._content: bytes | None = message.body if part else None
-        self._first_route: tuple[bytes, bytes] | None = None
-        self.received_at = now
-        self._body: object = _UNPARSED
-        if RETRY_COUNT in message.properties:
+        self.turn_to(message)
+        if part:
+            self.item, self._content = message.item, message.body
+
+    def turn_to(self, message: Message) -> None:
+        """Show another message from here on: that is cheaper than another scene."""
+        raw = message.properties
+        self.message = message
+        self.received_at = self._now
+        self.item = None
+        self._body = _UNPARSED
+        self._content = None if not raw or raw[0] & _IS_ENCODED else message.body
+        self._first_route = None
+        if RETRY_COUNT in raw:
             self._remember()
 
     def _remember(self) -> None:
@@ -140,14 +160,19 @@ class Scene:
         return self._body
 
 
-_UNPARSED = object()
-
-
 def _long_string(value: bytes | None) -> bytes | None:
     return value[_STRING_OVERHEAD:] if value is not None and value[:1] == b"S" else None
 
 
 class _Hole(NamedTuple):
+    """A field in its braces.
+
+    Attributes:
+        field: its name.
+        get: returns its value.
+        default: what stands for it where it is absent; None: the message is rejected.
+    """
+
     field: str
     get: Getter
     default: bytes | None
@@ -161,6 +186,9 @@ class Template:
 
     Attributes:
         constant: the value where it is the same for every message, otherwise None.
+        fields: those that it reads, in order.
+        render: returns the value for a message; raises `MissingFieldError` where it has no such field and there is no
+            default.
 
     Raises:
         TemplateError: the text is no template.
@@ -168,50 +196,54 @@ class Template:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self._parts = _compile(text)
-        literal = all(isinstance(part, bytes) for part in self._parts)
-        self.constant = b"".join(part for part in self._parts if isinstance(part, bytes)) if literal else None
-        alone = self._parts[0] if len(self._parts) == 1 else None
-        self._alone = alone if isinstance(alone, _Hole) else None
+        parts = _compile(text)
+        self.fields = tuple(part.field for part in parts if isinstance(part, _Hole))
+        self.constant = None if self.fields else b"".join(part for part in parts if isinstance(part, bytes))
+        self.render: Render = _constant(self.constant) if self.constant is not None else _renderer(parts)
 
     def __repr__(self) -> str:
         """Show what was configured."""
         return f"<Template {self.text!r}>"
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The fields that it reads, in order."""
-        return tuple(part.field for part in self._parts if isinstance(part, _Hole))
 
-    def render(self, scene: Scene) -> bytes:
-        """Return the value for a message.
-
-        Raises:
-            MissingFieldError: the message has no such field, and there is no default.
-        """
-        if self.constant is not None:
-            return self.constant
-        if self._alone is not None:
-            return _fill(self._alone, scene)
-        return b"".join([part if isinstance(part, bytes) else _fill(part, scene) for part in self._parts])
+def _constant(value: bytes) -> Render:
+    return lambda _: value
 
 
-def _fill(hole: _Hole, scene: Scene) -> bytes:
-    try:
-        value = hole.get(scene)
-        text = None if value is None else _text(value)
-    except (properties.PropertiesError, UnicodeDecodeError, RecursionError, orjson.JSONEncodeError):
-        text = None  # no text, or nested too deeply to be written as one
-    if text is not None:
-        return text
-    if hole.default is None:
-        raise MissingFieldError(hole.field)
-    return hole.default
+def _renderer(parts: list[bytes | _Hole]) -> Render:
+    """Return what fills the holes of a template, with nothing left to find out on the way."""
+    pattern = b"".join(part.replace(b"%", b"%%") if isinstance(part, bytes) else b"%b" for part in parts)
+    fills = [_filler(part) for part in parts if not isinstance(part, bytes)]
+    first = fills[0]
+    if pattern == b"%b":
+        return first
+    if len(fills) == 1:
+        return lambda scene: pattern % first(scene)
+    return lambda scene: pattern % tuple([fill(scene) for fill in fills])
+
+
+def _filler(hole: _Hole) -> Render:
+    field, get, default = hole
+
+    def fill(scene: Scene) -> bytes:
+        try:
+            value = get(scene)
+            if isinstance(value, bytes):
+                if not value.isascii():
+                    value.decode()  # raises for what is no text
+                return value
+            if value is not None:
+                return _text(value)
+        except (properties.PropertiesError, UnicodeDecodeError, RecursionError, orjson.JSONEncodeError):
+            pass  # no text, or nested too deeply to be written as one
+        if default is None:
+            raise MissingFieldError(field)
+        return default
+
+    return fill
 
 
 def _text(value: object) -> bytes:
-    if isinstance(value, bytes):
-        return value
     if isinstance(value, bool):
         return b"true" if value else b"false"
     if isinstance(value, str | int | float):
@@ -263,7 +295,8 @@ def _hole(text: str, at: int, inside: str) -> _Hole:
 
 def _getter(field: str, style: str) -> Getter | None:
     if field in SHORT_PROPERTIES:
-        return lambda scene: _utf8(properties.short(scene.message.properties, field))
+        read = properties.short_reader(field)
+        return lambda scene: read(scene.message.properties)
     if field == "timestamp":
         return lambda scene: _moment(properties.number(scene.message.properties, "timestamp"), style)
     if field == "now":
@@ -275,8 +308,7 @@ def _getter(field: str, style: str) -> Getter | None:
     if field in _PLAIN:
         return _ROUTE[field]
     if field.startswith("header.") and field != "header.":
-        name = field.removeprefix("header.").encode()
-        return lambda scene: _header(scene, name)
+        return _header_getter(field.removeprefix("header.").encode())
     if field.startswith("body.") and field != "body.":
         path = field.removeprefix("body.").split(".")
         return lambda scene: _body(scene, path)
@@ -284,45 +316,40 @@ def _getter(field: str, style: str) -> Getter | None:
 
 
 _ROUTE: dict[str, Getter] = {
-    "routing_key": lambda scene: _utf8(scene.routing_key),
-    "exchange": lambda scene: _utf8(scene.exchange),
+    "routing_key": lambda scene: scene.routing_key,
+    "exchange": lambda scene: scene.exchange,
     "queue": lambda scene: scene.message.ledger.queue,
     "item": lambda scene: scene.item,
 }
 
 
-def _utf8(value: bytes | None) -> bytes | None:
-    if value is not None and not value.isascii():
-        value.decode()  # raises for what is no text
-    return value
-
-
-def _moment(value: int | None, style: str) -> str | None:
+def _moment(value: int | None, style: str) -> bytes | None:
     if value is None:
         return None
     return _format(value / 1000 if value >= _MILLISECONDS_FROM else value, style)
 
 
-def _format(seconds: float, style: str) -> str | None:
+@lru_cache(maxsize=64)  # all messages of a chunk have the same `now`
+def _format(seconds: float, style: str) -> bytes | None:
     try:
         moment = datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):
         return None
     if style:
-        return moment.strftime(style)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return moment.strftime(style).encode()
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z").encode()
 
 
-def _header(scene: Scene, name: bytes) -> object:
-    raw = properties.header(scene.message.properties, name)
-    if raw is None:
-        return None
-    if raw[:1] == b"S":
-        return _utf8(raw[_STRING_OVERHEAD:])
-    value = properties.decode(raw)
-    if isinstance(value, bytes):
-        value.decode()  # raises for what is no text
-    return value
+def _header_getter(name: bytes) -> Getter:
+    read = properties.header_reader(name)
+
+    def get(scene: Scene) -> object:
+        raw = read(scene.message.properties)
+        if raw is None:
+            return None
+        return raw[_STRING_OVERHEAD:] if raw[0] == _LONG_STRING else properties.decode(raw)
+
+    return get
 
 
 def _body(scene: Scene, path: list[str]) -> object:

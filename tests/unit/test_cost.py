@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bench.path import BATCH_ITEMS, READ_BYTES, Path, stream
+from bench.templates import NOW, deliveries
+from sidecar.core.compose import Composer, Recipe
+from sidecar.core.template import Template
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
 MESSAGES = 10_000
@@ -19,10 +23,19 @@ CALLS_EACH = 2
 """Of Python functions: the message's own ``__init__``, and the look for its id."""
 BUILTINS_EACH = 22
 """Of functions in C: mostly ``append``, ``len``, ``unpack_from`` and ``get``, which take 0.02 to 0.15 µs."""
+CALLS_OF_A_TEMPLATE = 15
+"""Of Python functions, where an id is made of a header and the message's own."""
 CALLS_A_READ = 20
 CALLS_A_BATCH = 60
 HELD_BYTES_EACH = 700
 """What a message takes besides its body while it is held: the object, its properties, route, line and key."""
+
+
+RECIPES = {
+    "id": Recipe(index=Template("docs"), id_mode="template", id=Template("{header.tenant}-{message_id}")),
+    "index": Recipe(index=Template("docs-{header.tenant}")),
+    "routing": Recipe(index=Template("docs"), routing=Template("{header.tenant}")),
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +44,7 @@ def reads() -> list[bytes]:
     return [data[at : at + READ_BYTES] for at in range(0, len(data), READ_BYTES)]
 
 
-def calls(path: Path, reads: list[bytes]) -> tuple[Counter[str], Counter[str]]:
+def calls(work: Callable[[], object]) -> tuple[Counter[str], Counter[str]]:
     """Return the Python functions and the built-in ones that were called, with how often."""
     functions: Counter[str] = Counter()
     builtins: Counter[str] = Counter()
@@ -45,7 +58,7 @@ def calls(path: Path, reads: list[bytes]) -> tuple[Counter[str], Counter[str]]:
     before = sys.getprofile()
     sys.setprofile(note)
     try:
-        path.run(reads)
+        work()
     finally:
         sys.setprofile(before)
     return functions, builtins
@@ -54,7 +67,7 @@ def calls(path: Path, reads: list[bytes]) -> tuple[Counter[str], Counter[str]]:
 def test_a_message_costs_a_bounded_number_of_calls(reads: list[bytes]) -> None:
     """Two functions of ours for each; whatever else there is comes once a read or once a batch."""
     path = Path()
-    functions, builtins = calls(path, reads)
+    functions, builtins = calls(lambda: path.run(reads))
     assert path.stored == MESSAGES
     shared = CALLS_A_READ * len(reads) + CALLS_A_BATCH * (MESSAGES // BATCH_ITEMS)
     assert functions.total() <= CALLS_EACH * MESSAGES + shared, functions.most_common(8)
@@ -63,9 +76,18 @@ def test_a_message_costs_a_bounded_number_of_calls(reads: list[bytes]) -> None:
 
 def test_nothing_but_reading_and_composing_looks_at_a_message_by_a_call(reads: list[bytes]) -> None:
     """Order, batches, requests, answers and acks are calls for a chunk or a batch, however long it is."""
-    functions, _ = calls(Path(), reads)
+    functions, _ = calls(lambda: Path().run(reads))
     by_message = {name for name, count in functions.items() if count >= MESSAGES // 10}
     assert by_message == {"core/message.py:__init__", "core/properties.py:read"}
+
+
+@pytest.mark.parametrize("recipe", [pytest.param(recipe, id=name) for name, recipe in RECIPES.items()])
+def test_a_template_costs_a_bounded_number_of_calls(recipe: Recipe) -> None:
+    """Each field that it reads is a handful of calls, and nothing is compiled or looked up again on the way."""
+    chunks = deliveries(stream(MESSAGES, headers=True))
+    composer = Composer(recipe, lambda: "")
+    functions, _ = calls(lambda: [composer.compose(chunk, NOW) for chunk in chunks])
+    assert functions.total() <= CALLS_OF_A_TEMPLATE * MESSAGES + CALLS_A_READ * len(chunks), functions.most_common(30)
 
 
 def test_a_message_that_is_held_takes_little_besides_its_body(reads: list[bytes]) -> None:

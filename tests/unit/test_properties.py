@@ -153,6 +153,27 @@ def test_a_reader_of_many_messages_reads_what_short_reads() -> None:
             assert read(raw) == expected
 
 
+def test_a_headers_reader_finds_what_is_found_one_by_one() -> None:
+    """Wherever it stands, whatever its type, cut short or absent: what it learned from one is true of the next."""
+    texts = [(b"other", long_string(b"wanted")), (b"wanted", long_string(b"1")), (b"wanted", long_string(b"2"))]
+    tables = [*(texts[:count] for count in range(4)), texts[1:], [*HEADERS, *texts], [*texts, *HEADERS]]
+    tables += [[(b"wanted", value)] for _, value in HEADERS] + [[(b"WANTED", long_string(b"3")), (b"wante", b"V")]]
+    whole = [properties(table, **others) for table in tables for others in ({}, {"content_type": b"a", "priority": 1})]
+    whole.append(properties(content_type=b"a", message_id=b"wanted"))
+    torn = [raw[:end] for raw in whole for end in range(len(raw))]
+    overlong = [raw.replace(b"wantedS\0\0\0\1", b"wantedS\0\0\0\7") for raw in whole]
+    read = core.header_reader(b"wanted")
+    for raw in [*whole, *torn, *overlong, *whole[::-1]]:
+        try:
+            expected = core.header(raw, b"wanted")
+        except PropertiesError:
+            with pytest.raises(PropertiesError):
+                read(raw)
+        else:
+            assert read(raw) == expected, raw
+    assert core.header_reader(b"w" * 300)(whole[-1]) is None
+
+
 def test_a_set_longer_than_its_flags_say_is_refused_for_copies() -> None:
     """What it doesn't announce can't be put back together."""
     with pytest.raises(PropertiesError):
