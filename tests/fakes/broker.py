@@ -7,7 +7,7 @@ tag that isn't outstanding costs the session. What it does beyond RabbitMQ's doc
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -109,6 +109,7 @@ class Broker:
 
     Attributes:
         queues: by name.
+        delayed: the bodies in the delay queues, each with how often it is there.
         sessions: all that there ever were, the last of them the newest.
         down: connections are refused.
         alarm: why publishes are not taken now; None: they are.
@@ -131,7 +132,7 @@ class Broker:
         chunk_items: tuple[int, int] = (1, 400),
     ) -> None:
         self.queues: dict[str, Queue] = {}
-        self.delayed: list[Copy] = []
+        self.delayed: Counter[bytes] = Counter()
         self.rejected: list[Stored] = []
         self.exchanges: dict[bytes, dict[bytes, str]] = {}
         self.sessions: list[SimulatedSession] = []
@@ -575,12 +576,14 @@ class SimulatedSession:
         assert copy.delay is not None
         name, milliseconds = copy.delay
         assert copy.routing_key == f"{name}.delay.{milliseconds}".encode()
-        self._broker.delayed.append(copy)
+        self._broker.delayed[copy.body] += 1
         if self._broker.on_delay is not None:
             self._broker.on_delay(copy)
 
         def come_back() -> None:
-            self._broker.delayed.remove(copy)
+            self._broker.delayed[copy.body] -= 1
+            if not self._broker.delayed[copy.body]:
+                del self._broker.delayed[copy.body]
             self._broker.publish(name, copy.body, copy.properties)
 
         asyncio.get_running_loop().call_later(milliseconds / 1000, come_back)

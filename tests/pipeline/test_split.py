@@ -29,7 +29,7 @@ class Bundles(World):
 
     def _acked(self, message: Stored) -> None:
         """Nothing is acked before each of its documents is stored, or its copy is."""
-        if message.body in self.dead or any(copy.body == message.body for copy in self.broker.delayed):
+        if message.body in self.dead or message.body in self.broker.delayed:
             return
         stored = self.elastic.applied
         missing = [

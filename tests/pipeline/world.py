@@ -194,7 +194,7 @@ class World:
     def _acked(self, message: Stored) -> None:
         """Nothing is acked before it is stored, or its copy is, unless it is to be thrown away."""
         body = message.body
-        safe = self.elastic.applied[body] or self.dead[body] or any(copy.body == body for copy in self.broker.delayed)
+        safe = self.elastic.applied[body] or self.dead[body] or self.broker.delayed[body]
         if body in self.published and not safe and self.plan.on_reject != "discard":
             self.wrong_acks.append(body)
 
