@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import orjson
 
+from sidecar.core.bulk import fault
 from sidecar.errors import ConfigError, RefusedTemplateError, SinkError
 
 if TYPE_CHECKING:
@@ -154,19 +155,8 @@ def _check(answer: Answer, template: Template, verb: str) -> None:
         return
     if answer.status in _AWAY:
         raise SinkError(f"Elasticsearch answered {answer.status}: it is not there yet")
-    text = f"Elasticsearch doesn't {verb} the {template.kind} template {template.name}: {_reason(answer)}"
-    raise RefusedTemplateError(text)
-
-
-def _reason(answer: Answer) -> str:
-    try:
-        error = orjson.loads(answer.body)["error"]
-        reasons = [error["reason"]]
-        while error := error.get("caused_by"):
-            reasons.append(error["reason"])
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        return str(answer.status)
-    return f"{answer.status} {': '.join(dict.fromkeys(map(str, reasons)))}"
+    why = f"{answer.status} {fault(answer.status, answer.body).reason}"
+    raise RefusedTemplateError(f"Elasticsearch doesn't {verb} the {template.kind} template {template.name}: {why}")
 
 
 def version(content: dict[str, Any]) -> int:

@@ -164,7 +164,7 @@ def test_a_refusal_says_why_and_an_absence_is_another_thing() -> None:
     template = Template("x", "index", INDEX)
     cluster = Cluster()
     cluster.status = {"PUT": 400}
-    with pytest.raises(RefusedTemplateError, match="doesn't take the index template x: 400 no: since"):
+    with pytest.raises(RefusedTemplateError, match="doesn't take the index template x: 400 no; caused by: since"):
         asyncio.run(mappings.apply(cluster.ask, [template]))
     cluster.status = {"GET": 403}
     with pytest.raises(RefusedTemplateError, match="doesn't show the index template x: 403"):
