@@ -20,13 +20,15 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from sidecar.core.account import SETTLED, Account
-from sidecar.core.state import State
 from sidecar.ops.http import open_server
 from sidecar.ops.metrics import REQUEST_OUTCOMES, TRIGGERS, Metrics
 from sidecar.ops.status import About, Status
+from tests.builders import state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sidecar.core.state import State
 
 BOUND_PERCENT = 1.0
 SCRAPES = 200
@@ -58,27 +60,9 @@ def busy() -> Account:
     return account
 
 
-def state(account: Account) -> State:
-    """Return the state of a sidecar at work."""
-    return State(
-        account=account,
-        queues=QUEUES,
-        connected=True,
-        reached_broker=True,
-        reached_elasticsearch=True,
-        unready=None,
-        held=None,
-        held_seconds=0.0,
-        next_try_seconds=0.0,
-        breaker="closed",
-        copies_held=None,
-        in_flight=5_000,
-        in_flight_bytes=5_000_000,
-        bulk_in_flight=3,
-        bulk_limit=4.0,
-        prefetch=6_000,
-        failures=[],
-    )
+def at_work(account: Account) -> State:
+    """Return the state of a sidecar at full load."""
+    return state(account, queues=QUEUES, in_flight=5_000, in_flight_bytes=5_000_000, bulk_in_flight=3)
 
 
 class Serving:
@@ -92,8 +76,8 @@ class Serving:
 
     def _run(self) -> None:
         account = busy()
-        metrics = Metrics(lambda: state(account))
-        status = Status(lambda: state(account), About(QUEUES, {}), clock=time.monotonic, wall_clock=time.time)
+        metrics = Metrics(lambda: at_work(account))
+        status = Status(lambda: at_work(account), About(QUEUES, {}), clock=time.monotonic, wall_clock=time.time)
         _, address = self._loop.run_until_complete(open_server(("127.0.0.1", 0), status, metrics))
         self.address.set_result(address)
         self._loop.run_forever()
