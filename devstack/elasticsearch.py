@@ -7,22 +7,18 @@ import http.client
 import json
 import os
 import shutil
-import signal
 import ssl
-import subprocess
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from devstack import processes, provision
-from devstack.errors import StackError
-from devstack.processes import LOOPBACK, ProcessGroup
+from devstack.processes import LOOPBACK
+from devstack.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 START_SECONDS = 180.0
-STOP_SECONDS = 60.0
-TOOL_SECONDS = 60.0
 JAVA_OPTIONS = "-Xms512m -Xmx512m"
 # For short tests: without the optimizing compiler a node starts with half the processor time (11 s instead of 20), and
 # is slower at full load.
@@ -49,12 +45,8 @@ _DEFAULT_SETTINGS: dict[str, object] = {
 _JVM_OPTIONS = "-Xlog:disable\n-Xlog:all=warning:stderr:utctime,level,tags\n-XX:-HeapDumpOnOutOfMemoryError\n"
 
 
-class Elasticsearch:
-    """One node on free ports, in a folder of its own, without security unless a password is given.
-
-    Port and data stay the same through `stop`, `kill`, `start` and `restart`; `close` ends it for good.
-    Use it as a context manager, or call `start` and `close`.
-    """
+class Elasticsearch(Server):
+    """One node, without security unless a password is given."""
 
     def __init__(
         self,
@@ -80,15 +72,9 @@ class Elasticsearch:
             StackError: Elasticsearch or a JDK for it isn't there.
         """
         self._install = provision.require_elasticsearch()
-        self._own_home = home is None
-        self.home = processes.make_home("elasticsearch") if home is None else home
-        self.port = processes.free_port()
+        super().__init__("elasticsearch", home, start_seconds)
         self.password = password
-        self.log = self.home / "console.log"
         self.config = self.home / "config"
-        self._start_seconds = start_seconds
-        self._group: ProcessGroup | None = None
-        self._pid_file = self.home / "node.pid"
         self._settings = {
             **_DEFAULT_SETTINGS,
             **({} if password is None else {"xpack.security.enabled": True}),
@@ -101,18 +87,6 @@ class Elasticsearch:
         self._environment = self._make_environment(java_options)
         self._write_configuration(files or {})
 
-    def __enter__(self) -> Self:
-        """Start the node."""
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        """End the node for good."""
-        self.close()
-
-    def __repr__(self) -> str:
-        """URL and state, for messages of failed tests."""
-        return f"<Elasticsearch {self.url} {'running' if self.running else 'stopped'}>"
-
     @property
     def version(self) -> str:
         """Version of the server, such as ``9.5.0``."""
@@ -122,98 +96,6 @@ class Elasticsearch:
     def url(self) -> str:
         """URL for a client, without credentials."""
         return f"{'https' if self._encrypted else 'http'}://{LOOPBACK}:{self.port}"
-
-    @property
-    def running(self) -> bool:
-        """Whether the node's processes are there (frozen ones are as well)."""
-        return self._group is not None and self._group.running()
-
-    @property
-    def pid(self) -> int:
-        """Process id of the server's virtual machine (its launcher is another process).
-
-        Raises:
-            StackError: the node isn't running.
-        """
-        pid = processes.read_pid(self._pid_file) if self.running else None
-        if pid is None:
-            message = f"Elasticsearch on port {self.port} isn't running."
-            raise StackError(message)
-        return pid
-
-    def start(self) -> Self:
-        """Start the node and wait until its cluster is at least yellow; does nothing where it runs already.
-
-        Raises:
-            StackError: it ended or wasn't ready in time; the end of its log is quoted.
-        """
-        if self.running:
-            return self
-        processes.register(self)
-        if self._own_home:
-            processes.note(f"+{self.home}")
-        self._pid_file.unlink(missing_ok=True)
-        self._group = ProcessGroup(
-            self._as_user(str(self._install.home / "bin" / "elasticsearch"), "-p", str(self._pid_file)),
-            environment=self._environment,
-            folder=self.home,
-            log=self.log,
-        )
-        try:
-            processes.wait_until(
-                self._healthy,
-                seconds=self._start_seconds,
-                group=self._group,
-                name=f"Elasticsearch {self.version}",
-                log=self.log,
-            )
-        except BaseException:
-            self.kill()
-            raise
-        return self
-
-    def stop(self) -> None:
-        """Stop the node in good order (SIGTERM); it is killed after a minute. Its data stay."""
-        if self._group is not None:
-            pids = self._pids()
-            self._group.end(STOP_SECONDS)
-            self._wait_gone(pids)
-
-    def kill(self) -> None:
-        """Kill the node at once (SIGKILL). Its data stay as they are."""
-        if self._group is not None:
-            pids = self._pids()
-            self._group.kill()
-            self._wait_gone(pids)
-
-    def restart(self, *, graceful: bool = True) -> Self:
-        """Stop or kill the node, and start it again on the same port and data.
-
-        Raises:
-            StackError: as for `start`.
-        """
-        if graceful:
-            self.stop()
-        else:
-            self.kill()
-        return self.start()
-
-    def freeze(self) -> None:
-        """Stop the processes where they are (SIGSTOP): connections stay open, nothing is answered."""
-        if self._group is not None:
-            self._group.signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let frozen processes go on (SIGCONT)."""
-        if self._group is not None:
-            self._group.signal(signal.SIGCONT)
-
-    def close(self) -> None:
-        """Kill the node, and remove the home folder unless it was given."""
-        self.kill()
-        processes.forget(self)
-        if self._own_home:
-            processes.remove_home(self.home)
 
     def write_config(self, name: str, content: str | bytes) -> None:
         """Replace a file of the configuration folder (the server watches ``users`` and ``roles.yml``)."""
@@ -231,25 +113,14 @@ class Elasticsearch:
         Raises:
             StackError: it failed or didn't end in time.
         """
-        command = self._as_user(str(self._install.home / "bin" / name), *arguments)
-        try:
-            done = subprocess.run(
-                command,
-                env=self._environment,
-                cwd=self.home,
-                input=text,
-                capture_output=True,
-                text=True,
-                timeout=TOOL_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            message = f"{name} didn't end within {TOOL_SECONDS:g} s."
-            raise StackError(message) from error
-        if done.returncode != 0:
-            message = f"{name} failed: {(done.stderr or done.stdout).strip()}"
-            raise StackError(message)
-        return done.stdout
+        return self._run(name, self._as_user(str(self._install.home / "bin" / name), *arguments), text=text)
+
+    @property
+    def _title(self) -> str:
+        return f"Elasticsearch {self.version} on port {self.port}"
+
+    def _command(self) -> Sequence[str]:
+        return self._as_user(str(self._install.home / "bin" / "elasticsearch"), "-p", str(self._pid_file))
 
     @property
     def _encrypted(self) -> bool:
@@ -295,7 +166,7 @@ class Elasticsearch:
         user = str(_SERVER_UID)
         return ("setpriv", "--reuid", user, "--regid", user, "--clear-groups", *command)
 
-    def _healthy(self) -> bool:
+    def _ready(self) -> bool:
         """Tell whether the node answers and has all primary shards."""
         # Never ``GET /``: the distribution without modules doesn't have it.
         path = "/_cluster/health?wait_for_status=yellow&timeout=1s"
@@ -323,17 +194,6 @@ class Elasticsearch:
             return {}
         credentials = base64.b64encode(f"{USERNAME}:{self.password}".encode()).decode("ascii")
         return {"Authorization": f"Basic {credentials}"}
-
-    def _pids(self) -> list[int]:
-        """Return the processes whose end `stop` and `kill` wait for."""
-        pid = processes.read_pid(self._pid_file)
-        return [] if pid is None else [pid]
-
-    def _wait_gone(self, pids: list[int]) -> None:
-        """Wait until data and port are free for the next start."""
-        self._group = None
-        processes.wait_gone(pids, port=self.port, seconds=STOP_SECONDS, name=f"Elasticsearch on port {self.port}")
-        self._pid_file.unlink(missing_ok=True)
 
 
 def _give_away(path: Path) -> None:

@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import socket
-import subprocess
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from devstack import processes, provision
-from devstack.errors import StackError
 from devstack.processes import LOOPBACK, ProcessGroup
+from devstack.server import TOOL_SECONDS, Server
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 START_SECONDS = 120.0
-STOP_SECONDS = 60.0
-CONTROL_SECONDS = 60.0
 
 _PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 _METHOD_FRAME = 1
 
 
-class RabbitMQ:
-    """One node on free ports, in a folder of its own; guest/guest on the virtual host ``/``.
-
-    Port, node name and data stay the same through `stop`, `kill`, `start` and `restart`; `close` ends it for good.
-    Use it as a context manager, or call `start` and `close`.
-    """
+class RabbitMQ(Server):
+    """One node; guest/guest on the virtual host ``/``. Its name stays the same as its port does."""
 
     def __init__(
         self,
@@ -54,30 +46,12 @@ class RabbitMQ:
             StackError: RabbitMQ isn't installed.
         """
         self._tools = provision.require_rabbitmq()
-        self._own_home = home is None
-        self.home = processes.make_home("rabbitmq") if home is None else home
-        self.port = processes.free_port()
+        super().__init__("rabbitmq", home, start_seconds)
         self.name = f"rabbit-{self.port}@localhost"
-        self.log = self.home / "console.log"
-        self._start_seconds = start_seconds
         self._epmd_port = processes.free_port()
         self._epmd: ProcessGroup | None = None
-        self._group: ProcessGroup | None = None
-        self._pid_file = self.home / "node.pid"
         self._environment = self._make_environment(processes.free_port())
         self._write_configuration(config or {}, advanced, plugins)
-
-    def __enter__(self) -> Self:
-        """Start the node."""
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        """End the node for good."""
-        self.close()
-
-    def __repr__(self) -> str:
-        """Name, port and state, for messages of failed tests."""
-        return f"<RabbitMQ {self.name} {'running' if self.running else 'stopped'}>"
 
     @property
     def amqp_url(self) -> str:
@@ -89,120 +63,21 @@ class RabbitMQ:
         """The same as `amqp_url`."""
         return self.amqp_url
 
-    @property
-    def running(self) -> bool:
-        """Whether the node's processes are there (frozen ones are as well)."""
-        return self._group is not None and self._group.running()
-
-    @property
-    def pid(self) -> int:
-        """Process id of the Erlang virtual machine.
-
-        Raises:
-            StackError: the node isn't running.
-        """
-        pid = processes.read_pid(self._pid_file) if self.running else None
-        if pid is None:
-            message = f"{self.name} isn't running."
-            raise StackError(message)
-        return pid
-
-    def start(self) -> Self:
-        """Start the node and wait until it greets AMQP clients; does nothing where it runs already.
-
-        Raises:
-            StackError: it ended or wasn't ready in time; the end of its log is quoted.
-        """
-        if self.running:
-            return self
-        processes.register(self)
-        if self._own_home:
-            processes.note(f"+{self.home}")
-        self._start_port_mapper()
-        self._pid_file.unlink(missing_ok=True)
-        self._group = ProcessGroup(
-            [str(self._tools.server)], environment=self._environment, folder=self.home, log=self.log
-        )
-        try:
-            processes.wait_until(
-                self._greets, seconds=self._start_seconds, group=self._group, name=f"RabbitMQ {self.name}", log=self.log
-            )
-        except BaseException:
-            self.kill()
-            raise
-        return self
-
-    def stop(self) -> None:
-        """Stop the node in good order (SIGTERM); it is killed after a minute. Its data stay."""
-        if self._group is not None:
-            pids = self._pids()
-            self._group.end(STOP_SECONDS)
-            self._wait_gone(pids)
-
-    def kill(self) -> None:
-        """Kill the node at once (SIGKILL). Its data stay as they are."""
-        if self._group is not None:
-            pids = self._pids()
-            self._group.kill()
-            self._wait_gone(pids)
-
-    def restart(self, *, graceful: bool = True) -> Self:
-        """Stop or kill the node, and start it again on the same port and data.
-
-        Raises:
-            StackError: as for `start`.
-        """
-        if graceful:
-            self.stop()
-        else:
-            self.kill()
-        return self.start()
-
-    def freeze(self) -> None:
-        """Stop the processes where they are (SIGSTOP): connections stay open, nothing is answered."""
-        if self._group is not None:
-            self._group.signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let frozen processes go on (SIGCONT)."""
-        if self._group is not None:
-            self._group.signal(signal.SIGCONT)
-
-    def close(self) -> None:
-        """Kill node and port mapper, and remove the home folder unless it was given."""
-        self.kill()
-        if self._epmd is not None:
-            self._epmd.kill()
-            self._epmd = None
-        processes.forget(self)
-        if self._own_home:
-            processes.remove_home(self.home)
-
-    def rabbitmqctl(self, *arguments: str, timeout_seconds: float = CONTROL_SECONDS) -> str:
+    def rabbitmqctl(self, *arguments: str, timeout_seconds: float = TOOL_SECONDS) -> str:
         """Run ``rabbitmqctl`` on this node and return what it printed. Takes about a second.
 
         Raises:
-            StackError: it failed or didn't answer in time.
+            StackError: it failed or didn't end in time.
         """
         command = [str(self._tools.control), "-q", "-n", self.name, *arguments]
-        try:
-            done = subprocess.run(
-                command,
-                env=self._environment,
-                cwd=self.home,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=timeout_seconds,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            message = f"rabbitmqctl {' '.join(arguments)} didn't answer within {timeout_seconds:g} s."
-            raise StackError(message) from error
-        if done.returncode != 0:
-            message = f"rabbitmqctl {' '.join(arguments)} failed: {(done.stderr or done.stdout).strip()}"
-            raise StackError(message)
-        return done.stdout
+        return self._run(f"rabbitmqctl {' '.join(arguments)}", command, timeout_seconds=timeout_seconds)
+
+    @property
+    def _title(self) -> str:
+        return f"RabbitMQ {self.name}"
+
+    def _command(self) -> Sequence[str]:
+        return [str(self._tools.server)]
 
     def _make_environment(self, distribution_port: int) -> dict[str, str]:
         """Return an environment in which server and rabbitmqctl meet each other, and no other node of this machine."""
@@ -245,7 +120,7 @@ class RabbitMQ:
             cookie.write_text(secrets.token_hex(16), encoding="ascii")
             cookie.chmod(0o400)
 
-    def _start_port_mapper(self) -> None:
+    def _start_helpers(self) -> None:
         """Start epmd in the foreground: the one that a node starts by itself goes to the background and stays."""
         if self._epmd is None or not self._epmd.running():
             self._epmd = ProcessGroup(
@@ -262,7 +137,12 @@ class RabbitMQ:
                 log=self.home / "epmd.log",
             )
 
-    def _greets(self) -> bool:
+    def _end_helpers(self) -> None:
+        if self._epmd is not None:
+            self._epmd.kill()
+            self._epmd = None
+
+    def _ready(self) -> bool:
         """Tell whether the node answers a protocol header with ``connection.start``."""
         try:
             with socket.create_connection((LOOPBACK, self.port), timeout=1.0) as connection:
@@ -270,17 +150,6 @@ class RabbitMQ:
                 return connection.recv(1)[:1] == bytes([_METHOD_FRAME])
         except OSError:
             return False
-
-    def _pids(self) -> list[int]:
-        """Return the processes whose end `stop` and `kill` wait for."""
-        pid = processes.read_pid(self._pid_file)
-        return [] if pid is None else [pid]
-
-    def _wait_gone(self, pids: list[int]) -> None:
-        """Wait until data and port are free for the next start."""
-        self._group = None
-        processes.wait_gone(pids, port=self.port, seconds=STOP_SECONDS, name=f"RabbitMQ {self.name}")
-        self._pid_file.unlink(missing_ok=True)
 
 
 def _conf_value(value: object) -> str:
