@@ -15,6 +15,7 @@ INSTRUCTIONS = [
     if line.strip()
 ]
 STAGES = [index for index, (name, _) in enumerate(INSTRUCTIONS) if name == "FROM"]
+RUN = "\n".join(rest for name, rest in INSTRUCTIONS if name == "RUN")
 FINAL = dict(INSTRUCTIONS[STAGES[-1] :])
 
 
@@ -42,9 +43,30 @@ def test_it_says_what_it_is() -> None:
     assert labels.keys() == {"title", "description", "licenses", "version", "revision"}
 
 
+def test_it_is_built_with_what_the_tests_are_run_with() -> None:
+    """Pins of the build backend are in two files."""
+
+    def pins(name: str) -> set[str]:
+        text = (REPOSITORY / "requirements" / name).read_text(encoding="utf-8")
+        return set(re.findall(r"^[\w.-]+==\S+", text, re.MULTILINE))
+
+    assert pins("build.txt") <= pins("test.txt")
+
+
 def test_packages_are_pinned_and_all_that_is_copied_is_in_the_context() -> None:
-    """By their hashes; what .dockerignore leaves out can't be copied."""
-    assert "--require-hashes --requirement requirements/run.txt" in TEXT
+    """By their hashes, the build backend too; what .dockerignore leaves out can't be copied."""
+    fetching = re.findall(r"\bpip (?:--python \S+ )?((?:install|wheel) .*?)(?= &&|$)", RUN, re.MULTILINE)
+    assert [command.partition("--requirement ")[2].strip() for command in fetching] == [
+        "requirements/run.txt",
+        "requirements/build.txt",
+        "",
+        "",
+    ]
+    for command in fetching[:2]:
+        assert "--require-hashes" in command
+    # Ours, from what is in the image: no dependency is looked for, and no backend.
+    assert {"--no-build-isolation", "--no-deps"} <= set(fetching[2].split())
+    assert {"--no-index", "--no-deps"} <= set(fetching[3].split())
     allowed = {
         line.removeprefix("!")
         for line in (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").splitlines()
