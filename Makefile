@@ -7,13 +7,16 @@ SHELL := bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.complete
+# Apart, so that nobody who tests has to get what only the documentation is built with.
+DOCS_VENV := .docs-venv
+DOCS_STAMP := $(DOCS_VENV)/.complete
 # Test files run in three processes, each with servers of its own: most of their time is waiting.
 SIDE_BY_SIDE = -n 3 --dist loadfile --no-loadscope-reorder
 SECONDS_OF_CHAOS = $(or $(SECONDS),600)
 COMPOSE = docker compose --file deploy/compose.yaml
 DAYS_TO_SIMULATE = $(if $(findstring -,$(SEEDS)),$(SEEDS),0-$(or $(SEEDS),10000))
 
-.PHONY: help setup provision demo test test-unit test-faults test-full chaos simulate lint format bench up down logs dist sbom clean
+.PHONY: help setup provision demo test test-unit test-faults test-full chaos simulate lint format bench docs up down logs dist sbom clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +25,10 @@ setup: $(STAMP) ## create the virtual environment
 
 $(STAMP): requirements/test.txt pyproject.toml scripts/setup
 	scripts/setup $(VENV)
+	touch $@
+
+$(DOCS_STAMP): requirements/docs.txt scripts/setup
+	scripts/setup $(DOCS_VENV) docs
 	touch $@
 
 provision: $(STAMP) ## get the real servers (RabbitMQ, Elasticsearch), a browser and Prometheus for the tests, where they are missing
@@ -61,6 +68,9 @@ format: $(STAMP) ## put the code in shape
 bench: $(STAMP) ## what a document costs, against a floor and peers on real servers; MESSAGES (50000), ROUNDS (3), ARGS; docs/performance.md
 	$(PYTHON) -m bench.compare --messages $(or $(MESSAGES),50000) --rounds $(or $(ROUNDS),3) $(ARGS)
 
+docs: $(DOCS_STAMP) ## the documentation as a site, into build/docs; a link that leads nowhere fails it
+	$(DOCS_VENV)/bin/python scripts/docs.py
+
 up: deploy/.env ## the stack in containers, by Docker Compose; PROFILES="kibana monitoring" for more
 	$(COMPOSE) $(foreach profile,$(PROFILES),--profile $(profile)) up --build --detach
 
@@ -85,4 +95,4 @@ sbom: $(STAMP) ## what is installed by requirements/run.txt, as CycloneDX: dist/
 	    --of JSON --output-file dist/sbom.json
 
 clean: ## remove what was made here
-	rm -rf $(VENV) .bench .servers .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(DOCS_VENV) .bench .cache .servers .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

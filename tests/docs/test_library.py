@@ -40,14 +40,6 @@ def test_every_verdict_is_explained() -> None:
     assert [getattr(sidecar, name) for name in named] == list(VERDICTS.values())
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in PAGE.parent.glob("*.md")))
-def test_links_of_pages_lead_somewhere(page: str) -> None:
-    """Links within the repository."""
-    text = (PAGE.parent / page).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-        assert (PAGE.parent / target).exists(), target
-
-
 @pytest.mark.parametrize("page", ["library.md", "coming-from.md"])
 def test_every_setting_that_is_named_exists(page: str) -> None:
     """Of the sidecar, and of the library where a table says what it is called here."""

@@ -43,12 +43,6 @@ def test_every_reason_of_the_verdict_table_is_explained() -> None:
         assert f"dead letter `{reason}`" in TEXT, reason
 
 
-def test_every_linked_file_exists() -> None:
-    """Links within the repository lead somewhere."""
-    for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
-        assert (README.parent / target).exists(), target
-
-
 def between(name: str) -> str:
     """Return what stands between two marks."""
     return TEXT.partition(f"<!-- {name} -->")[2].partition(f"<!-- /{name} -->")[0]
