@@ -49,14 +49,8 @@ _WIDTHS = (0, 0, -1, 1, 1, 0, 0, 0)  # of what can stand before message_id; 0: s
 _MESSAGE_ID = 0x0080
 
 
-def stream(count: int, *, headers: bool = False) -> bytes:
-    """Return deliveries as RabbitMQ sends them: three frames each, with the properties that publishers set.
-
-    Args:
-        count: how many.
-        headers: with a table of two, ``tenant`` and ``source``.
-    """
-    flags = 0x8000 | 0x1000 | _MESSAGE_ID | 0x0040 | (0x2000 if headers else 0)
+def stream(count: int) -> bytes:
+    """Return deliveries as RabbitMQ sends them: three frames each, with the properties that publishers set."""
     parts: list[bytes] = []
     route = bytes([0]) + bytes([4]) + b"work"
     for tag in range(1, count + 1):
@@ -64,19 +58,14 @@ def stream(count: int, *, headers: bool = False) -> bytes:
         text = b'{"id":"%s","n":%d,"text":"' % (ident, tag)
         body = text + b"x" * (BODY_BYTES - len(text) - 2) + b'"}'
         method = struct.pack(">HHB", 60, 60, 6) + b"ctag-1" + struct.pack(">QB", tag, 0) + route
-        table = b"\x06tenantS" + _text(b"tenant-%d" % (tag % 100)) + b"\x06sourceS" + _text(b"shop")
         properties = (
-            struct.pack(">HB", flags, 16) + b"application/json" + (_text(table) if headers else b"") + b"\x02"
+            struct.pack(">HB", 0x8000 | 0x1000 | _MESSAGE_ID | 0x0040, 16) + b"application/json" + b"\x02"
             + bytes([len(ident)]) + ident + struct.pack(">Q", 1_700_000_000 + tag)
         )  # fmt: skip
         header = struct.pack(">HHQ", 60, 0, len(body)) + properties
         for kind, payload in ((1, method), (2, header), (3, body)):
             parts.append(_FRAME.pack(kind, CHANNEL, len(payload)) + payload + b"\xce")
     return b"".join(parts)
-
-
-def _text(data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + data
 
 
 def baseline(reads: list[bytes]) -> tuple[int, int]:  # noqa: C901 - inlined, as the path itself is
