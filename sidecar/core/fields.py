@@ -89,12 +89,12 @@ class Fields:
             MissingFieldError: the message has no such value, and there is no default.
         """
         added = []
-        for field in self._fields:
-            if _seems_there(line, field) and not _is_absent(line, field.path):
+        for path, owners, escaped, opening, template in self._fields:
+            if _seems_there(line, owners, escaped) and not _is_absent(line, path):
                 continue
-            value = field.template.render(scene)
+            value = template.render(scene)
             if value:
-                added.append(field.opening + json_string(value, field.path[-1]))
+                added.append(opening + json_string(value, "a field's value"))
         if not added:
             return line
         # `{}` may have spaces in it.
@@ -135,11 +135,11 @@ def _utf16(text: str) -> list[str]:
     return [chr(int.from_bytes(data[at : at + 2], "big")) for at in range(0, len(data), 2)]
 
 
-def _seems_there(line: bytes, field: _Field) -> bool:
-    for owner in field.owners:
+def _seems_there(line: bytes, owners: list[bytes], escaped: re.Pattern[bytes]) -> bool:
+    for owner in owners:
         if owner in line:
             return True
-    return b"\\" in line and field.escaped.search(line) is not None
+    return b"\\" in line and escaped.search(line) is not None
 
 
 def _is_absent(line: bytes, path: list[str]) -> bool:

@@ -25,6 +25,7 @@ from sidecar.errors import SidecarError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from sidecar.core.message import Message
 
@@ -310,8 +311,7 @@ def _getter(field: str, style: str) -> Getter | None:
     if field.startswith("header.") and field != "header.":
         return _header_getter(field.removeprefix("header.").encode())
     if field.startswith("body.") and field != "body.":
-        path = field.removeprefix("body.").split(".")
-        return lambda scene: _body(scene, path)
+        return _body_getter(field.removeprefix("body.").split("."))
     return None
 
 
@@ -352,11 +352,19 @@ def _header_getter(name: bytes) -> Getter:
     return get
 
 
-def _body(scene: Scene, path: list[str]) -> object:
-    value = _walk(scene.body(), path)
-    if isinstance(value, float):  # its spelling in the document may be another: 1e2, or 23 digits
-        value = _walk(json.loads(scene.content(), parse_float=str, parse_int=str), path)
-    return value
+def _body_getter(path: list[str]) -> Getter:
+    def get(scene: Scene) -> object:
+        value: Any = scene.body()
+        try:
+            for step in path:
+                value = value[step]
+        except (KeyError, TypeError):  # absent, or not objects all the way
+            value = _walk(scene.body(), path)
+        if isinstance(value, float):  # its spelling in the document may be another: 1e2, or 23 digits
+            value = _walk(json.loads(scene.content(), parse_float=str, parse_int=str), path)
+        return value
+
+    return get
 
 
 def _walk(value: object, path: list[str]) -> object:
