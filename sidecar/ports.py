@@ -1,4 +1,4 @@
-"""The ports of the pipeline: a session with the broker, a sink that takes bulk requests, and who traces them.
+"""The ports of the pipeline: a session with the broker, a sink of requests or an outlet of messages, and who traces.
 
 The real ones are `sidecar.amqp` and `sidecar.elastic`; simulated ones stand in for them in tests, in virtual time.
 """
@@ -73,6 +73,42 @@ class Copy(NamedTuple):
     body: bytes
     token: bytes
     delay: tuple[str, int] | None = None
+
+
+class Unroutable(str):
+    """A refusal because no queue takes the message: others may well be taken."""
+
+    __slots__ = ()
+
+
+class Outlet(Protocol):
+    """Where messages are published to, on a connection of its own.
+
+    Attributes:
+        frame_max: the largest frame that the broker takes, in bytes; 0 means no limit, or that none was reached yet.
+        blocked: why the broker takes nothing for now (a resource alarm), or None. What is published meanwhile waits.
+        on_blocked: called when that changed.
+    """
+
+    frame_max: int
+    blocked: str | None
+    on_blocked: Callable[[], None]
+
+    async def publish(self, copies: list[Copy]) -> list[str | None]:
+        """Publish mandatory messages, in order, and wait for the broker to confirm each.
+
+        Returns:
+            For each None when it is confirmed, otherwise why the broker didn't take it; `Unroutable` where it has no
+            queue to go to.
+
+        Raises:
+            BrokerError: the broker can't be reached, or was lost; what became of the messages is unknown.
+        """
+        ...
+
+    async def unavailable(self) -> str | None:
+        """Return why publishing is in vain now, or None. It costs no message."""
+        ...
 
 
 NACKS_AT_ONCE = 16

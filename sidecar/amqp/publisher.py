@@ -17,6 +17,7 @@ from sidecar.core.copies import TOKEN_HEADER
 from sidecar.core.frames import Confirm, Returned
 from sidecar.core.properties import PropertiesError, header
 from sidecar.errors import BrokerError
+from sidecar.ports import Unroutable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,6 +74,7 @@ class Publisher:
         self._next_tag = 1
         self._writing = asyncio.Lock()  # the broker numbers what it gets: tags and frames have one order
         self._open: dict[int, Pending] = {}  # by tag, ascending: a dict remembers insertion
+        self._tokens: set[bytes] = set()  # of what is open; a header of that name may come from anywhere else too
         self._returns: dict[bytes, str] = {}  # by token
         self._lost: str | None = None
         self._unblocked = asyncio.Event()
@@ -141,6 +143,8 @@ class Publisher:
             )
             bytes_due += len(copy.properties) + len(copy.body)
             self._open[self._next_tag] = pending
+            if copy.token:
+                self._tokens.add(copy.token)
             self._next_tag += 1
             if bytes_due >= _WRITE_BYTES:
                 self._wire.write(frames_due)
@@ -158,13 +162,14 @@ class Publisher:
                 self._note_confirm(answer)
 
     def _note_return(self, returned: Returned) -> None:
-        why = f"unroutable: {returned.code} {returned.text}"
+        why = Unroutable(f"unroutable: {returned.code} {returned.text}")
         try:
             value = header(returned.properties, TOKEN_HEADER)
         except PropertiesError:
             value = None
-        if value is not None:
-            self._returns[value[_STRING_OVERHEAD:]] = why
+        token = value[_STRING_OVERHEAD:] if value is not None else b""
+        if token in self._tokens:
+            self._returns[token] = why
         else:  # not to be known whose it is: then none that is open counts as taken
             for tag, pending in self._open.items():
                 pending.refusals[tag - pending.first_tag] = why
@@ -178,7 +183,9 @@ class Publisher:
         for tag in tags:
             pending = self._open.pop(tag)
             at = tag - pending.first_tag
-            refusal = self._returns.pop(pending.copies[at].token, None)
+            token = pending.copies[at].token
+            self._tokens.discard(token)
+            refusal = self._returns.pop(token, None)
             if refusal is None and not confirm.positive:
                 refusal = REFUSED
             pending.refusals[at] = pending.refusals[at] or refusal
@@ -195,6 +202,7 @@ class Publisher:
                 pending.done.set_exception(BrokerError(reason))
                 pending.done.exception()  # seen: whoever waits gets it, but it may be that nobody does any more
         self._open.clear()
+        self._tokens.clear()
 
 
 async def open_publisher(

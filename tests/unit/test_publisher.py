@@ -11,7 +11,7 @@ from sidecar.amqp.publisher import REFUSED, Publisher
 from sidecar.core.copies import TOKEN_HEADER
 from sidecar.core.frames import Confirm, Returned
 from sidecar.errors import BrokerError
-from sidecar.ports import Copy
+from sidecar.ports import Copy, Unroutable
 from tests.builders import long_string, properties
 
 if TYPE_CHECKING:
@@ -325,3 +325,28 @@ def test_a_connection_that_is_lost_while_it_is_blocked_fails_what_waits() -> Non
             await task
 
     run(scenario())
+
+
+def test_a_token_of_somebody_elses_is_none() -> None:
+    """A message that was passed on before has one; taken for ours, its return would be lost, and so would it."""
+
+    async def scenario() -> None:
+        bench = Bench()
+        (copy,) = bench.copies(1)
+        task = await bench.publish([copy._replace(token=b"")])
+        bench.publisher.answered([returned(copy), ack(1)])
+        assert await task == [UNROUTABLE]
+        (first, other) = bench.copies(2)
+        task = await bench.publish([first._replace(token=b"own", properties=other.properties), other])
+        bench.publisher.answered([returned(other), ack(2), ack(3)])
+        assert await task == [None, UNROUTABLE]
+
+    run(scenario())
+
+
+def test_what_no_queue_takes_is_told_apart_from_a_refusal() -> None:
+    """The one may wait for its queue, the other for room."""
+    unroutable, refused = answered(2, lambda held: [returned(held[0]), ack(1), nack(2)])
+    assert isinstance(unroutable, Unroutable)
+    assert isinstance(refused, str)
+    assert not isinstance(refused, Unroutable)
