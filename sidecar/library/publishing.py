@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self, TypedDict, Unpack
 
 from pydantic import Field
 
-from sidecar.amqp.producer import open_producer
+from sidecar.amqp.outlet import Outlet
 from sidecar.core import properties
-from sidecar.errors import BrokerError
 from sidecar.library.settings import load_kind
 from sidecar.ports import Copy
 from sidecar.settings import AmqpSettings, Words
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Any, Literal
 
-    from sidecar.amqp.producer import Producer
     from sidecar.library.messages import Message
 
 _SHORT = ("content_type", "content_encoding", "correlation_id", "reply_to", "message_id", "type", "app_id")
@@ -133,8 +130,8 @@ class Publisher:
 
     def __init__(self, *, prefix: str | None = None, **options: Unpack[PublisherOptions]) -> None:
         self.settings = load_kind(PublisherSettings, prefix, {**options})
-        self._producer: Producer | None = None
-        self._opening = asyncio.Lock()
+        urls = tuple(url.get_secret_value() for url in self.settings.amqp_url)
+        self._outlet = Outlet(urls, topology(self.settings), reach(self.settings))
 
     async def publish(self, messages: Iterable[Outgoing]) -> list[str | None]:
         """Publish messages, in order, and wait until each is confirmed. Several calls may be under way.
@@ -148,33 +145,14 @@ class Publisher:
             BrokerError: RabbitMQ can't be reached, or was lost: what became of the messages is unknown.
             ValueError: a text is too long.
         """
-        copies = [message.copy() for message in messages]
-        producer = await self._open()
-        try:
-            return await producer.publish(copies)
-        except BrokerError:
-            await self._drop(producer)
-            raise
-
-    async def _open(self) -> Producer:
-        async with self._opening:
-            if self._producer is None:
-                urls = tuple(url.get_secret_value() for url in self.settings.amqp_url)
-                self._producer = await open_producer(urls, topology(self.settings), reach(self.settings))
-            return self._producer
-
-    async def _drop(self, producer: Producer) -> None:
-        if self._producer is producer:
-            self._producer = None
-        await producer.close()
+        return await self._outlet.publish([message.copy() for message in messages])
 
     async def close(self) -> None:
         """Close the connection; what is unconfirmed then has an unknown fate."""
-        if self._producer is not None:
-            await self._drop(self._producer)
+        await self._outlet.close()
 
     async def __aenter__(self) -> Self:
-        await self._open()
+        await self._outlet.open()
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -10,13 +10,17 @@ import urllib.request
 import uuid
 from typing import TYPE_CHECKING, Protocol
 
+from sidecar.amqp.outlet import Outlet as RealOutlet
 from sidecar.amqp.session import Connecting, open_session
 from sidecar.amqp.topology import Topology
+from sidecar.amqp.wire import Reach
 from sidecar.core import bulk
 from sidecar.elastic.sink import Connection, ElasticSink
+from sidecar.ports import Outlet
 from tests.fakes import clock
 from tests.fakes.broker import Broker
 from tests.fakes.elasticsearch import TARGET_FAILURES, Elasticsearch, Trouble, must_be_number
+from tests.fakes.outlet import SimulatedOutlet
 from tests.servers.amqp import Amqp
 
 if TYPE_CHECKING:
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     Scenario = Callable[[], Coroutine[object, object, None]]
 
 _REAL_SECONDS = 60.0
+NOBODY = "amqp://127.0.0.1:1/"
 
 
 async def _in_time(scenario: Scenario) -> None:
@@ -61,6 +66,18 @@ class BrokerSide(Protocol):
         """Delete the queue, as somebody else does."""
         ...
 
+    def outlet(self, *, absent: bool = False) -> ClosableOutlet:
+        """Return what publishes to this broker, or to where nobody listens."""
+        ...
+
+
+class ClosableOutlet(Outlet, Protocol):
+    """An outlet that can be closed."""
+
+    async def close(self) -> None:
+        """Close its connection."""
+        ...
+
 
 class SimulatedBroker:
     """See `BrokerSide`."""
@@ -87,6 +104,11 @@ class SimulatedBroker:
     async def delete(self) -> None:
         """Delete the queue."""
         self._broker.delete(self.queue)
+
+    def outlet(self, *, absent: bool = False) -> ClosableOutlet:
+        """Return a simulated outlet."""
+        self._broker.down = absent
+        return SimulatedOutlet(self._broker)
 
 
 class RealBroker:
@@ -128,6 +150,10 @@ class RealBroker:
     async def delete(self) -> None:
         """Delete the queue by a connection of its own."""
         await asyncio.to_thread(self._delete)
+
+    def outlet(self, *, absent: bool = False) -> ClosableOutlet:
+        """Return a real outlet."""
+        return RealOutlet((NOBODY if absent else self._url,), Topology(publishes=True), Reach())
 
     def _delete(self) -> None:
         with Amqp(self._url) as amqp:

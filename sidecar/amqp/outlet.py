@@ -1,0 +1,112 @@
+"""A publishing connection that is opened when it is needed, and again when it was lost."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from sidecar.amqp.producer import CONFIRM_SECONDS, open_producer
+from sidecar.errors import BrokerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sidecar.amqp.producer import Producer
+    from sidecar.amqp.topology import Topology
+    from sidecar.amqp.wire import Reach
+    from sidecar.ports import Copy
+
+
+class Outlet:
+    """The port `sidecar.ports.Outlet` over one `Producer` at a time.
+
+    Args:
+        urls: of brokers, tried in turn.
+        topology: what to declare each time.
+        reach: how to reach them.
+        confirm_timeout_seconds: how long a confirm may take; the connection ends with one that takes longer.
+
+    Attributes:
+        frame_max: see the port.
+        blocked: see the port.
+        on_blocked: see the port.
+    """
+
+    def __init__(
+        self,
+        urls: tuple[str, ...],
+        topology: Topology,
+        reach: Reach,
+        *,
+        confirm_timeout_seconds: float = CONFIRM_SECONDS,
+    ) -> None:
+        self.frame_max = 0
+        self.blocked: str | None = None
+        self.on_blocked: Callable[[], None] = _nobody_cares
+        self._urls = urls
+        self._topology = topology
+        self._reach = reach
+        self._confirm_timeout_seconds = confirm_timeout_seconds
+        self._producer: Producer | None = None
+        self._opening = asyncio.Lock()  # its waiters have their turn in the order in which they came
+
+    async def publish(self, copies: list[Copy]) -> list[str | None]:
+        """Publish mandatory messages, in order, and wait for each confirm. Several calls may be under way.
+
+        Raises:
+            BrokerError: the broker can't be reached, or was lost; what became of the messages is unknown.
+        """
+        producer = await self.open()
+        try:
+            return await producer.publish(copies)
+        except BrokerError:
+            await self._drop(producer)
+            raise
+
+    async def unavailable(self) -> str | None:
+        """Return why publishing is in vain now, or None."""
+        try:
+            await self.open()
+        except BrokerError as error:
+            return str(error)
+        return self.blocked
+
+    async def open(self) -> Producer:
+        """Return the connection; another one where that was lost, perhaps long ago and with nothing on its way.
+
+        Raises:
+            BrokerError: the broker can't be reached, or refuses something.
+        """
+        async with self._opening:
+            if self._producer is not None and self._producer.lost is not None:
+                await self._drop(self._producer)
+            if self._producer is None:
+                producer = await open_producer(
+                    self._urls,
+                    self._topology,
+                    self._reach,
+                    confirm_timeout_seconds=self._confirm_timeout_seconds,
+                )
+                producer.on_blocked = self._note_blocked
+                self.frame_max = producer.frame_max
+                self._producer = producer
+            return self._producer
+
+    def _note_blocked(self, reason: str | None) -> None:
+        self.blocked = f"RabbitMQ takes no messages for now: {reason}" if reason is not None else None
+        self.on_blocked()
+
+    async def _drop(self, producer: Producer) -> None:
+        if self._producer is producer:
+            self._producer = None
+            self.blocked = None  # another connection is told anew, by its first message
+        await producer.close()
+
+    async def close(self) -> None:
+        """Close the connection; what is unconfirmed then has an unknown fate."""
+        if self._producer is not None:
+            await self._drop(self._producer)
+
+
+def _nobody_cares() -> None:
+    """Until somebody does."""
