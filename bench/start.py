@@ -16,7 +16,7 @@ NEEDLESS = (
     *("sidecar.cli.dlq", "sidecar.cli.explain", "sidecar.cli.produce", "sidecar.samples"),
 )
 _LIBRARIES = ("aiohttp", "aiormq", "click", "elasticsearch", "prometheus_client", "pydantic_settings", "structlog")
-_WHAT_RUNS = "import sidecar.cli.run, sidecar.ops.http, sidecar.ops.metrics, sidecar.ops.status"
+_WHAT_RUNS = "import sidecar.cli.run, sidecar.cli.indexing, sidecar.ops.http, sidecar.ops.metrics, sidecar.ops.status"
 NAMES = {"pass": "nothing", _WHAT_RUNS: "all that `sidecar run` imports"}
 _LOOK = """
 import gc, sys, time

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 OK = 200
 BLOCKED_GUARD = 1000  # messages in a row that no target takes, before everything waits
 _THROTTLED_LOG_SECONDS = 10.0
+_IN_PLACE = frozenset({Fate.AGAIN, Fate.WAIT})
 
 
 class _Fates(NamedTuple):
@@ -44,6 +45,7 @@ class _Fates(NamedTuple):
     stored: list[Message]
     throttled: list[Message]
     later: list[Message]
+    waiting: list[Message]
     delayed: list[Letter]
     letters: list[Letter]
 
@@ -55,7 +57,7 @@ class Concluding:
         plan: what to do.
         settling: settles messages whose fate is known.
         outbox: takes what goes again.
-        pacing: is told what Elasticsearch thinks of our pace.
+        pacing: is told what the far side thinks of our pace.
         account: where everything is counted.
         hold_changed: called when a hold began or ended.
         dice: the only source of chance.
@@ -88,7 +90,11 @@ class Concluding:
         self._refused_in_a_row: Counter[str] = Counter()  # by error type, since something was stored
         # Where all messages have one target and that is blocked, everything waits; where they have several, the others'
         # messages may just be rare.
-        self._blocked_guard = BLOCKED_GUARD if plan.recipe.path_index is not None else 0
+        one_target = plan.recipe.path_index is not None
+        self._blocked_guard = BLOCKED_GUARD if one_target else 0
+        # Those that wait in place take up the prefetch: when it is all theirs, no others come any more.
+        self._waiting_guard = 1 if one_target else plan.prefetch
+        self._waiting_in_a_row = 0
         self._suspects = Suspects()
         self._succeeded_sent_at = -1.0  # when the last request left that was answered item by item
         self._throttled_silent_until = 0.0
@@ -104,23 +110,31 @@ class Concluding:
             sent_at: when it left, in seconds of the loop's clock.
             probe: whether it was sent to find out whether Elasticsearch is back.
         """
-        messages = batch.messages
-        if answer.status == OK and bulk.all_stored(answer.body, len(messages)):
-            self._heard()
-            self._succeeded_sent_at = max(self._succeeded_sent_at, sent_at)
-            self._pacing.stored(self._now(), sent_at, len(messages) / self._plan.batch_max_items)
-            self._account.requests["stored"] += 1
-            self._count_stored(messages)
-            self._store(messages)
-            self._note_stored(batch, messages, sent_at)
+        count = len(batch.messages)
+        if answer.status == OK and bulk.all_stored(answer.body, count):
+            self.stored(batch, sent_at)
             return
-        results = bulk.results(answer.body, len(messages)) if answer.status == OK else None
+        results = bulk.results(answer.body, count) if answer.status == OK else None
         if results is not None:
-            self._succeeded_sent_at = max(self._succeeded_sent_at, sent_at)
-            self._account.requests["partial"] += 1
-            self._apply(batch, results, sent_at, probe=probe)
+            self.apply(batch, results, sent_at, probe=probe)
         else:
             self._refused(batch, answer, sent_at, probe=probe)
+
+    def stored(self, batch: Batch, sent_at: float) -> None:
+        """Deal with an answer that all was well: most of them.
+
+        Args:
+            batch: what was sent.
+            sent_at: when it left, in seconds of the loop's clock.
+        """
+        messages = batch.messages
+        self._heard()
+        self._succeeded_sent_at = max(self._succeeded_sent_at, sent_at)
+        self._pacing.stored(self._now(), sent_at, len(messages) / self._plan.batch_max_items)
+        self._account.requests["stored"] += 1
+        self._count_stored(messages)
+        self._store(messages)
+        self._note_stored(batch, messages, sent_at)
 
     def _count_stored(self, messages: list[Message]) -> None:
         action = self._plan.recipe.constant_action
@@ -146,36 +160,36 @@ class Concluding:
     def _heard(self) -> None:
         """Note that Elasticsearch is there and speaks of our items: a hold is over."""
         if self._pacing.answered():
-            self._log.info("elasticsearch.resumed")
+            self._log.info(self._plan.far.resumed)
             self._hold_changed()
 
-    def _apply(self, batch: Batch, results: list[Result], sent_at: float, *, probe: bool) -> None:
-        """Map each result to its own message: the reason why this program exists."""
+    def apply(self, batch: Batch, results: list[Result], sent_at: float, *, probe: bool) -> None:
+        """Map each result to its own message: the reason why this program exists.
+
+        Args:
+            batch: what was sent.
+            results: of its messages, by position.
+            sent_at: when it left, in seconds of the loop's clock.
+            probe: whether it was sent to find out whether a hold is over.
+        """
+        self._succeeded_sent_at = max(self._succeeded_sent_at, sent_at)
+        self._account.requests["partial"] += 1
         fates = self._sort(batch.messages, results)
-        letters, delayed = fates.letters, fates.delayed
-        guarded: list[Letter] = []
-        if fates.stored:
-            self._refused_in_a_row.clear()
-        else:
-            letters, guarded = self._guard(fates.letters, self._plan.reject_guard)
-            delayed, kept = self._guard(fates.delayed, self._blocked_guard)
-            guarded += kept
-        if guarded:
-            self._hold_back(batch, guarded, probe=probe)
-        elif len(fates.throttled) < len(results):
-            self._heard()
+        letters, delayed = self._keep_back(batch, fates, results, probe=probe)
         if fates.throttled:
             share = len(fates.throttled) / len(results)
             example = next(result for result in results if judge(result, "").verdict is Verdict.THROTTLED)
-            reason = f"{example.status} {example.error_type}: {bulk.blank(example.reason, b'')}"
-            again = batch.again(fates.throttled)
+            status = f"{example.status} " if example.status else ""
+            reason = f"{status}{example.error_type}: {bulk.blank(example.reason, b'')}"
+            crowded = batch.again(fates.throttled)
             if fates.stored:  # there is room, only not for all at once: no reason to wait ever longer
-                again.tries = 0
-            self._crowded(again, sent_at, share, reason, probe=probe)
+                crowded.tries = 0
+            self._crowded(crowded, sent_at, share, reason, probe=probe)
         else:
             self._pacing.stored(self._now(), sent_at, len(results) / self._plan.batch_max_items)
-        if fates.later:
-            self._go_again(batch.again(fates.later), "failed")
+        for again in (fates.later, fates.waiting):
+            if again:
+                self._go_again(batch.again(again), "failed")
         if fates.stored:
             self._store(fates.stored)
             self._note_stored(batch, fates.stored, sent_at)
@@ -183,6 +197,28 @@ class Concluding:
             self._settling.reject(letters)
         if delayed:
             self._settling.delay(delayed)
+
+    def _keep_back(
+        self, batch: Batch, fates: _Fates, results: list[Result], *, probe: bool
+    ) -> tuple[list[Letter], list[Letter]]:
+        """Hold where too much of a kind is refused, and nothing taken; return the letters that may leave yet."""
+        letters, delayed = fates.letters, fates.delayed
+        guarded: list[Letter] = []
+        if fates.stored:
+            self._refused_in_a_row.clear()
+            self._waiting_in_a_row = 0
+        else:
+            letters, guarded = self._guard(fates.letters, self._plan.reject_guard)
+            delayed, kept = self._guard(fates.delayed, self._blocked_guard)
+            guarded += kept
+            self._waiting_in_a_row += len(fates.waiting)
+        if guarded:
+            self._hold_back(batch, guarded, probe=probe)
+        elif fates.waiting and self._waiting_in_a_row >= self._waiting_guard:
+            self._wait(batch, fates, results, probe=probe)
+        elif len(fates.throttled) < len(results):
+            self._heard()
+        return letters, delayed
 
     def _guard(self, letters: list[Letter], most: int) -> tuple[list[Letter], list[Letter]]:
         """Split what was refused into what may leave and what may not, since too many of its kind came in a row.
@@ -200,6 +236,15 @@ class Concluding:
                 passed.append(letter)
         return passed, guarded
 
+    def _wait(self, batch: Batch, fates: _Fates, results: list[Result], *, probe: bool) -> None:
+        """Hold until the target of what waits in place takes it: nothing else comes before that."""
+        example = next(result for result in results if judge(result, "").verdict is Verdict.UNROUTABLE)
+        self._hold(example.error_type, example.reason, probe=probe)
+        again = batch.again(list(fates.waiting))
+        again.ready_at = 0.0
+        self._put_again(again)
+        fates.waiting.clear()
+
     def _hold_back(self, batch: Batch, guarded: list[Letter], *, probe: bool) -> None:
         example = guarded[0]
         for letter in guarded:
@@ -212,7 +257,7 @@ class Concluding:
         self._put_again(again)
 
     def _sort(self, messages: list[Message], results: list[Result]) -> _Fates:
-        fates = _Fates([], [], [], [], [])
+        fates = _Fates([], [], [], [], [], [])
         outcomes = self._account.documents
         action = self._plan.recipe.constant_action or ""
         for message, result in zip(messages, results, strict=True):
@@ -230,6 +275,8 @@ class Concluding:
                 fates.throttled.append(message)
             elif fate is Fate.AGAIN:
                 fates.later.append(message)
+            elif fate is Fate.WAIT:
+                fates.waiting.append(message)
             elif fate is Fate.DELAY:
                 fates.delayed.append(self._round(message, result, rule))
             else:
@@ -252,7 +299,7 @@ class Concluding:
         )
         if fate is Fate.DELAY and not travels:
             fate = Fate.AGAIN
-        if fate is not Fate.AGAIN or rule.verdict is Verdict.COUNTED:  # to wait for a target counts for nothing later
+        if fate not in _IN_PLACE or rule.verdict is Verdict.COUNTED:  # to wait for a target counts for nothing later
             message.attempts = attempts
         return fate
 
@@ -307,7 +354,7 @@ class Concluding:
             now = self._now()
             if now >= self._throttled_silent_until:  # a line for a spell of it, not one for each request
                 self._throttled_silent_until = now + _THROTTLED_LOG_SECONDS
-                self._log.info("elasticsearch.throttled", limit=int(self._pacing.limit), share=round(share, 2))
+                self._log.info(self._plan.far.throttled, limit=int(self._pacing.limit), share=round(share, 2))
 
     def _go_again(self, batch: Batch, reason: str) -> None:
         """Send a batch again after a backoff of its own."""
@@ -413,6 +460,29 @@ class Concluding:
         else:
             self._put_again(batch)
 
+    def unsent(self, batch: Batch, kind: str, reason: str, *, probe: bool) -> None:
+        """Deal with a batch that couldn't even be sent: a hold, and no word against any of its messages.
+
+        Args:
+            batch: what would have been sent.
+            kind: of the reason.
+            reason: for people.
+            probe: whether it was to find out whether a hold is over.
+        """
+        self._account.requests["hold"] += 1
+        self._hold(kind, reason, probe=probe)
+        batch.ready_at = 0.0
+        self._put_again(batch)
+
+    def hold(self, kind: str, reason: str) -> None:
+        """Send nothing but probes from now on, for something that no answer has told.
+
+        Args:
+            kind: of the reason.
+            reason: for people.
+        """
+        self._hold(kind, reason, probe=False)
+
     def _hold(self, kind: str, reason: str, *, probe: bool, retry_after_seconds: float = 0.0) -> None:
         news = self._pacing.hold(
             self._now(),
@@ -423,12 +493,13 @@ class Concluding:
             retry_after_seconds=retry_after_seconds,
         )
         if news:
-            self._log.warning("elasticsearch.held", reason=reason)
+            self._log.warning(self._plan.far.held, reason=reason)
             self._hold_changed()
             self._settling.write_acks()
 
     def _store(self, messages: list[Message]) -> None:
         self._refused_in_a_row.clear()
+        self._waiting_in_a_row = 0
         self._settling.store(messages)
 
     @staticmethod

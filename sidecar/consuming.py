@@ -19,6 +19,7 @@ import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 from sidecar.core.copies import deliveries
+from sidecar.core.far import ELASTICSEARCH, Far
 from sidecar.core.pacing import probe_pause_seconds
 from sidecar.errors import BrokerError
 
@@ -95,6 +96,7 @@ class Consuming:
         keeper: holds what came.
         unavailable: says why Elasticsearch can't be used now, or None.
         hold_max_seconds: how long messages are kept in a hold.
+        far: how what may be unavailable is called.
         dice: the only source of chance.
         log: where state changes are told.
 
@@ -116,6 +118,7 @@ class Consuming:
         hold_max_seconds: float,
         dice: random.Random,
         log: FilteringBoundLogger,
+        far: Far = ELASTICSEARCH,
     ) -> None:
         self.prefetch = window.prefetch(0, 0)
         self.reached = False
@@ -129,6 +132,7 @@ class Consuming:
         self._hold_max_seconds = hold_max_seconds
         self._dice = dice
         self._log = log
+        self._far = far
         self._session: BrokerSession | None = None
         self._stopping = False
         self._waiting = True  # for Elasticsearch
@@ -315,12 +319,12 @@ class Consuming:
         self._looks += 1
         if reason is not None:
             if self._looks == 1:
-                self._log.warning("elasticsearch.unreachable", reason=reason)
+                self._log.warning(self._far.unreachable, reason=reason)
             pause = probe_pause_seconds(self._looks, self._dice.random())
             self._look_at = self._now() + (pause if self._keeper.held is not None else min(pause, _LOOK_MAX_SECONDS))
             return
         if self._looks > 1:
-            self._log.info("elasticsearch.reached", tries=self._looks)
+            self._log.info(self._far.reached, tries=self._looks)
         self.reached = True
         self._waiting = False
         self._wake.set()

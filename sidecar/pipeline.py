@@ -6,7 +6,7 @@
     session ◀── copies ◀── copying ◀───┘                  [outbox] ◀── again ◀──┘
     session ◀── pause, resume, consume, give back ◀── consuming: bounds in bytes and time
 
-The work is the trade's business (`sidecar.work`): bulk requests, or somebody's own code.
+The work is the trade's business (`sidecar.work`): bulk requests, publishes, or somebody's own code.
 Data goes right; only settlements and dead letters come back left. Everything between two awaits is synchronous, so that
 nothing can be half settled. The hot path works on chunks and batches: no task, await or log line for each message.
 """
@@ -108,6 +108,7 @@ class Pipeline:
             self,
             trade.unavailable,
             hold_max_seconds=plan.hold_max_seconds,
+            far=plan.far,
             dice=dice,
             log=log,
         )
@@ -190,7 +191,7 @@ class Pipeline:
         if self._session is None:
             return Unready("not-connected", "there is no connection to RabbitMQ")
         if consuming.waiting:
-            return Unready("waiting-for-elasticsearch", consuming.unavailable_reason or self.pacing.held or "")
+            return Unready(self._plan.far.waiting, consuming.unavailable_reason or self.pacing.held or "")
         if self.pacing.held is not None:
             return Unready("held", self.pacing.held)
         if self._settling.copying.held is not None:

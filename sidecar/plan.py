@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from sidecar.core.far import ELASTICSEARCH, Far
 from sidecar.core.policy import Choices
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ class Plan:
 
     Attributes:
         batches_join: whether small batches may share a request.
+        far: how what takes the requests is called.
     """
 
     recipe: Recipe
@@ -38,3 +40,4 @@ class Plan:
     reject_guard: int = 1000
     dead_letter_exchange: str = ""
     dead_letter_routing_key: str | None = None
+    far: Far = ELASTICSEARCH

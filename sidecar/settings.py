@@ -344,9 +344,46 @@ class AmqpSettings(BaseSettings):
         return problems
 
 
+ELASTICSEARCH_ONLY = frozenset({
+    "elasticsearch_url", "elasticsearch_username", "elasticsearch_password", "elasticsearch_api_key",
+    "elasticsearch_bearer_token", "elasticsearch_cloud_id", "elasticsearch_ca_file", "elasticsearch_fingerprint",
+    "elasticsearch_cert_file", "elasticsearch_key_file", "index", "index_allow", "action", "id", "routing", "pipeline",
+    "version", "version_type", "fields", "content", "split", "transform", "batch_coalesce", "bulk_compress",
+    "delayed_retry_max_rounds", "on_conflict", "on_index_missing", "on_index_blocked", "mappings_dir", "mappings_apply",
+})  # fmt: skip
+"""Settings that mean nothing with ``SIDECAR_SINK=amqp``."""
+SINK_ONLY = frozenset({
+    "sink_amqp_url", "sink_exchange", "sink_exchange_type", "sink_routing_key", "sink_envelope", "on_unroutable",
+})  # fmt: skip
+"""Settings that mean nothing without it."""
+
+
 class Settings(AmqpSettings):
     """All settings: those of ``sidecar run``."""
 
+    sink: Literal["elasticsearch", "amqp"] = Field(
+        "elasticsearch",
+        description="`elasticsearch`, or `amqp`: messages are published, confirmed, to another exchange, for a further "
+        "stage to consume",
+    )
+    sink_amqp_url: Annotated[AmqpUrls, Otherwise("`SIDECAR_AMQP_URL`")] = Field(
+        (), description="`SIDECAR_SINK=amqp`: where to publish, as `SIDECAR_AMQP_URL`; the same files for TLS"
+    )
+    sink_exchange: Annotated[str, Otherwise("default exchange")] = Field(
+        "", description="`SIDECAR_SINK=amqp`: exchange to publish to, created where it is absent"
+    )
+    sink_exchange_type: str = Field(
+        "direct", description="`direct`, `fanout`, `topic`, `headers`, or a plug-in's, for an exchange that is created"
+    )
+    sink_routing_key: TemplateText = Field(
+        "{routing_key}",
+        description="`SIDECAR_SINK=amqp`: routing key to publish with; with the default exchange the queue's name, and "
+        "required",
+    )
+    sink_envelope: Literal["none", "json"] = Field(
+        "none",
+        description="`json`: the body goes into a JSON object that tells where it came from; `none`: it goes on as is",
+    )
     elasticsearch_url: HttpUrls = Field(
         (SecretStr("http://localhost:9200"),), description="one or more, comma-separated; Elasticsearch 8 and 9"
     )
@@ -369,7 +406,9 @@ class Settings(AmqpSettings):
     elasticsearch_key_file: File | None = Field(
         None, description="mutual TLS: the client's key, PEM; not needed where the certificate's file holds it"
     )
-    index: TemplateText = Field(description="where documents go: index, alias or data stream")
+    index: Annotated[TemplateText, Otherwise("required")] = Field(
+        "", description="where documents go: index, alias or data stream"
+    )
     index_allow: Annotated[Words, Otherwise("any name that begins with a letter or digit")] = Field(
         (),
         description="comma-separated patterns (`logs-*`); an index name outside them is a reject",
@@ -465,6 +504,11 @@ class Settings(AmqpSettings):
         description="closed, write-blocked or forbidden target: `delay` (round by the delay queue, uncounted, until it "
         "is taken), `dead-letter` or `hold`",
     )
+    on_unroutable: Literal["hold", "delay", "dead-letter"] = Field(
+        "hold",
+        description="`SIDECAR_SINK=amqp`, where no queue takes a message: `hold` (it waits until one does), `delay` "
+        "(round by the delay queue, uncounted) or `dead-letter`",
+    )
     reject_guard: int = Field(
         1000,
         ge=0,
@@ -511,7 +555,54 @@ class Settings(AmqpSettings):
             problems.append("SIDECAR_RETRY_DELAY_MIN is above SIDECAR_RETRY_DELAY_MAX")
         if self.mappings_apply and self.mappings_dir is None:
             problems.append("SIDECAR_MAPPINGS_APPLY installs templates of a folder: SIDECAR_MAPPINGS_DIR is missing")
-        return [*problems, *self._request_problems(), *self._login_problems(), *self._operation_problems()]
+        if self.sink == "amqp":
+            return [*problems, *self._sink_problems()]
+        return [
+            *problems,
+            *self._without_sink_problems(),
+            *self._request_problems(),
+            *self._login_problems(),
+            *self._operation_problems(),
+        ]
+
+    def _given(self, fields: frozenset[str]) -> list[str]:
+        """Return which of `fields` say something else than their defaults, as the environment names them."""
+        given = fields & self.model_fields_set
+        return [
+            _name(name)
+            for name, field in type(self).model_fields.items()
+            if name in given and getattr(self, name) != field.default
+        ]
+
+    def _sink_problems(self) -> list[str]:
+        problems = [
+            f"{name} is about Elasticsearch, where SIDECAR_SINK=amqp writes nothing: unset it"
+            for name in self._given(ELASTICSEARCH_ONLY)
+        ]
+        if not self.sink_exchange and "sink_routing_key" not in self.model_fields_set:
+            problems.append("SIDECAR_SINK_ROUTING_KEY is required with the default exchange: it is the name of a queue")
+        if self.sends_to_itself:
+            problems.append(
+                "SIDECAR_SINK_ROUTING_KEY is a queue of SIDECAR_AMQP_QUEUE: every message would come back, for ever"
+            )
+        if any("item" in Template(text).fields for text in (self.sink_routing_key, *self._group_templates())):
+            problems.append("{item} is the place of a document in its message, and SIDECAR_SINK=amqp splits none")
+        return problems
+
+    @property
+    def sink_is_here(self) -> bool:
+        """Whether messages are published to the broker that they come from, as far as settings tell."""
+        return not self.sink_amqp_url or set(self.sink_amqp_url) == set(self.amqp_url)
+
+    @property
+    def sends_to_itself(self) -> bool:
+        """Whether messages are published to a queue that they come from, likewise."""
+        constant = Template(self.sink_routing_key).constant
+        to_queue = constant is not None and not self.sink_exchange and constant.decode() in self.amqp_queue
+        return to_queue and self.sink_is_here
+
+    def _without_sink_problems(self) -> list[str]:
+        return [f"{name} is about SIDECAR_SINK=amqp, which isn't set" for name in self._given(SINK_ONLY)]
 
     def _request_problems(self) -> list[str]:
         if self.batch_max_bytes <= MAX_DOCUMENT_BYTES:
@@ -551,7 +642,7 @@ class Settings(AmqpSettings):
         return [way for way, given in ways.items() if given]
 
     def _operation_problems(self) -> list[str]:
-        problems = []
+        problems = [] if self.index else ["SIDECAR_INDEX is required"]
         recipe = Recipe(index=Template(self.index), action=Template(self.action), index_allow=self.index_allow)
         action, index = recipe.constant_action, recipe.path_index
         if self.version is not None and action is not None and action not in ACTIONS_WITH_VERSION:
@@ -573,14 +664,18 @@ class Settings(AmqpSettings):
             problems.append("{item} is the place of a document in its message, and SIDECAR_SPLIT=none splits none")
         if self.split == "array" and self.content == "text":
             problems.append("SIDECAR_SPLIT=array takes JSON, and SIDECAR_CONTENT=text says that bodies are none")
-        if index is not None and not recipe.allows(index):
+        if index and not recipe.allows(index):
             problems.append("SIDECAR_INDEX is always the same name, and one that SIDECAR_INDEX_ALLOW doesn't allow")
         return problems
 
     def _templates(self) -> list[str]:
         texts = [self.index, self.action, self.routing, self.pipeline, self.version, *self.fields.values()]
-        texts += [self.batch_key, self.batch_flush_when, self.batch_complete_count]
+        texts += self._group_templates()
         texts += [None if self.id in _ID_MODES else self.id]
+        return [text for text in texts if text is not None]
+
+    def _group_templates(self) -> list[str]:
+        texts = (self.batch_key, self.batch_flush_when, self.batch_complete_count)
         return [text for text in texts if text is not None]
 
     def _prefetch_problems(self) -> list[str]:

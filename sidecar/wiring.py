@@ -10,7 +10,7 @@ from sidecar.amqp.wire import Reach
 from sidecar.tls import client_context
 
 if TYPE_CHECKING:
-    from sidecar.settings import AmqpSettings
+    from sidecar.settings import AmqpSettings, Settings
 
 
 def topology(settings: AmqpSettings) -> Topology:
@@ -26,6 +26,21 @@ def topology(settings: AmqpSettings) -> Topology:
         binding_arguments=settings.amqp_binding_arguments,
         dead_letter_exchange=settings.dead_letter_exchange,
         dead_letter_routing_key=settings.dead_letter_routing_key,
+    )
+
+
+def sink_urls(settings: Settings) -> tuple[str, ...]:
+    """Return where messages are published to (``SIDECAR_SINK=amqp``)."""
+    return tuple(url.get_secret_value() for url in settings.sink_amqp_url or settings.amqp_url)
+
+
+def sink_topology(settings: Settings) -> Topology:
+    """Return what to declare there."""
+    return Topology(
+        declare=settings.amqp_declare == "missing",
+        exchange=settings.sink_exchange or None,
+        exchange_type=settings.sink_exchange_type,
+        publishes=True,
     )
 
 

@@ -1,7 +1,8 @@
 """The port between the pipeline and what messages are moved for.
 
 A pipeline receives, gathers, paces, settles and drains. What a batch is good for, it doesn't know: that is a trade.
-There are two: bulk requests to Elasticsearch (`sidecar.indexing`) and a program's own code (`sidecar.library`).
+There are three: bulk requests to Elasticsearch (`sidecar.indexing`), publishes to another exchange
+(`sidecar.forwarding`), and a program's own code (`sidecar.library`).
 """
 
 from __future__ import annotations

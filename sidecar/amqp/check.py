@@ -26,7 +26,7 @@ from aiormq.exceptions import (
 )
 from yarl import URL
 
-from sidecar.amqp.rights import lacking
+from sidecar.amqp.rights import lacking, lacking_to_publish
 from sidecar.amqp.topology import quorum_arguments, work_arguments
 from sidecar.amqp.wire import FAILURES, connect, end, pass_on_if_ours
 from sidecar.core.check import Finding
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from aiormq.abc import AbstractChannel, AbstractConnection
 
+    from sidecar.amqp.rights import Lack
     from sidecar.amqp.topology import Topology
     from sidecar.amqp.wire import Reach, Wire
     from sidecar.core.check import Severity
@@ -54,6 +55,29 @@ async def check(urls: tuple[str, ...], reach: Reach, topology: Topology, on_reje
         topology: what should be there.
         on_reject: what becomes of rejected messages.
     """
+    return await _check(urls, reach, lambda look: _look_at_all(look, topology, on_reject))
+
+
+async def check_sink(
+    urls: tuple[str, ...], reach: Reach, topology: Topology, routing_key: str | None, *, named: str, on_unroutable: str
+) -> list[Finding]:
+    """Return all that keeps messages from being published (``SIDECAR_SINK=amqp``).
+
+    Args:
+        urls: each is tried; the exchange is looked at by the first that answers.
+        reach: how.
+        topology: what should be there.
+        routing_key: with which messages are published, None where each has its own.
+        named: the setting that says where.
+        on_unroutable: what becomes of messages that no queue takes.
+    """
+    found = await _check(urls, reach, lambda look: _look_at_sink(look, topology, routing_key, on_unroutable))
+    return [replace(finding, mend=finding.mend.replace("SIDECAR_AMQP_URL", named)) for finding in found]
+
+
+async def _check(
+    urls: tuple[str, ...], reach: Reach, act: Callable[[_Look], Awaitable[list[Finding]]]
+) -> list[Finding]:
     reached = await asyncio.gather(*(_try(URL(text), reach) for text in urls))
     findings = [answer for answer in reached if isinstance(answer, Finding)]
     if len(findings) < len(urls):  # others do the work of those that are away
@@ -63,7 +87,7 @@ async def check(urls: tuple[str, ...], reach: Reach, topology: Topology, on_reje
         return findings
     look = _Look(URL(good), reach)
     try:
-        findings += await _look_at_all(look, topology, on_reject)
+        findings += await act(look)
     except FAILURES as error:
         pass_on_if_ours(error)
         mend = "look into the broker's log, then run the check again"
@@ -347,21 +371,75 @@ def _no_exchange(topology: Topology, where: str) -> Finding:
     return Finding("warning", where, what, "create and bind it, unset SIDECAR_AMQP_EXCHANGE, or mend its name")
 
 
+# The sink ------------------------------------------------------------------------------------------------------------
+
+
+async def _look_at_sink(look: _Look, topology: Topology, routing_key: str | None, on_unroutable: str) -> list[Finding]:
+    """Return what keeps messages from being published, and what becomes of them where no queue takes them."""
+    meanwhile = {
+        "hold": "messages wait until one is there",
+        "delay": "messages go round by the delay queue until one is there",
+        "dead-letter": "messages become dead letters (unroutable)",
+    }[on_unroutable]
+    findings = [] if topology.exchange else await _sink_queue(look, routing_key, meanwhile)
+    if topology.exchange:
+        findings = await _sink_exchange(look, topology, topology.exchange, meanwhile)
+    lack = await lacking_to_publish(look.ask, topology)
+    return [*findings, *([_told(look, lack)] if lack is not None else [])]
+
+
+async def _sink_queue(look: _Look, routing_key: str | None, meanwhile: str) -> list[Finding]:
+    """Return whether the queue is there that the default exchange leads to: whoever consumes it declares it."""
+    if routing_key is None:
+        return []
+    where = f"queue {routing_key!r} (SIDECAR_SINK_ROUTING_KEY)"
+    refusal = await look.ask(lambda channel: channel.queue_declare(routing_key, passive=True))
+    if refusal is None:
+        return []
+    if not isinstance(refusal, ChannelNotFoundEntity):
+        return [_refused(where, refusal)]
+    mend = "start the next stage, which declares it, or mend the name"
+    return [Finding("note", where, f"it doesn't exist: {meanwhile}", mend)]
+
+
+async def _sink_exchange(look: _Look, topology: Topology, name: str, meanwhile: str) -> list[Finding]:
+    where = f"exchange {name!r} (SIDECAR_SINK_EXCHANGE)"
+    kind = topology.exchange_type
+    refusal = await look.ask(lambda channel: channel.exchange_declare(exchange=name, passive=True))
+    if isinstance(refusal, ChannelNotFoundEntity):
+        if topology.declare:
+            what = f"it doesn't exist; sidecar run will create it, of type {kind}"
+            return [Finding("note", where, what, "nothing needs to be done, if the name is right")]
+        what = "it doesn't exist, and SIDECAR_AMQP_DECLARE=never forbids to create it: nothing is consumed"
+        return [Finding("problem", where, what, "create it, mend its name, or set SIDECAR_AMQP_DECLARE=missing")]
+    if refusal is not None:
+        return [_refused(where, refusal)]
+    what = f"whether a queue is bound to it can't be seen by AMQP; where none takes a message, {meanwhile}"
+    mend = f"start the next stage, which binds its queue; see: rabbitmqctl list_bindings | grep {name}"
+    found = [Finding("note", where, what, mend)]
+    refusal = await look.ask(lambda channel: channel.exchange_declare(exchange=name, exchange_type=kind, durable=True))
+    if refusal is None or isinstance(refusal, ChannelAccessRefused):
+        return found
+    what = f"it exists with other arguments than would be declared ({_text(refusal)}); it is left as it is"
+    return [*found, Finding("warning", where, what, "set SIDECAR_SINK_EXCHANGE_TYPE to what it is")]
+
+
 # Rights --------------------------------------------------------------------------------------------------------------
 
 
 async def _rights(look: _Look, topology: Topology, on_reject: str) -> list[Finding]:
     """Return what the user may not do; only the user's own broker can say, and only when it is tried."""
+    return [_told(look, lack) for lack in await lacking(look.ask, topology, publishes=on_reject == "dead-letter")]
+
+
+def _told(look: _Look, lack: Lack) -> Finding:
     user, vhost = look.url.user or "guest", look.url.path[1:] or "/"
-    findings = []
-    for lack in await lacking(look.ask, topology, publishes=on_reject == "dead-letter"):
-        what = f"the user {user!r} lacks {lack.right} there: {lack.consequence}"
-        mend = (
-            f"let the {lack.right} pattern of that user match {lack.resource!r}: rabbitmqctl set_permissions -p "
-            f"{vhost} {user} CONFIGURE WRITE READ (docs/deployment.md has patterns)"
-        )
-        findings.append(Finding(lack.severity, lack.where, what, mend))
-    return findings
+    what = f"the user {user!r} lacks {lack.right} there: {lack.consequence}"
+    mend = (
+        f"let the {lack.right} pattern of that user match {lack.resource!r}: rabbitmqctl set_permissions -p "
+        f"{vhost} {user} CONFIGURE WRITE READ (docs/deployment.md has patterns)"
+    )
+    return Finding(lack.severity, lack.where, what, mend)
 
 
 def _consumer_timeout(look: _Look) -> Finding:

@@ -1,16 +1,16 @@
 """What a user may do on the broker, found out without doing it, for ``sidecar check``.
 
 RabbitMQ tells nobody their permissions: it refuses. It looks at them first and at arguments after that, so each right
-is asked for with something that can't come about: a queue with a negative time to live, a consumer whose priority is no
-number, a binding that isn't there, a message that no queue takes. Whoever has the right is refused for that (or nothing
-happens), whoever hasn't for the right.
+is asked for with something that can't come about: a queue with a negative time to live, an exchange whose alternate is
+a number, a consumer whose priority is none, a binding that isn't there, a message that no queue takes. Whoever has the
+right is refused for that (or nothing happens), whoever hasn't for the right.
 """
 
 from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from aiormq.exceptions import AMQPError, ChannelAccessRefused
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Right = Literal["configure", "write", "read"]
 
 _DEFAULT_EXCHANGE = "amq.default"
+_NO_ALTERNATE: dict[str, Any] = {"alternate-exchange": 1}
 _NO_PRIORITY = {"x-priority": "none"}
 _DELAY_MILLISECONDS = 10_000
 
@@ -74,6 +75,32 @@ async def lacking(ask: Ask, topology: Topology, *, publishes: bool) -> list[Lack
     if topology.dead_letter_exchange and publishes:
         lacks.append(await _dead_letter_exchange(ask, topology.dead_letter_exchange))
     return list(dict.fromkeys(lack for lack in lacks if lack is not None))
+
+
+async def lacking_to_publish(ask: Ask, topology: Topology) -> Lack | None:
+    """Return the right that is wanting to publish to an exchange (``SIDECAR_SINK=amqp``), or to create it.
+
+    Args:
+        ask: acts on a channel and returns the refusal, None where there is none.
+        topology: with the exchange; without one it is the default exchange.
+    """
+    exchange = topology.exchange
+    consequence = "nothing can be published"
+    if not exchange:
+        lack = await _default_exchange(ask)
+        return replace(lack, consequence=consequence) if lack is not None else None
+    where = f"exchange {exchange!r}"
+    if await ask(lambda channel: channel.exchange_declare(exchange=exchange, passive=True)) is not None:
+        if not topology.declare:  # which is a problem of its own
+            return None
+        kind = topology.exchange_type
+        refusal = await ask(
+            lambda channel: channel.exchange_declare(exchange=exchange, exchange_type=kind, arguments=_NO_ALTERNATE)
+        )
+        if not isinstance(refusal, ChannelAccessRefused):
+            return None
+        return Lack("configure", exchange, where, f"it is absent, and can't be created: {consequence}")
+    return await _publishing(ask, exchange, where, consequence)
 
 
 async def _queue(ask: Ask, topology: Topology, name: str, consequence: str) -> Lack | None:
@@ -134,15 +161,19 @@ async def _default_exchange(ask: Ask) -> Lack | None:
 
 
 async def _dead_letter_exchange(ask: Ask, exchange: str) -> Lack | None:
-    """Return whether dead letters may be published to an exchange, without one: to bind it takes the same right."""
+    consequence = "no dead letter can be published, and the first one holds the others up"
+    return await _publishing(ask, exchange, f"dead-letter exchange {exchange!r}", consequence)
+
+
+async def _publishing(ask: Ask, exchange: str, where: str, consequence: str) -> Lack | None:
+    """Return whether messages may be published to an exchange, without one: to bind it takes the same right."""
     source = next(name for name in ("amq.direct", "amq.fanout") if name != exchange)
     refusal = await ask(
         lambda channel: channel.exchange_unbind(destination=exchange, source=source, routing_key=_nowhere())
     )
     if not isinstance(refusal, ChannelAccessRefused) or not _is_about(refusal, "exchange", exchange):
         return None
-    consequence = "no dead letter can be published, and the first one holds the others up"
-    return Lack("write", exchange, f"dead-letter exchange {exchange!r}", consequence)
+    return Lack("write", exchange, where, consequence)
 
 
 def _is_about(refusal: AMQPError, kind: str, name: str) -> bool:

@@ -36,9 +36,13 @@ _UNLIMITED_DELIVERIES = 1_000_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """What to declare; the meaning of each is that of the setting of its name."""
+    """What to declare; the meaning of each is that of the setting of its name.
 
-    queues: tuple[str, ...]
+    Attributes:
+        publishes: messages are published to the exchange: where it isn't declared, it must be there.
+    """
+
+    queues: tuple[str, ...] = ()
     declare: bool = True
     queue_type: str = "quorum"
     queue_arguments: dict[str, object] = field(default_factory=dict)
@@ -48,6 +52,7 @@ class Topology:
     binding_arguments: dict[str, object] = field(default_factory=dict)
     dead_letter_exchange: str = ""
     dead_letter_routing_key: str | None = None
+    publishes: bool = False
 
 
 async def declare(connection: AbstractConnection, topology: Topology) -> bool:
@@ -66,7 +71,15 @@ async def declare(connection: AbstractConnection, topology: Topology) -> bool:
             dead = topology.dead_letter_routing_key or f"{queue}.dead"
             created |= await _ensure_queue(connection, topology, dead, quorum_arguments())
     if topology.dead_letter_exchange:
-        await _require_exchange(connection, topology.dead_letter_exchange)
+        name = topology.dead_letter_exchange
+        why = f"the dead-letter exchange {name!r} doesn't exist; declare it, or unset SIDECAR_DEAD_LETTER_EXCHANGE"
+        await _require_exchange(connection, name, why)
+    if topology.exchange and topology.publishes and not topology.declare:
+        await _require_exchange(
+            connection,
+            topology.exchange,
+            f"the exchange {topology.exchange!r} doesn't exist, and SIDECAR_AMQP_DECLARE=never forbids to create it",
+        )
     if topology.exchange and topology.declare:
         await _ensure_exchange(connection, topology, topology.exchange)
         for queue in topology.queues:
@@ -144,12 +157,10 @@ async def _ensure_queue(
     return True
 
 
-async def _require_exchange(connection: AbstractConnection, name: str) -> None:
+async def _require_exchange(connection: AbstractConnection, name: str, otherwise: str) -> None:
     """See that an exchange is there: publishing to one that isn't closes the channel, again and again."""
     if not await _found(connection, lambda channel: channel.exchange_declare(exchange=name, passive=True)):
-        raise BrokerError(
-            f"the dead-letter exchange {name!r} doesn't exist; declare it, or unset SIDECAR_DEAD_LETTER_EXCHANGE"
-        )
+        raise BrokerError(otherwise)
 
 
 async def _ensure_exchange(connection: AbstractConnection, topology: Topology, name: str) -> None:

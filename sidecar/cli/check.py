@@ -13,30 +13,39 @@ import click
 from sidecar.amqp import check as amqp
 from sidecar.cli import EXIT_FAILED
 from sidecar.cli.recipe import recipe
-from sidecar.cli.wiring import elasticsearch
 from sidecar.core.check import SEVERITIES, Finding, Traits, by_severity, traps
-from sidecar.elastic import check as elastic
-from sidecar.elastic.sink import authorization, nodes
+from sidecar.core.template import Template
 from sidecar.errors import ConfigError
 from sidecar.settings import Settings, load
-from sidecar.wiring import reach, topology
+from sidecar.wiring import reach, sink_topology, sink_urls, topology
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
     from sidecar.amqp.wire import Reach
-    from sidecar.elastic.sink import Connection
+
+    Look = Callable[[Reach], Coroutine[None, None, list[Finding]]]
 
 _ARROW = f"{'':<7}  -> "
 
 
-async def _check(settings: Settings, reaching: Reach, connection: Connection) -> list[Finding]:
+async def _check(settings: Settings, reaching: Reach, far_side: Look) -> list[Finding]:
     urls = tuple(url.get_secret_value() for url in settings.amqp_url)
-    sides = await asyncio.gather(
-        amqp.check(urls, reaching, topology(settings), settings.on_reject),
-        elastic.check(connection, recipe(settings), installs_templates=settings.mappings_apply),
+    sides = await asyncio.gather(amqp.check(urls, reaching, topology(settings), settings.on_reject), far_side(reaching))
+    return by_severity([finding for side in (*sides, traps(_traits(settings)), _circles(settings)) for finding in side])
+
+
+def _circles(settings: Settings) -> list[Finding]:
+    """Return whether messages that are passed on may come back to where they were taken from."""
+    exchange = settings.sink_exchange
+    if settings.sink != "amqp" or not exchange or exchange != settings.amqp_exchange or not settings.sink_is_here:
+        return []
+    what = (
+        f"messages are published to {exchange!r}, which is SIDECAR_AMQP_EXCHANGE as well: those that the bindings of "
+        "SIDECAR_AMQP_QUEUE take come back, again and again"
     )
-    return by_severity([finding for side in (*sides, traps(_traits(settings))) for finding in side])
+    mend = "publish to another exchange, or with a routing key that SIDECAR_AMQP_ROUTING_KEYS doesn't take"
+    return [Finding("warning", "SIDECAR_SINK_EXCHANGE", what, mend)]
 
 
 def _traits(settings: Settings) -> Traits:
@@ -54,27 +63,47 @@ def _traits(settings: Settings) -> Traits:
     )
 
 
-def _ways(settings: Settings) -> tuple[Reach, Connection]:
-    """Return how to reach both servers.
+def _ways(settings: Settings) -> tuple[Reach, Look]:
+    """Return how to reach RabbitMQ, and what looks at the far side.
 
     Raises:
         ConfigError: files for TLS that can't be used, several logins; with the problems of both sides.
     """
     problems: list[str] = []
-    reaching = connection = None
+    reaching = far_side = None
     try:
         reaching = reach(settings)
     except ConfigError as error:
         problems += error.problems
     try:
-        connection = elasticsearch(settings)
-        authorization(connection)
-        nodes(connection)
+        far_side = _look_at_sink(settings) if settings.sink == "amqp" else _look_at_elasticsearch(settings)
     except ConfigError as error:
         problems += error.problems
-    if problems or reaching is None or connection is None:
+    if problems or reaching is None or far_side is None:
         raise ConfigError(problems)
-    return reaching, connection
+    return reaching, far_side
+
+
+def _look_at_elasticsearch(settings: Settings) -> Look:
+    from sidecar.cli.wiring import elasticsearch  # its client takes long to load
+    from sidecar.elastic import check as elastic
+    from sidecar.elastic.sink import authorization, nodes
+
+    connection = elasticsearch(settings)
+    authorization(connection)
+    nodes(connection)
+    made = recipe(settings)
+    return lambda _: elastic.check(connection, made, installs_templates=settings.mappings_apply)
+
+
+def _look_at_sink(settings: Settings) -> Look:
+    constant = Template(settings.sink_routing_key).constant
+    routing_key = constant.decode() if constant is not None else None
+    urls = sink_urls(settings)
+    own = "SIDECAR_SINK_AMQP_URL" if settings.sink_amqp_url else "SIDECAR_AMQP_URL"
+    return lambda reaching: amqp.check_sink(
+        urls, reaching, sink_topology(settings), routing_key, named=own, on_unroutable=settings.on_unroutable
+    )
 
 
 def _counts(findings: list[Finding]) -> dict[str, int]:
@@ -124,8 +153,8 @@ def command(*, style: str) -> None:
     2 the settings are wrong.
     """
     settings = load(os.environ)
-    reaching, connection = _ways(settings)
-    findings = asyncio.run(_check(settings, reaching, connection))
+    reaching, far_side = _ways(settings)
+    findings = asyncio.run(_check(settings, reaching, far_side))
     click.echo(FORMATS[style](findings), nl=False)
     if _counts(findings)["problems"]:
         sys.exit(EXIT_FAILED)

@@ -1,6 +1,7 @@
 """``sidecar explain``: what `run` would send of a message, byte for byte, and what would be done about an answer.
 
-The same parts do it as in `run`: the composer, the syntax of ``_bulk``, the table of verdicts. Nothing is reached.
+The same parts do it as in `run`: the composer, the syntax of ``_bulk``, the table of verdicts. Nothing is reached. With
+``SIDECAR_SINK=amqp`` it is what would be published.
 """
 
 from __future__ import annotations
@@ -10,19 +11,21 @@ import os
 import random
 import sys
 import time
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, NoReturn, cast
 
 import click
 import orjson
 
 from sidecar.cli import EXIT_FAILED
-from sidecar.cli.recipe import choices, recipe
+from sidecar.cli.recipe import choices, recipe, staging
 from sidecar.core import bulk, policy, properties
 from sidecar.core.compose import Composer, Reject
 from sidecar.core.copies import delay_seconds, may_go_round, own_doing
 from sidecar.core.ledger import Ledger
+from sidecar.core.letters import header_values, property_values
 from sidecar.core.message import Message
 from sidecar.core.policy import Course, Fate, Verdict
+from sidecar.core.staging import Stager, Stamp
 from sidecar.settings import PREFIX, Settings, given, load
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
     from sidecar.core.compose import Recipe
     from sidecar.core.policy import Rule
+    from sidecar.core.staging import Staging
 
 QUEUE_SETTING = f"{PREFIX}AMQP_QUEUE"
 _NO_QUEUE = "<queue>"  # stands where no name matters
@@ -108,6 +112,7 @@ def command(
 ) -> None:
     """Show the bulk lines that `run` would send of a message, and what would be done about an answer.
 
+    With SIDECAR_SINK=amqp: where it would be published, with which properties, and which body.
     The body is read from FILE or standard input, the settings from the environment. Exit status: 1 where the message
     would be rejected before any request.
     """
@@ -125,7 +130,10 @@ def command(
         file.read(),
         redelivered=redelivered,
     )
-    accepted, rejects = _compose(made, message)
+    passes_on = settings.sink == "amqp"
+    if passes_on and status is not None:
+        raise click.UsageError("--status is Elasticsearch's, and SIDECAR_SINK=amqp publishes to RabbitMQ")
+    accepted, rejects = _stage(made, message, settings) if passes_on else _compose(made, message)
     if rejects:
         _tell_reject(rejects[0], settings, style)
     message = accepted[-1]  # of several documents in it the last: what completes a group does so with that
@@ -133,23 +141,15 @@ def command(
     if made.correlates and message.correlation.is_signal:
         _tell_signal(group, style)
         return
-    request = bulk.body(accepted)
-    path = bulk.path(made.path_index)
+    if passes_on:
+        _tell_staged(message, staging(settings), group, style)
+        return
     answer: dict[str, object] = {}
     if status is not None and whole:
         answer = {"request": _course(bulk.Fault(status, error_type, error_reason))}
     elif status is not None:
         answer = {"verdict": _verdict(message, bulk.Result(status, error_type, error_reason), made, settings)}
-    if style == "json":
-        _write_json({"accepted": True, "method": "POST", "path": path, "body": request.decode(), **group, **answer})
-        return
-    click.echo(f"POST {path}\n")
-    click.echo(request, nl=False)
-    if group:
-        click.echo(f"\n{_told_group(message)}")
-    for told in answer.values():
-        assert isinstance(told, dict)
-        _tell(told)
+    _tell_request(bulk.path(made.path_index), bulk.body(accepted), (group, answer), message, style)
 
 
 def _settings(queue: str | None) -> Settings:
@@ -258,6 +258,51 @@ def _tell_signal(group: dict[str, object], style: str) -> None:
         _write_json({"accepted": True, "signal": True, "done": done, **group})
     else:
         click.echo(done)
+
+
+def _stage(made: Recipe, message: Message, settings: Settings) -> tuple[list[Message], list[Reject]]:
+    """Return what would be published of a message (``SIDECAR_SINK=amqp``), or why nothing would."""
+    return Stager(made, staging(settings)).compose([message], time.time())
+
+
+def _tell_staged(message: Message, staged: Staging, group: dict[str, object], style: str) -> None:
+    """Show where a message would be published, with which properties and headers, and which body."""
+    raw = Stamp(staged).properties(message, b"1")
+    published = Message(message.ledger, 1, 0, message.route, raw, message.source or b"", 0)
+    exchange, routing_key = staged.exchange.decode(), cast("bytes", message.made).decode(errors="replace")
+    told = {
+        "exchange": exchange,
+        "routing_key": routing_key,
+        "properties": property_values(published),
+        "headers": dict(header_values(published)),
+    }
+    if style == "json":
+        body = published.body.decode(errors="backslashreplace")
+        _write_json({"accepted": True, "method": "PUBLISH", **told, "body": body, **group})
+        return
+    click.echo(f"PUBLISH to {f'the exchange {exchange!r}' if exchange else 'the default exchange'}: {routing_key!r}\n")
+    for kind in ("properties", "headers"):
+        click.echo(f"{kind} {orjson.dumps(told[kind]).decode()}")
+    click.echo(b"\n" + published.body)
+    if group:
+        click.echo(f"\n{_told_group(message)}")
+
+
+def _tell_request(
+    path: str, body: bytes, more: tuple[dict[str, object], dict[str, object]], message: Message, style: str
+) -> None:
+    """Show a bulk request, and what is said of group and answer."""
+    group, answer = more
+    if style == "json":
+        _write_json({"accepted": True, "method": "POST", "path": path, "body": body.decode(), **group, **answer})
+        return
+    click.echo(f"POST {path}\n")
+    click.echo(body, nl=False)
+    if group:
+        click.echo(f"\n{_told_group(message)}")
+    for told in answer.values():
+        assert isinstance(told, dict)
+        _tell(told)
 
 
 # What would be done --------------------------------------------------------------------------------------------------

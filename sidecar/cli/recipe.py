@@ -8,6 +8,7 @@ from sidecar.core.compose import IdMode, Recipe
 from sidecar.core.document import MAX_DOCUMENT_BYTES
 from sidecar.core.fields import Fields
 from sidecar.core.policy import Choices
+from sidecar.core.staging import ACTION, Staging
 from sidecar.core.template import Template
 
 if TYPE_CHECKING:
@@ -16,10 +17,8 @@ if TYPE_CHECKING:
 
 def recipe(settings: Settings) -> Recipe:
     """Return what becomes of messages; the templates were checked with the settings."""
-
-    def template(text: str | None) -> Template | None:
-        return Template(text) if text is not None else None
-
+    if settings.sink == "amqp":
+        return _of_passing_on(settings)
     hook = None
     if settings.transform is not None:
         from sidecar.library.transforming import load
@@ -31,21 +30,47 @@ def recipe(settings: Settings) -> Recipe:
         action=Template(settings.action),
         id_mode=modes.get(settings.id, "template"),
         id=None if settings.id in modes else Template(settings.id),
-        routing=template(settings.routing),
-        pipeline=template(settings.pipeline),
-        version=template(settings.version),
+        routing=_template(settings.routing),
+        pipeline=_template(settings.pipeline),
+        version=_template(settings.version),
         version_type=settings.version_type,
         index_allow=settings.index_allow,
         content=settings.content,
         fields=Fields({name: Template(text) for name, text in settings.fields.items()}) if settings.fields else None,
         most_bytes=min(MAX_DOCUMENT_BYTES, settings.memory_limit),
-        batch_key=template(settings.batch_key),
-        batch_flush_when=template(settings.batch_flush_when),
-        batch_complete_count=template(settings.batch_complete_count),
+        batch_key=_template(settings.batch_key),
+        batch_flush_when=_template(settings.batch_flush_when),
+        batch_complete_count=_template(settings.batch_complete_count),
         coalesce=settings.batch_coalesce,
         split=settings.split,
         transform=hook.transform if hook is not None else None,
         prepare=hook.prepare if hook is not None else None,
+    )
+
+
+def _template(text: str | None) -> Template | None:
+    return Template(text) if text is not None else None
+
+
+def _of_passing_on(settings: Settings) -> Recipe:
+    """Return what `SIDECAR_SINK=amqp` makes of messages: groups. The target is the routing key."""
+    return Recipe(
+        index=Template(settings.sink_routing_key),
+        action=Template(ACTION),
+        id_mode="none",
+        most_bytes=min(MAX_DOCUMENT_BYTES, settings.memory_limit),
+        batch_key=_template(settings.batch_key),
+        batch_flush_when=_template(settings.batch_flush_when),
+        batch_complete_count=_template(settings.batch_complete_count),
+    )
+
+
+def staging(settings: Settings) -> Staging:
+    """Return as what messages are passed on (``SIDECAR_SINK=amqp``)."""
+    return Staging(
+        exchange=settings.sink_exchange.encode(),
+        routing_key=Template(settings.sink_routing_key),
+        envelope=settings.sink_envelope == "json",
     )
 
 
@@ -55,4 +80,5 @@ def choices(settings: Settings) -> Choices:
         on_conflict=settings.on_conflict,
         on_index_missing=settings.on_index_missing,
         on_index_blocked=settings.on_index_blocked,
+        on_unroutable=settings.on_unroutable,
     )

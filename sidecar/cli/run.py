@@ -9,9 +9,7 @@ import random
 import signal
 import sys
 import time
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -21,15 +19,11 @@ from sidecar.amqp.session import open_session
 from sidecar.app import App
 from sidecar.cli import EXIT_FAILED
 from sidecar.cli.recipe import choices, recipe
-from sidecar.cli.wiring import elasticsearch
 from sidecar.core.address import split_address
-from sidecar.elastic import mappings
-from sidecar.elastic.sink import ElasticSink
-from sidecar.errors import RefusedTemplateError, SinkError
-from sidecar.indexing import Indexing
+from sidecar.core.far import ELASTICSEARCH, SINK
+from sidecar.errors import RefusedTemplateError
 from sidecar.ops.logs import configure
 from sidecar.ops.status import About
-from sidecar.ops.tracing import open_tracing
 from sidecar.pipeline import Pipeline
 from sidecar.plan import Plan
 from sidecar.settings import Settings, load
@@ -40,13 +34,10 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from sidecar.elastic.mappings import Template
+    from sidecar.cli.far import FarSide
     from sidecar.ops.http import Server
 
-TOLD_SETTINGS = (
-    "index",
-    "action",
-    "id",
+_TOLD_SETTINGS = (
     "batch_max_items",
     "batch_max_bytes",
     "batch_max_age",
@@ -56,14 +47,12 @@ TOLD_SETTINGS = (
     "retry_max_attempts",
     "delayed_retry_max_rounds",
     "on_reject",
-    "on_conflict",
-    "on_index_missing",
-    "on_index_blocked",
     "reject_guard",
     "hold_max",
     "shutdown_timeout",
 )
-_MAPPINGS_PAUSE_SECONDS = 2.0
+_TOLD_OF_INDEXING = ("index", "action", "id", "on_conflict", "on_index_missing", "on_index_blocked")
+_TOLD_OF_FORWARDING = ("sink", "sink_exchange", "sink_routing_key", "sink_envelope", "on_unroutable")
 
 
 @click.command("run")
@@ -97,13 +86,10 @@ async def _run(settings: Settings, log: FilteringBoundLogger) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop_or_exit, stop)
-    templates = mappings.load(Path(settings.mappings_dir)) if settings.mappings_apply and settings.mappings_dir else []
-    sink = ElasticSink(elasticsearch(settings))
     dice = random.Random()
     planned = plan(settings)
-    tracing = open_tracing(os.environ, planned.recipe, log)
-    indexing = Indexing(planned, sink, tracing.spans if tracing is not None else None)
-    pipeline = Pipeline(planned, indexing, dice=dice, log=log, wall_clock=time.time)
+    far = _far_side(settings, planned, log)
+    pipeline = Pipeline(planned, far.trade, dice=dice, log=log, wall_clock=time.time)
     urls = tuple(url.get_secret_value() for url in settings.amqp_url)
     app = App(
         pipeline,
@@ -115,18 +101,31 @@ async def _run(settings: Settings, log: FilteringBoundLogger) -> None:
     server = None
     try:
         server, address = await _serve(settings, app)
-        log.info("sidecar.started", version=__version__, queues=list(settings.amqp_queue), index=settings.index)
+        log.info("sidecar.started", version=__version__, queues=list(settings.amqp_queue), **far.told)
         if address is not None:
             log.info("http.listening", address=address)
-        await _install(templates, sink, stop, log)
+        await far.prepare(stop)
         _tune_garbage_collection()
         await app.run(stop)
     finally:
-        await sink.close()
-        if tracing is not None:
-            await asyncio.to_thread(tracing.close)
+        await far.close()
         if server is not None:
             await server.close()  # last: until then a probe is told that the sidecar drains
+
+
+def _far_side(settings: Settings, planned: Plan, log: FilteringBoundLogger) -> FarSide:
+    """Return what takes the messages; the other one's client isn't even loaded.
+
+    Raises:
+        ConfigError: settings that can't work.
+    """
+    if settings.sink == "amqp":
+        from sidecar.cli import forwarding
+
+        return forwarding.far_side(settings, planned, log)
+    from sidecar.cli import indexing
+
+    return indexing.far_side(settings, planned, log)
 
 
 async def _serve(settings: Settings, app: App) -> tuple[Server | None, str | None]:
@@ -148,32 +147,9 @@ async def _serve(settings: Settings, app: App) -> tuple[Server | None, str | Non
 
 def about(settings: Settings) -> About:
     """Return what the status page tells of the settings: what explains the figures, and nothing that can be secret."""
-    told: dict[str, object] = {name: getattr(settings, name) for name in TOLD_SETTINGS}
+    names = _TOLD_OF_FORWARDING if settings.sink == "amqp" else _TOLD_OF_INDEXING
+    told: dict[str, object] = {name: getattr(settings, name) for name in (*names, *_TOLD_SETTINGS)}
     return About(settings.amqp_queue, told | {"amqp_prefetch": settings.prefetch})
-
-
-async def _install(
-    templates: list[Template], sink: ElasticSink, stop: asyncio.Event, log: FilteringBoundLogger
-) -> None:
-    """Install templates, however long Elasticsearch is away: without them documents would make mappings of their own.
-
-    Raises:
-        RefusedTemplateError: it doesn't take one, and never will.
-    """
-    tries = 0
-    while templates and not stop.is_set():
-        try:
-            for change in await mappings.apply(sink.ask, templates):
-                template = change.template
-                log.info("mappings.applied", kind=template.kind, template=template.name, was=change.state)
-        except SinkError as error:
-            tries += 1
-            if tries == 1:
-                log.warning("elasticsearch.unreachable", reason=str(error))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), _MAPPINGS_PAUSE_SECONDS)
-        else:
-            return
 
 
 def _tune_garbage_collection() -> None:
@@ -209,4 +185,6 @@ def plan(settings: Settings) -> Plan:
         reject_guard=settings.reject_guard,
         dead_letter_exchange=settings.dead_letter_exchange,
         dead_letter_routing_key=settings.dead_letter_routing_key,
+        batches_join=settings.sink != "amqp",  # they leave in the order in which they were complete
+        far=SINK if settings.sink == "amqp" else ELASTICSEARCH,
     )

@@ -6,6 +6,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
+from sidecar.core.staging import ACTION
+
 if TYPE_CHECKING:
     from sidecar.core.compose import Recipe
 
@@ -62,15 +64,14 @@ def by_severity(findings: list[Finding]) -> list[Finding]:
 
 def traps(traits: Traits) -> list[Finding]:
     """Return what settings do to each other that somebody would not expect."""
+    every = [*_prefetch(traits), *_shutdown(traits), *_hold(traits), *_memory(traits), *_discarded(traits)]
+    if traits.recipe.constant_action == ACTION:  # what else there is, is about documents
+        return every
     return [
-        *_prefetch(traits),
-        *_shutdown(traits),
-        *_hold(traits),
-        *_memory(traits),
+        *every,
         *_identity(traits.recipe),
         *_midnight(traits.recipe),
         *_versions(traits.recipe),
-        *_discarded(traits),
         *_coalesce(traits.recipe),
     ]
 

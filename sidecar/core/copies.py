@@ -200,7 +200,9 @@ def _listed(items: tuple[int, ...]) -> str:
     return f"{listed},…" if len(items) > _LISTED_ITEMS else listed
 
 
-def copy_properties(properties: bytes, added: list[Field], limit_bytes: int) -> bytes:
+def copy_properties(
+    properties: bytes, added: list[Field], limit_bytes: int, *, without: frozenset[bytes] = frozenset()
+) -> bytes:
     """Return the properties of a copy: the original's, moved where they would do harm, with `added` headers.
 
     Args:
@@ -208,6 +210,7 @@ def copy_properties(properties: bytes, added: list[Field], limit_bytes: int) -> 
         added: headers to splice in, what matters most first; they replace those of the same name.
         limit_bytes: what fits into the broker's frame. Beyond it strings are cut, the last of `added` first, then the
             longest of the message's own; ``sidecar-cut`` names them.
+        without: headers to leave out.
     """
     try:
         values = split(properties)
@@ -215,7 +218,7 @@ def copy_properties(properties: bytes, added: list[Field], limit_bytes: int) -> 
     except PropertiesError:
         # The broker vouches for what it delivers; should it ever not, the body still reaches the dead letters.
         values, own = {}, []
-    replaced = {name for name, _ in added}
+    replaced = without.union(name for name, _ in added)
     # What moved on an earlier round is the original's; what stands in such a place now is the delay queue's trace.
     came_round = any(name == RETRY_COUNT for name, _ in own)
     there = {name for name, _ in own}

@@ -40,7 +40,8 @@ class Message:
         parts: (split) the documents of the message that this is one of; None for a message that was delivered. Set
             only where messages are split.
         item: (split) its place among them, from 0; set likewise.
-        made: (transform) what somebody's own code made of it; set only where that is asynchronous.
+        made: (transform) what somebody's own code made of it; set only where that is asynchronous. (staging) the
+            routing key that it is published with.
         unanswered: (policy) whether an earlier attempt may have been applied without our knowing.
     """
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Verdict(enum.Enum):
-    """What happens to a message after Elasticsearch spoke of its item."""
+    """What happens to a message after Elasticsearch spoke of its item, or RabbitMQ of what was published."""
 
     ACK = enum.auto()
     THROTTLED = enum.auto()
@@ -25,6 +25,8 @@ class Verdict(enum.Enum):
     """Its target takes nothing now, and may again: as configured."""
     MISSING = enum.auto()
     """Its target isn't there: as configured."""
+    UNROUTABLE = enum.auto()
+    """No queue takes it now, and one may later: as configured."""
     CONFLICT = enum.auto()
     """Another version is stored: an ack where that may be our own doing, otherwise as configured."""
     DEAD_LETTER = enum.auto()
@@ -36,6 +38,7 @@ OUTCOMES = {
     Verdict.THROTTLED: "too_many",
     Verdict.BLOCKED: "failed_client",
     Verdict.MISSING: "failed_client",
+    Verdict.UNROUTABLE: "failed_client",
     Verdict.COUNTED: "failed_server",
     Verdict.DEAD_LETTER: "failed_client",
 }
@@ -80,6 +83,9 @@ def _rule(statuses: str, error_types: str, actions: str, verdict: Verdict, reaso
 
 _ACK, _DEAD = Verdict.ACK, Verdict.DEAD_LETTER
 
+NACK, NO_ROUTE, FRAME_ERROR = "basic.nack", "NO_ROUTE", "FRAME_ERROR"
+"""What RabbitMQ says of a message that is published (``SIDECAR_SINK=amqp``), for Elasticsearch's error types."""
+
 ITEM_RULES = (
     # statuses, error types, actions, verdict, reason of a dead letter, why
     _rule("200 201", "", "", _ACK, why="stored (created, updated, deleted, noop)"),
@@ -94,6 +100,13 @@ ITEM_RULES = (
     _rule("400", "", "", _DEAD, "rejected", "the document or its action can't be stored, now or later"),
     _rule(" ".join(map(str, range(500, 600))), "", "", Verdict.COUNTED, why="a failure inside Elasticsearch"),
 )  # fmt: skip
+PUBLISH_RULES = (
+    # the same of what RabbitMQ says of a message that is published; statuses are AMQP's, and a basic.nack has none
+    _rule("0", NACK, "", Verdict.THROTTLED, why="its queue has no room now; never the message's fault"),
+    _rule("312", NO_ROUTE, "", Verdict.UNROUTABLE, "unroutable", "no queue takes it"),
+    _rule("501", FRAME_ERROR, "", _DEAD, "too-large", "its headers don't fit into a frame"),
+)
+_RULES = PUBLISH_RULES + ITEM_RULES
 _NOT_FOUND = 404
 _DELETE_OF_NOTHING = _rule("404", "", "delete", _ACK, why="there is nothing to delete")
 _OTHERWISE = _rule("", "", "", _DEAD, "rejected", "an answer that the table doesn't know")
@@ -103,7 +116,7 @@ def judge(result: Result, action: str) -> Rule:
     """Return the rule for one item's result."""
     if result.status == _NOT_FOUND and not result.error_type and action == "delete":
         return _DELETE_OF_NOTHING
-    for rule in ITEM_RULES:
+    for rule in _RULES:
         if (
             result.status in rule.statuses
             and (not rule.error_types or result.error_type in rule.error_types)
@@ -120,6 +133,8 @@ class Fate(enum.Enum):
     THROTTLED = enum.auto()
     AGAIN = enum.auto()
     """In place, after a backoff."""
+    WAIT = enum.auto()
+    """The same; and where nothing else is taken, everything waits."""
     DELAY = enum.auto()
     """Round by the delay queue."""
     DEAD_LETTER = enum.auto()
@@ -132,6 +147,7 @@ class Choices:
     on_conflict: Literal["ack", "dead-letter"] = "ack"
     on_index_missing: Literal["dead-letter", "delay", "hold"] = "dead-letter"
     on_index_blocked: Literal["dead-letter", "delay", "hold"] = "delay"
+    on_unroutable: Literal["dead-letter", "delay", "hold"] = "hold"
 
 
 _CHOSEN = {"ack": Fate.STORED, "dead-letter": Fate.DEAD_LETTER, "delay": Fate.DELAY, "hold": Fate.AGAIN}
@@ -159,6 +175,8 @@ def decide(rule: Rule, choices: Choices, *, own_doing: bool, may_try: bool, may_
         return _CHOSEN[choices.on_index_missing]
     if verdict is Verdict.BLOCKED:
         return _CHOSEN[choices.on_index_blocked]
+    if verdict is Verdict.UNROUTABLE:
+        return Fate.WAIT if choices.on_unroutable == "hold" else _CHOSEN[choices.on_unroutable]
     if verdict is Verdict.COUNTED:
         return Fate.AGAIN if may_try else Fate.DELAY if may_go_round else Fate.DEAD_LETTER
     return _ALWAYS[verdict]

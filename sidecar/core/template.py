@@ -42,7 +42,9 @@ FIELDS = (*SHORT_PROPERTIES, *_TIMES, *_PLAIN, *(f"{prefix}NAME" for prefix in _
 
 RETRY_COUNT, RECEIVED_AT = b"sidecar-retry-count", b"sidecar-received-at"
 FIRST_EXCHANGE, FIRST_ROUTING_KEY = b"sidecar-exchange", b"sidecar-routing-key"
-"""The headers by which a delayed copy remembers its first delivery."""
+"""The headers by which a delayed copy remembers its first delivery; what was passed on has all but the first."""
+_REMEMBERS = b"sidecar-re"
+"""How the names begin of which one is on whatever remembers; most messages have none, and one look tells."""
 
 _MILLISECONDS_FROM = 100_000_000_000
 """AMQP timestamps are seconds; many publishers send milliseconds. In seconds this number is the year 5138."""
@@ -78,7 +80,8 @@ _UNPARSED = object()
 class Scene:
     """What templates can see: a message, the time, and its body once it was parsed.
 
-    On a copy that came back from the delay queue, exchange, routing key and time are those of the first delivery.
+    On a copy that came back from the delay queue, or was passed on by another stage, exchange, routing key and time are
+    those of the first delivery.
 
     Args:
         message: whose values are wanted.
@@ -116,12 +119,12 @@ class Scene:
         self._body = _UNPARSED
         self._content = None if not raw or raw[0] & _IS_ENCODED else message.body
         self._first_route = None
-        if RETRY_COUNT in raw:
+        if _REMEMBERS in raw:
             self._remember()
 
     def _remember(self) -> None:
         raw = self.message.properties
-        if properties.header(raw, RETRY_COUNT) is None:
+        if properties.header(raw, RETRY_COUNT) is None and properties.header(raw, RECEIVED_AT) is None:
             return
         exchange = _long_string(properties.header(raw, FIRST_EXCHANGE)) or b""
         self._first_route = exchange, _long_string(properties.header(raw, FIRST_ROUTING_KEY)) or b""

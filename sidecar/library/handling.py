@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING
 
-from sidecar.core.compose import REFUSALS, Reject, correlation, reject
 from sidecar.core.copies import Letter, delay_seconds, rounds
-from sidecar.core.template import Scene
+from sidecar.core.groups import Groups
 from sidecar.library.messages import Message
 from sidecar.library.places import is_our_end, place
 from sidecar.library.verdicts import ACK, VERDICTS, Verdict
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
     from sidecar.core.batcher import Batch
-    from sidecar.core.compose import Recipe
     from sidecar.core.message import Message as Delivery
     from sidecar.library.settings import ConsumerSettings
     from sidecar.plan import Plan
@@ -53,35 +51,6 @@ class Handling:
     def employ(self, place: Workplace) -> Calls:
         """Return what calls the function."""
         return Calls(self._plan, self._process, self._settings, place)
-
-
-class Groups:
-    """Finds out which group messages belong to; nothing is made of them, so there is always room for it.
-
-    Args:
-        recipe: how they say so.
-    """
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.room_bytes = 0
-        self.left: list[Delivery] = []
-        self._recipe = recipe
-
-    def compose(self, messages: Iterable[Delivery], now: float) -> tuple[list[Delivery], list[Reject]]:
-        """Fill in `correlation`, where messages say so; return those that do, and the others with reasons."""
-        recipe = self._recipe
-        if not recipe.correlates:
-            return list(messages), []
-        composed: list[Delivery] = []
-        rejects: list[Reject] = []
-        for message in messages:
-            try:
-                message.correlation = correlation(recipe, Scene(message, now, recipe.most_bytes))
-            except REFUSALS as why:
-                rejects.append(reject(message, why))
-            else:
-                composed.append(message)
-        return composed, rejects
 
 
 class Calls:

@@ -8,7 +8,7 @@ import pytest
 
 from sidecar.cli import COMMANDS
 from sidecar.core.account import SETTLED
-from sidecar.core.policy import ITEM_RULES
+from sidecar.core.policy import ITEM_RULES, PUBLISH_RULES
 from sidecar.ops.metrics import Metrics
 from sidecar.settings import PREFIX, Settings
 from tests.builders import state
@@ -47,7 +47,7 @@ def test_every_verdict_says_what_to_do(verdict: str) -> None:
 
 def test_every_reason_of_a_dead_letter_says_who_can_mend_it() -> None:
     """Of the table of verdicts, and of what never reaches a request."""
-    reasons = {rule.reason for rule in ITEM_RULES if rule.reason} | {
+    reasons = {rule.reason for rule in (*ITEM_RULES, *PUBLISH_RULES) if rule.reason} | {
         "malformed", "missing-field", "too-large", "retries-exhausted", "index-not-allowed",
     }  # fmt: skip
     for reason in reasons:

@@ -9,7 +9,7 @@ import sidecar
 from sidecar.cli import COMMANDS
 from sidecar.cli.config import readme_table
 from sidecar.core.account import Account
-from sidecar.core.policy import ITEM_RULES
+from sidecar.core.policy import ITEM_RULES, PUBLISH_RULES
 from sidecar.ops.metrics import Metrics
 from sidecar.settings import PREFIX, Settings
 from tests.builders import state
@@ -39,6 +39,7 @@ def test_every_command_that_is_named_exists() -> None:
 def test_every_reason_of_the_verdict_table_is_explained() -> None:
     """A dead letter's reason can be looked up; one that waits doesn't get one."""
     reasons = {rule.reason for rule in ITEM_RULES if rule.verdict.name == "DEAD_LETTER"}
+    reasons |= {rule.reason for rule in PUBLISH_RULES if rule.reason}
     for reason in (*reasons, "malformed", "too-large", "retries-exhausted"):
         assert f"dead letter `{reason}`" in TEXT, reason
 
@@ -70,6 +71,6 @@ def test_the_table_of_log_events_is_that_of_the_code() -> None:
     for path in Path(sidecar.__file__).parent.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         logged.update(re.findall(r'log\.(?:debug|info|warning|error|exception)\(\s*"([a-z_.]+)"', text))
-        logged.update(re.findall(r'"(items\.[a-z]+)"', text))
+        logged.update(re.findall(r'"((?:items|elasticsearch|sink)\.[a-z]+)"', text))
     told = set(re.findall(r"`([a-z_]+\.[a-z_]+)`", between("events")))
     assert told == logged

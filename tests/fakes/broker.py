@@ -16,6 +16,7 @@ from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
 from sidecar.core.properties import headers, join, number_value, split, table
 from sidecar.errors import BrokerError
+from sidecar.ports import Unroutable
 
 if TYPE_CHECKING:
     import random
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from sidecar.ports import Copy, Receive
 
 NO_PROPERTIES = b"\0\0"
-NO_ROUTE = "unroutable: 312 NO_ROUTE"
+NO_ROUTE = Unroutable("unroutable: 312 NO_ROUTE")
 REFUSED = "RabbitMQ refused it (basic.nack): the queue is full or unavailable"
 _DELIVERY_COUNT = b"x-delivery-count"
 _STUCK_SECONDS = 30.0

@@ -518,7 +518,7 @@ def test_publishing_is_confirmed(rabbitmq: Broker, amqp: Amqp, queue_name: str, 
             assert await publisher.publish([sent]) == [None]
             (refusal,) = await publisher.publish([Outgoing(body=b"", routing_key=f"{queue_name}.nowhere")])
             assert "NO_ROUTE" in str(refusal)
-            publisher._producer._wire.abort()
+            publisher._outlet._producer._wire.abort()
             with pytest.raises(BrokerError):
                 await publisher.publish([sent])
             async with Scripted(amqp_url=rabbitmq.amqp_url, amqp_queue=queue_name, **SOON) as consumer:

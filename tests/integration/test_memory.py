@@ -34,7 +34,7 @@ def peak_bytes(pid: int) -> int:
 @pytest.fixture(scope="module")
 def imports_bytes() -> int:
     """Return what the interpreter takes with everything imported that `run` imports, and nothing done."""
-    code = "import sidecar.cli.run, uvloop; print(open('/proc/self/status').read())"
+    code = "import sidecar.cli.run, sidecar.cli.indexing, uvloop; print(open('/proc/self/status').read())"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     (line,) = [line for line in told.splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024

@@ -245,3 +245,10 @@ def test_memory_that_has_no_room_for_the_requests_is_told_with_the_sum() -> None
     (finding,) = traps(Traits(recipe=IDENTIFIED, **(GOOD | {"memory_limit_bytes": 25 * 1024 * 1024 - 1})))
     assert finding.where == "SIDECAR_MEMORY_LIMIT"
     assert "5 x 5,242,880 = 26,214,400" in finding.what
+
+
+def test_what_is_about_documents_is_no_trap_of_another_exchange() -> None:
+    """Where messages are only passed on, there are no ids, versions or indices to trip over."""
+    passing_on = Recipe(index=T("{routing_key}-{now}"), action=T("publish"), id_mode="auto")
+    assert found(passing_on) == []
+    assert found(passing_on, on_reject="discard") == [("note", "SIDECAR_ON_REJECT")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tracemalloc
 from collections import Counter
@@ -105,3 +106,16 @@ def test_a_message_that_is_held_takes_little_besides_its_body(reads: list[bytes]
     assert len(held) == MESSAGES
     bodies = sum(len(message.body) for message in held)
     assert (after - before - bodies) / MESSAGES <= HELD_BYTES_EACH
+
+
+def test_each_way_loads_nothing_of_the_other() -> None:
+    """The Elasticsearch client takes 20 MiB that a stage of a chain has no need of."""
+    loaded = "print(*[name for name in sys.modules if name in {wanted}])"
+    ways = {
+        "sidecar.cli.forwarding": {"elasticsearch", "elastic_transport", "sidecar.elastic", "sidecar.indexing"},
+        "sidecar.cli.indexing": {"sidecar.forwarding", "sidecar.amqp.outlet", "sidecar.amqp.producer"},
+    }
+    for way, other in ways.items():
+        code = f"import sys, sidecar.cli.run, {way}; " + loaded.format(wanted=other)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+        assert done.stdout.split() == [], way

@@ -345,3 +345,32 @@ def test_each_document_of_a_message_is_shown(explained: Explained) -> None:
     result = explained(b'[{"a":1},7]', "--message-id", "m", SPLIT="array")
     assert result.exit_code == 1
     assert "malformed: document 1 of 2: the body is not a JSON object" in result.stdout
+
+
+SINK = {"SINK": "amqp", "INDEX": "", "SINK_EXCHANGE": "staging", "SINK_ROUTING_KEY": "{header.tenant}.new"}
+
+
+def test_what_would_be_published_is_shown(explained: Explained) -> None:
+    """Exchange, routing key, properties and headers as they would arrive, and the body."""
+    arguments = ("--header", "tenant=a", "--message-id", "m", "--exchange", "shop", "--routing-key", "k")
+    told = as_json(explained(b"{}", *arguments, "--format", "json", **SINK))
+    assert (told["method"], told["exchange"], told["routing_key"]) == ("PUBLISH", "staging", "a.new")
+    assert told["properties"] == {"delivery_mode": 2, "message_id": "m"}
+    assert {name: told["headers"][name] for name in ("tenant", "sidecar-exchange", "sidecar-routing-key")} == {
+        "tenant": "a", "sidecar-exchange": "shop", "sidecar-routing-key": "k",
+    }  # fmt: skip
+    assert told["body"] == "{}"
+    plain = explained(b"\xff\x00", *arguments, **SINK)
+    assert plain.exit_code == 0
+    assert plain.stdout_bytes.startswith(b"PUBLISH to the exchange 'staging': 'a.new'\n\nproperties {")
+    assert plain.stdout_bytes.endswith(b"\n\n\xff\x00\n")
+
+
+def test_what_would_not_be_published_is_a_reject(explained: Explained) -> None:
+    """Exit status 1, with the reason; and answers of Elasticsearch's have no place here."""
+    result = explained(b"{", "--header", "tenant=a", **SINK, SINK_ENVELOPE="json")
+    assert result.exit_code == 1
+    assert "rejected before any request: malformed" in result.stdout
+    result = explained(b"{}", "--status", "400", **SINK)
+    assert result.exit_code == 2
+    assert "--status is Elasticsearch's" in result.stderr

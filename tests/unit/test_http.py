@@ -13,6 +13,7 @@ import aiohttp
 import orjson
 import pytest
 
+from sidecar.cli.run import about
 from sidecar.core.account import Account
 from sidecar.core.failures import Group, Kind
 from sidecar.core.state import Unready
@@ -20,6 +21,7 @@ from sidecar.errors import ConfigError
 from sidecar.ops.http import Server, open_server, page, policy
 from sidecar.ops.metrics import Metrics
 from sidecar.ops.status import HISTORY_SECONDS, About, Status
+from sidecar.settings import load
 from tests.builders import state
 
 if TYPE_CHECKING:
@@ -323,3 +325,20 @@ def test_a_server_that_never_listened_can_be_closed() -> None:
         await Server(scene.status, Metrics(lambda: scene.state)).close()
 
     asyncio.run(main())
+
+
+def test_what_is_told_of_the_settings_is_about_the_far_side_there_is() -> None:
+    """The page names index or exchange; neither tells of the other, and neither of URLs."""
+    required = {"SIDECAR_AMQP_QUEUE": "work"}
+    writes = about(load(required | {"SIDECAR_INDEX": "logs"})).settings
+    assert writes["index"] == "logs"
+    assert not [name for name in writes if "sink" in name]
+    stage = {
+        "SIDECAR_SINK": "amqp",
+        "SIDECAR_SINK_EXCHANGE": "staging",
+        "SIDECAR_SINK_AMQP_URL": "amqp://u:hunter2@far/",
+    }
+    passes_on = about(load(required | stage)).settings
+    assert (passes_on["sink_exchange"], passes_on["sink_routing_key"]) == ("staging", "{routing_key}")
+    assert not {"index", "action", "id"} & passes_on.keys()
+    assert "hunter2" not in str(passes_on)

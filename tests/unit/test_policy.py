@@ -5,7 +5,20 @@ from __future__ import annotations
 import pytest
 
 from sidecar.core.bulk import Fault, Result
-from sidecar.core.policy import ITEM_RULES, Choices, Course, Fate, Verdict, decide, judge, judge_request
+from sidecar.core.policy import (
+    FRAME_ERROR,
+    ITEM_RULES,
+    NACK,
+    NO_ROUTE,
+    PUBLISH_RULES,
+    Choices,
+    Course,
+    Fate,
+    Verdict,
+    decide,
+    judge,
+    judge_request,
+)
 
 ACTIONS = ("index", "create", "update", "upsert", "delete")
 WRITES = ("index", "create", "delete")
@@ -158,3 +171,25 @@ def test_a_failure_is_tried_again_in_place_then_round_then_never() -> None:
     assert fate(500, may_try=False) is Fate.DELAY
     assert fate(500, may_try=False, may_go_round=False) is Fate.DEAD_LETTER
     assert fate(500, may_go_round=False) is Fate.AGAIN
+
+
+def test_what_is_published_has_rows_of_its_own() -> None:
+    """Confirmed, refused, unroutable, or too large for a frame: none of them is taken for Elasticsearch's."""
+    found = {result: judge(Result(*result), "publish") for result in [(200, ""), (0, NACK), (312, NO_ROUTE)]}
+    assert [rule.verdict for rule in found.values()] == [Verdict.ACK, Verdict.THROTTLED, Verdict.UNROUTABLE]
+    assert found[312, NO_ROUTE].reason == "unroutable"
+    large = judge(Result(501, FRAME_ERROR), "publish")
+    assert (large.verdict, large.reason) == (Verdict.DEAD_LETTER, "too-large")
+    assert judge(Result(501, "not_implemented"), "index").verdict is Verdict.COUNTED
+    assert judge(Result(312), "index").verdict is Verdict.DEAD_LETTER
+    assert {rule.reason for rule in PUBLISH_RULES} == {"", "unroutable", "too-large"}
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"), [("hold", Fate.WAIT), ("delay", Fate.DELAY), ("dead-letter", Fate.DEAD_LETTER)]
+)
+def test_users_choose_what_it_means_that_no_queue_takes_a_message(choice: str, expected: Fate) -> None:
+    """``SIDECAR_ON_UNROUTABLE``."""
+    rule = judge(Result(312, NO_ROUTE), "publish")
+    choices = Choices(on_unroutable=choice)  # type: ignore[arg-type]
+    assert decide(rule, choices, own_doing=False, may_try=True, may_go_round=True) is expected

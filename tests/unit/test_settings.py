@@ -9,7 +9,7 @@ from typing import Protocol
 import pytest
 
 from sidecar.errors import ConfigError
-from sidecar.settings import MAX_PREFETCH, Settings, load, split_address
+from sidecar.settings import ELASTICSEARCH_ONLY, MAX_PREFETCH, SINK_ONLY, Settings, load, split_address
 
 REQUIRED = {"SIDECAR_AMQP_QUEUE": "work", "SIDECAR_INDEX": "logs"}
 
@@ -686,3 +686,83 @@ def test_what_is_said_of_documents_in_a_message_fits_together(loaded: Load) -> N
     assert loaded(**(array | {"SIDECAR_SPLIT": "lines"})).split == "lines"
     (problem,) = problems(loaded, SIDECAR_ID="auto", SIDECAR_SPLIT="none", SIDECAR_FIELDS='{"at":"{item}"}')
     assert "{item}" in problem
+
+
+# Another exchange ----------------------------------------------------------------------------------------------------
+
+SINK = {"SIDECAR_SINK": "amqp", "SIDECAR_INDEX": "", "SIDECAR_SINK_EXCHANGE": "staging"}
+
+
+def test_another_exchange_needs_no_index(loaded: Load) -> None:
+    """Its own defaults: the same broker, the same routing key, no envelope; what no queue takes waits."""
+    settings = loaded(**SINK)
+    assert (settings.sink, settings.sink_exchange, settings.sink_exchange_type) == ("amqp", "staging", "direct")
+    assert (settings.sink_amqp_url, settings.sink_routing_key) == ((), "{routing_key}")
+    assert (settings.sink_envelope, settings.on_unroutable) == ("none", "hold")
+
+
+def test_settings_of_elasticsearch_are_told_one_by_one_where_they_mean_nothing(loaded: Load) -> None:
+    """Beside all that is wrong otherwise."""
+    wrong = {"SIDECAR_INDEX": "logs", "SIDECAR_ID": "none", "SIDECAR_SPLIT": "lines", "SIDECAR_HOLD_MAX": "long"}
+    found = problems(loaded, **SINK | wrong)
+    assert found[0].startswith("SIDECAR_HOLD_MAX: ")
+    assert found[1:] == [
+        f"{name} is about Elasticsearch, where SIDECAR_SINK=amqp writes nothing: unset it"
+        for name in ("SIDECAR_INDEX", "SIDECAR_ID", "SIDECAR_SPLIT")
+    ]
+
+
+def test_settings_of_the_sink_are_told_where_there_is_none(loaded: Load) -> None:
+    """Somebody forgot SIDECAR_SINK; without a word messages would go elsewhere."""
+    assert problems(loaded, SIDECAR_SINK_EXCHANGE="staging", SIDECAR_ON_UNROUTABLE="delay") == [
+        "SIDECAR_SINK_EXCHANGE is about SIDECAR_SINK=amqp, which isn't set",
+        "SIDECAR_ON_UNROUTABLE is about SIDECAR_SINK=amqp, which isn't set",
+    ]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [SINK | {"SIDECAR_ACTION": "index", "SIDECAR_ELASTICSEARCH_URL": "http://localhost:9200"},
+     {"SIDECAR_SINK_ENVELOPE": "none", "SIDECAR_SINK": "elasticsearch"}],
+)  # fmt: skip
+def test_a_default_that_is_given_says_nothing_and_does_no_harm(loaded: Load, environment: dict[str, str]) -> None:
+    """Images and charts set some."""
+    loaded(**environment)
+
+
+def test_every_setting_of_elasticsearch_is_known_as_such() -> None:
+    """And every one of the sink; what neither names is good for both."""
+    fields = set(Settings.model_fields)
+    assert fields >= ELASTICSEARCH_ONLY
+    assert fields >= SINK_ONLY
+    assert not ELASTICSEARCH_ONLY & SINK_ONLY
+    assert {name for name in fields if name.startswith(("elasticsearch_", "mappings_"))} <= ELASTICSEARCH_ONLY
+    assert {name for name in fields if name.startswith("sink_")} <= SINK_ONLY
+
+
+def test_the_default_exchange_needs_the_name_of_a_queue_and_of_another_one(loaded: Load) -> None:
+    """The messages' own routing key would lead back here, or nowhere."""
+    default = SINK | {"SIDECAR_SINK_EXCHANGE": ""}
+    (problem,) = problems(loaded, **default)
+    assert problem == "SIDECAR_SINK_ROUTING_KEY is required with the default exchange: it is the name of a queue"
+    (problem,) = problems(loaded, **default, SIDECAR_SINK_ROUTING_KEY="work")
+    assert (
+        problem == "SIDECAR_SINK_ROUTING_KEY is a queue of SIDECAR_AMQP_QUEUE: every message would come back, for ever"
+    )
+    loaded(**default, SIDECAR_SINK_ROUTING_KEY="work", SIDECAR_SINK_AMQP_URL="amqp://elsewhere/")
+    loaded(**default, SIDECAR_SINK_ROUTING_KEY="staging")
+
+
+def test_the_way_to_the_sink_is_a_secret_as_well(loaded: Load) -> None:
+    """It may hold a password."""
+    settings = loaded(**SINK, SIDECAR_SINK_AMQP_URL="amqp://u:hunter2@far/, amqps://far2/")
+    assert [url.get_secret_value() for url in settings.sink_amqp_url] == ["amqp://u:hunter2@far/", "amqps://far2/"]
+    assert "hunter2" not in repr(settings)
+    (problem,) = problems(loaded, **SINK, SIDECAR_SINK_AMQP_URL="http://u:hunter2@far/")
+    assert problem.startswith("SIDECAR_SINK_AMQP_URL: must begin with amqp:// or amqps://")
+
+
+def test_nothing_is_split_where_messages_are_passed_on(loaded: Load) -> None:
+    """Every message would be without that field."""
+    (problem,) = problems(loaded, **SINK, SIDECAR_SINK_ROUTING_KEY="part.{item}")
+    assert problem == "{item} is the place of a document in its message, and SIDECAR_SINK=amqp splits none"

@@ -64,7 +64,7 @@ def test_nothing_is_traced_unless_the_environment_asks_for_it(environ: dict[str,
 def test_without_a_word_of_it_nothing_is_imported() -> None:
     """Neither SDK nor exporter (the Elasticsearch client imports the API by itself, where it is installed)."""
     code = (
-        "import sys; import sidecar.cli.run as run; from sidecar.core.compose import Recipe;"
+        "import sys; import sidecar.cli.indexing as run; from sidecar.core.compose import Recipe;"
         "from sidecar.core.template import Template;"
         "recipe = Recipe(index=Template('events'), action=Template('index'));"
         "assert run.open_tracing({'OTEL_SDK_DISABLED': 'true', 'OTEL_TRACES_EXPORTER': 'otlp'}, recipe, None) is None;"

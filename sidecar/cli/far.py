@@ -1,0 +1,29 @@
+"""What ``sidecar run`` needs of the far side, whichever it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from sidecar.work import Trade
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FarSide:
+    """What takes the messages.
+
+    Attributes:
+        trade: the pipeline's.
+        told: what the first line of the log says of it.
+        prepare: to be awaited before anything is consumed; it returns at once when the event is set.
+        close: to be awaited at the end.
+    """
+
+    trade: Trade
+    told: Mapping[str, object]
+    prepare: Callable[[asyncio.Event], Awaitable[None]]
+    close: Callable[[], Awaitable[None]]

@@ -1,0 +1,47 @@
+"""``sidecar run`` to another exchange (``SIDECAR_SINK=amqp``)."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from sidecar.amqp.outlet import Outlet
+from sidecar.cli.far import FarSide
+from sidecar.cli.recipe import staging
+from sidecar.forwarding import Forwarding
+from sidecar.ops.tracing import exporters
+from sidecar.wiring import reach, sink_topology, sink_urls
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from structlog.typing import FilteringBoundLogger
+
+    from sidecar.plan import Plan
+    from sidecar.settings import Settings
+
+
+def far_side(settings: Settings, planned: Plan, log: FilteringBoundLogger) -> FarSide:
+    """Return an exchange as the far side.
+
+    Raises:
+        ConfigError: files for TLS that can't be used.
+    """
+    outlet = Outlet(
+        sink_urls(settings),
+        sink_topology(settings),
+        reach(settings),
+        confirm_timeout_seconds=settings.bulk_timeout,
+    )
+    if exporters(os.environ):
+        log.warning("tracing.off", reason="spans are made of bulk requests; trace headers of messages are passed on")
+    return FarSide(
+        trade=Forwarding(planned, staging(settings), outlet),
+        told={"exchange": settings.sink_exchange, "routing_key": settings.sink_routing_key},
+        prepare=_nothing_to_prepare,
+        close=outlet.close,
+    )
+
+
+async def _nothing_to_prepare(_: asyncio.Event) -> None:
+    """The exchange is declared with each connection."""

@@ -1,0 +1,279 @@
+"""From a message to what is published in its place (``SIDECAR_SINK=amqp``): where to, which properties, which body.
+
+Body, properties and headers go on as the bytes that they are, but for what would make a copy vanish, be refused or go
+elsewhere (`sidecar.core.copies`). Headers remember the first delivery, so that ``{exchange}``, ``{routing_key}`` and
+``{now}`` mean at the next stage what they mean here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import orjson
+
+from sidecar.core import properties
+from sidecar.core.compose import REFUSALS, Reject, reject
+from sidecar.core.copies import DELIVERY_COUNT, TOKEN_HEADER, copy_properties
+from sidecar.core.document import RefusedError, json_string, not_utf8
+from sidecar.core.groups import Groups
+from sidecar.core.properties import FIELDS, PropertiesError, short_reader, text_value
+from sidecar.core.spelling import no_constant
+from sidecar.core.template import FIRST_EXCHANGE, FIRST_ROUTING_KEY, RECEIVED_AT, RETRY_COUNT, Scene, Template
+from sidecar.core.times import iso
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sidecar.core.compose import Recipe
+    from sidecar.core.message import Message
+
+ACTION = "publish"
+"""How it is called where documents are counted, and in dead letters."""
+
+MAX_ROUTING_KEY_BYTES = 255
+_NO_LIMIT = 1 << 30
+_OWN = frozenset({TOKEN_HEADER, RETRY_COUNT, FIRST_EXCHANGE, FIRST_ROUTING_KEY, RECEIVED_AT})
+_ROUNDS = frozenset({RETRY_COUNT})
+"""Rounds by the delay queue are a stage's own; the next one counts its own."""
+
+_TOLD = tuple(
+    (b'"%s":' % name.encode(), name, Template(f"{{{name}|}}" if name != "received_at" else "{now}"))
+    for name in ("message_id", "exchange", "routing_key", "queue", "timestamp", "received_at")
+)
+_JSON_TYPE = b"\x10application/json"
+
+_OURS = b"sidecar-"
+_TABLE = b"".join(
+    bytes([len(name)]) + name + b"%b" for name in (TOKEN_HEADER, FIRST_EXCHANGE, FIRST_ROUTING_KEY, RECEIVED_AT)
+)
+_HEADERS, _MODE = FIELDS["headers"][0], FIELDS["delivery_mode"][0]
+_TYPE, _ENCODING = FIELDS["content_type"][0], FIELDS["content_encoding"][0]
+_IN_THE_WAY = FIELDS["expiration"][0] | FIELDS["user_id"][0] | 0x0001
+_PERSISTENT = 2
+_LENGTH_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staging:
+    """What becomes of messages that are passed on; the meaning of each is that of ``SIDECAR_SINK_*``.
+
+    Attributes:
+        exchange: empty for the default exchange.
+        routing_key: with which they are published.
+        envelope: the body goes into a JSON object that tells where it came from.
+    """
+
+    routing_key: Template
+    exchange: bytes = b""
+    envelope: bool = False
+
+
+class Stager:
+    """Finds out where messages go, and puts bodies into envelopes.
+
+    Args:
+        recipe: which group they belong to.
+        staging: what becomes of them.
+
+    Attributes:
+        room_bytes: what envelopes may take beside the bodies that came, in the next call; it may be exceeded by one.
+        left: the messages of the last call that weren't looked at, since that was used up.
+    """
+
+    def __init__(self, recipe: Recipe, staging: Staging) -> None:
+        self.room_bytes = recipe.most_bytes
+        self.left: list[Message] = []
+        self._recipe = recipe
+        self._staging = staging
+        self._groups = Groups(recipe)
+        self._read_id = short_reader("message_id")
+
+    def compose(self, messages: Iterable[Message], now: float) -> tuple[list[Message], list[Reject]]:
+        """Fill in `made` (the routing key), `source` (the body), `key` and `received_at`.
+
+        The key is the ``message_id``, so that of two messages with the same one the second is published when the first
+        is confirmed: whatever goes again in between, the next stage sees them in their order.
+
+        Args:
+            messages: a chunk.
+            now: seconds since 1970.
+        """
+        grouped, rejects = self._groups.compose(messages, now)
+        composed: list[Message] = []
+        room, self.left = self.room_bytes, []
+        correlates, envelope = self._recipe.correlates, self._staging.envelope
+        waiting = iter(grouped)
+        for message in waiting:
+            if correlates and message.correlation.is_signal:
+                message.source = None
+                composed.append(message)
+                continue
+            try:
+                scene = Scene(message, now, self._recipe.most_bytes)
+                self._address(message, scene)
+                if envelope:
+                    message.becomes(enveloped(message, scene))
+            except REFUSALS as why:
+                rejects.append(reject(message, why))
+                continue
+            composed.append(message)
+            if envelope:
+                room -= len(message.source or b"")
+                if room < 0:
+                    self.left = list(waiting)
+        return composed, rejects
+
+    def _address(self, message: Message, scene: Scene) -> None:
+        routing_key = self._staging.routing_key.render(scene)
+        if len(routing_key) > MAX_ROUTING_KEY_BYTES:
+            detail = f"the routing key has {len(routing_key)} bytes; AMQP takes {MAX_ROUTING_KEY_BYTES}"
+            raise RefusedError("malformed", detail)
+        ident = self._read_id(message.properties)
+        message.key = ident + b"\0" + routing_key if ident else None
+        message.made = routing_key
+        message.received_at = scene.received_at
+
+
+def enveloped(message: Message, scene: Scene) -> bytes:
+    """Return the body in its envelope, byte by byte; its ``content_encoding`` is undone.
+
+    Raises:
+        PropertiesError: the message is cut short.
+        RefusedError: the body is no JSON, or there is too much of it.
+    """
+    body = scene.content()
+    _check_json(body)
+    told = [(name, what, template.render(scene)) for name, what, template in _TOLD]
+    parts = [name + json_string(value, what) for name, what, value in told if value]
+    headers = _headers(message.properties)
+    if headers:
+        parts.append(b'"headers":' + headers)
+    parts.append(b'"body":' + body)
+    return b"{" + b",".join(parts) + b"}"
+
+
+def _check_json(body: bytes) -> None:
+    """Refuse what is no JSON value: it would make the envelope none."""
+    try:
+        orjson.loads(body)
+    except orjson.JSONDecodeError:
+        # orjson refuses some JSON that Elasticsearch takes (lone surrogates, huge numbers): the slower one decides.
+        try:
+            json.loads(body.decode(), parse_constant=no_constant)
+        except UnicodeDecodeError as error:
+            raise not_utf8(error, body) from None
+        except (ValueError, RecursionError):
+            raise RefusedError("malformed", "the body is not valid JSON, which an envelope takes") from None
+
+
+def _headers(raw: bytes) -> bytes:
+    """Return the headers as a JSON object, but for those of the sidecar's own; empty where there are none."""
+    table = properties.headers(raw)
+    told = {}
+    try:
+        for name, value in properties.fields(table):
+            if name not in _OWN and name != DELIVERY_COUNT:
+                told[name.decode(errors="replace")] = _plain(properties.decode(value))
+        return orjson.dumps(told) if told else b""
+    except (RecursionError, orjson.JSONEncodeError):
+        raise RefusedError("malformed", "the headers can't be written as JSON") from None
+
+
+def _plain(value: object) -> object:
+    """Return a header's value as JSON has it."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
+
+
+class Stamp:
+    """Gives messages the properties with which they are published.
+
+    Args:
+        staging: what becomes of them.
+    """
+
+    def __init__(self, staging: Staging) -> None:
+        self._envelope = staging.envelope
+        self._received_at = -1.0
+        self._received = b""
+
+    def properties(self, message: Message, token: bytes) -> bytes:
+        """Return the properties of a composed message, with `token` (`sidecar.ports.Copy`) among its headers."""
+        raw = _of_json(message.properties) if self._envelope else message.properties
+        if message.received_at != self._received_at:  # the same for all that came at once
+            self._received_at = message.received_at
+            self._received = text_value(iso(message.received_at))
+        if _OURS not in raw:
+            exchange, key = message.exchange, message.routing_key
+            quick = spliced(raw, _TABLE % (text_value(token), _text(exchange), _text(key), self._received))
+            if quick is not None:
+                return quick
+        scene = Scene(message, message.received_at)
+        added = [
+            (TOKEN_HEADER, text_value(token)),
+            (FIRST_EXCHANGE, text_value(scene.exchange)),
+            (FIRST_ROUTING_KEY, text_value(scene.routing_key)),
+            (RECEIVED_AT, self._received),
+        ]
+        return copy_properties(raw, added, _NO_LIMIT, without=_ROUNDS)
+
+
+_text = lru_cache(maxsize=1024)(text_value)
+"""Exchanges and most routing keys are the same again and again."""
+
+
+def spliced(raw: bytes, added: bytes) -> bytes | None:
+    """Return properties with fields added at the end of the table, where nothing else needs to be done.
+
+    That is so for most messages, and costs a tenth of taking them apart (`copy_properties`, which gives the same). None
+    where something must move, or the message isn't persistent.
+
+    Args:
+        raw: of a message that has no header of the sidecar's.
+        added: the fields of a table.
+    """
+    try:
+        flags = raw[0] << 8 | raw[1]
+        if flags & _IN_THE_WAY or not flags & _MODE:
+            return None
+        at = 2
+        for flag in (_TYPE, _ENCODING):
+            if flags & flag:
+                at += 1 + raw[at]
+        table, after = b"", at
+        if flags & _HEADERS:
+            after = at + _LENGTH_BYTES + int.from_bytes(raw[at : at + _LENGTH_BYTES], "big")
+            table = raw[at + _LENGTH_BYTES : after]
+            if b"CC" in table or b"-death" in table or DELIVERY_COUNT in table:
+                return None
+        if raw[after] != _PERSISTENT:
+            return None
+    except IndexError:
+        return None
+    table += added
+    length = len(table).to_bytes(_LENGTH_BYTES, "big")
+    return (flags | _HEADERS).to_bytes(2, "big") + raw[2:at] + length + table + raw[after:]
+
+
+def _of_json(raw: bytes) -> bytes:
+    """Return properties for a body that is JSON, and not compressed any more."""
+    if not (raw[0] << 8 | raw[1]) & (_TYPE | _ENCODING):
+        return raw
+    try:
+        values = properties.split(raw)
+    except PropertiesError:
+        return raw
+    values.pop("content_encoding", None)
+    if "content_type" in values:
+        values["content_type"] = _JSON_TYPE
+    return properties.join(values)

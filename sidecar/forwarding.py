@@ -1,0 +1,152 @@
+"""The trade of a stage in a chain: each batch is published to another exchange, and confirms say what becomes of it.
+
+Confirms, returns and refusals are results by position, and what they mean is drawn from the same table as answers of
+Elasticsearch's (`sidecar.concluding`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from sidecar.concluding import OK, Concluding
+from sidecar.core.bulk import Result
+from sidecar.core.frames import properties_limit
+from sidecar.core.policy import FRAME_ERROR, NACK, NO_ROUTE
+from sidecar.core.staging import Stager, Stamp
+from sidecar.errors import BrokerError
+from sidecar.ports import Copy, Unroutable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sidecar.core.batcher import Batch
+    from sidecar.core.message import Message
+    from sidecar.core.staging import Staging
+    from sidecar.plan import Plan
+    from sidecar.ports import Outlet
+    from sidecar.work import Workplace
+
+_CONFIRMED = Result(OK)
+_NO_ROUTE_STATUS, _FRAME_ERROR_STATUS = 312, 501  # of AMQP; a basic.nack has none
+
+
+class Forwarding:
+    """Has messages published.
+
+    Args:
+        plan: what to do.
+        staging: where to, and as what.
+        outlet: what they are published by.
+    """
+
+    def __init__(self, plan: Plan, staging: Staging, outlet: Outlet) -> None:
+        self._plan = plan
+        self._staging = staging
+        self._outlet = outlet
+
+    async def unavailable(self) -> str | None:
+        """Return why publishing is in vain now, or None."""
+        return await self._outlet.unavailable()
+
+    def composer(self, make_id: Callable[[], str]) -> Stager:  # noqa: ARG002 - ids are the messages' own
+        """Return what finds out where messages go."""
+        return Stager(self._plan.recipe, self._staging)
+
+    def employ(self, place: Workplace) -> Publishes:
+        """Return what publishes for one pipeline."""
+        return Publishes(self._plan, self._staging, self._outlet, place)
+
+
+class Publishes:
+    """Publishes batches and has conclusions drawn from what the broker says.
+
+    Args:
+        plan: what to do.
+        staging: where to, and as what.
+        outlet: what they are published by.
+        place: where the conclusions take effect.
+    """
+
+    def __init__(self, plan: Plan, staging: Staging, outlet: Outlet, place: Workplace) -> None:
+        self._staging = staging
+        self._outlet = outlet
+        self._stamp = Stamp(staging)
+        self._account = place.account
+        self._concluding = Concluding(
+            plan,
+            place.settling,
+            place.outbox,
+            place.pacing,
+            place.account,
+            hold_changed=place.hold_changed,
+            dice=place.dice,
+            log=place.log,
+            wall_clock=place.wall_clock,
+        )
+        self._published = 0
+        outlet.on_blocked = self._blocked_changed
+
+    async def carry_out(self, batch: Batch, *, probe: bool) -> None:
+        """Publish a batch and deal with what the broker says of each message, or with its silence."""
+        reason = await self._outlet.unavailable()
+        if reason is not None:  # what is written into an alarm would wait at the broker's door, nobody knows how long
+            kind = "unreachable" if self._outlet.blocked is None else "blocked"
+            self._concluding.unsent(batch, kind, reason, probe=probe)
+            return
+        clock = asyncio.get_running_loop().time
+        sent_at = clock()
+        try:
+            refusals = await self._publish(batch)
+        except BrokerError as error:
+            self._account.bulk_seconds.observe(clock() - sent_at)
+            self._concluding.unanswered(batch, str(error), probe=probe)
+            return
+        self._account.bulk_seconds.observe(clock() - sent_at)
+        if refusals.count(None) == len(refusals):
+            self._concluding.stored(batch, sent_at)
+        else:
+            self._concluding.apply(batch, [_result(refusal) for refusal in refusals], sent_at, probe=probe)
+
+    async def _publish(self, batch: Batch) -> list[str | Result | None]:
+        """Return why messages weren't taken, by position; None where one was.
+
+        Raises:
+            BrokerError: what became of them is unknown.
+        """
+        copies = [self._copy(message) for message in batch.messages]
+        most = properties_limit(self._outlet.frame_max)
+        if max([len(copy.properties) for copy in copies]) <= most:
+            return cast("list[str | Result | None]", await self._outlet.publish(copies))
+        fitting = [copy for copy in copies if len(copy.properties) <= most]
+        refusals = iter(await self._outlet.publish(fitting) if fitting else [])
+        return [next(refusals) if len(copy.properties) <= most else _too_large(copy, most) for copy in copies]
+
+    def _copy(self, message: Message) -> Copy:
+        self._published += 1
+        token = b"%d" % self._published
+        properties = self._stamp.properties(message, token)
+        source = message.source
+        assert source is not None  # only mere signals have none, and they are acked before
+        return Copy(self._staging.exchange, cast("bytes", message.made), properties, source, token)
+
+    def _blocked_changed(self) -> None:
+        """Hold while the broker takes nothing: what was written before waits for its confirms, as the rest would."""
+        if self._outlet.blocked is not None:
+            self._concluding.hold("blocked", self._outlet.blocked)
+
+
+def _too_large(copy: Copy, most_bytes: int) -> Result:
+    why = f"its properties have {len(copy.properties)} bytes; a frame of the broker's takes {most_bytes}"
+    return Result(_FRAME_ERROR_STATUS, FRAME_ERROR, why)
+
+
+def _result(refusal: str | Result | None) -> Result:
+    """Return what the table of verdicts is to be asked."""
+    if refusal is None:
+        return _CONFIRMED
+    if isinstance(refusal, Result):
+        return refusal
+    if isinstance(refusal, Unroutable):
+        return Result(_NO_ROUTE_STATUS, NO_ROUTE, refusal)
+    return Result(0, NACK, refusal)
