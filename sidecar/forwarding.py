@@ -15,7 +15,7 @@ from sidecar.core.frames import properties_limit
 from sidecar.core.policy import FRAME_ERROR, NACK, NO_ROUTE
 from sidecar.core.staging import Stager, Stamp
 from sidecar.errors import BrokerError
-from sidecar.ports import Copy, Unroutable
+from sidecar.ports import DURABLE_SECONDS, Copy, Unroutable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sidecar.work import Workplace
 
 _CONFIRMED = Result(OK)
+_MOST_ROUTES = 10_000
 _NO_ROUTE_STATUS, _FRAME_ERROR_STATUS = 312, 501  # of AMQP; a basic.nack has none
 
 
@@ -85,6 +86,7 @@ class Publishes:
             wall_clock=place.wall_clock,
         )
         self._published = 0
+        self._routes = Routes()
         outlet.on_blocked = self._blocked_changed
 
     async def carry_out(self, batch: Batch, *, probe: bool) -> None:
@@ -103,6 +105,7 @@ class Publishes:
             self._concluding.unanswered(batch, str(error), probe=probe)
             return
         self._account.bulk_seconds.observe(clock() - sent_at)
+        await self._routes.old_enough(batch.messages, refusals)
         if refusals.count(None) == len(refusals):
             self._concluding.stored(batch, sent_at)
         else:
@@ -134,6 +137,46 @@ class Publishes:
         """Hold while the broker takes nothing: what was written before waits for its confirms, as the rest would."""
         if self._outlet.blocked is not None:
             self._concluding.hold("blocked", self._outlet.blocked)
+
+
+class Routes:
+    """Knows which confirms may come from queues so young that RabbitMQ may yet forget what is in them.
+
+    The next stage may have created its queue just before the first publish, or at any time where none was there before.
+    """
+
+    def __init__(self) -> None:
+        self._first_seen_at: float | None = None
+        self._without_queue: set[object] = set()
+        self._appeared_at: dict[object, float] = {}
+
+    async def old_enough(self, messages: list[Message], refusals: list[str | Result | None]) -> None:
+        """Wait until what is confirmed is safe (`sidecar.ports.DURABLE_SECONDS`); mostly it is."""
+        now = asyncio.get_running_loop().time()
+        if self._first_seen_at is None:
+            self._first_seen_at = now
+        since = self._first_seen_at
+        if self._without_queue or self._appeared_at or refusals.count(None) < len(refusals):
+            since = max(since, self._latest(messages, refusals, now))
+        if since + DURABLE_SECONDS > now:
+            await asyncio.sleep(since + DURABLE_SECONDS - now)
+
+    def _latest(self, messages: list[Message], refusals: list[str | Result | None], now: float) -> float:
+        """Return when the youngest of the queues appeared that some of these messages went to."""
+        latest = 0.0
+        self._appeared_at = {key: at for key, at in self._appeared_at.items() if at + DURABLE_SECONDS > now}
+        for message, refusal in zip(messages, refusals, strict=True):
+            route = message.made
+            if isinstance(refusal, Unroutable):
+                self._without_queue.add(route)
+            elif refusal is None:
+                if route in self._without_queue:
+                    self._without_queue.discard(route)
+                    self._appeared_at[route] = now
+                latest = max(latest, self._appeared_at.get(route, 0.0))
+        if len(self._without_queue) > _MOST_ROUTES:
+            self._without_queue.clear()
+        return latest
 
 
 def _too_large(copy: Copy, most_bytes: int) -> Result:

@@ -10,9 +10,10 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from sidecar.amqp.publisher import Publisher, open_publisher
-from sidecar.amqp.topology import DURABLE_SECONDS, declare
+from sidecar.amqp.topology import declare
 from sidecar.amqp.wire import FAILURES, Reach, connect, end, open_first, unopened
 from sidecar.errors import BrokerError
+from sidecar.ports import DURABLE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sidecar.amqp.publisher import Publisher, open_publisher
-from sidecar.amqp.topology import DURABLE_SECONDS, Topology, declare, declare_delay_queue, low_delivery_limit
+from sidecar.amqp.topology import Topology, declare, declare_delay_queue, low_delivery_limit
 from sidecar.amqp.wire import (
     FAILURES,
     Reach,
@@ -27,7 +27,7 @@ from sidecar.amqp.wire import (
 from sidecar.core import frames
 from sidecar.core.ledger import Ledger
 from sidecar.errors import BrokerError
-from sidecar.ports import NACK_PAUSE_SECONDS, NACKS_AT_ONCE
+from sidecar.ports import DURABLE_SECONDS, NACK_PAUSE_SECONDS, NACKS_AT_ONCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,13 +19,6 @@ if TYPE_CHECKING:
 
     from aiormq.abc import AbstractChannel, AbstractConnection
 
-DURABLE_SECONDS = 2.0
-"""So old must a quorum queue be before a confirm of its messages is believed.
-
-RabbitMQ writes its directory of quorum queues to disk up to a second after it said that one is declared. A broker that
-is killed before starts with that queue empty, whatever it had confirmed (seen on 3.10.8, when killed within 0.9 s).
-"""
-
 _OTHER_LIMIT = re.compile(r"inequivalent arg 'x-delivery-limit'.*current is (?:the value '(-?\d+)'|none)", re.DOTALL)
 _LOW_DELIVERY_LIMIT = 100
 _DEFAULT_DELIVERY_LIMIT = 20
@@ -59,7 +52,7 @@ async def declare(connection: AbstractConnection, topology: Topology) -> bool:
     """Create what is absent, or, without `Topology.declare`, see that the queues are there.
 
     Returns:
-        Whether a queue was created: messages in it are safe after `DURABLE_SECONDS`.
+        Whether a queue was created: messages in it are safe after `sidecar.ports.DURABLE_SECONDS`.
 
     Raises:
         BrokerError: something is missing and not to be declared, or the broker refused.

@@ -16,6 +16,7 @@ from sidecar.core.staging import ACTION, Staging
 from sidecar.core.template import Template
 from sidecar.forwarding import Forwarding
 from sidecar.pipeline import Pipeline
+from sidecar.ports import DURABLE_SECONDS
 from tests.fakes.broker import Broker, Stored, properties
 from tests.fakes.outlet import SimulatedOutlet
 from tests.pipeline.world import QUEUE, World, play
@@ -184,6 +185,32 @@ def test_what_is_unroutable_waits_until_the_queue_is_there() -> None:
         world.judge()
 
     play(Chain, scenario)
+
+
+def test_what_a_queue_confirms_that_has_just_appeared_is_acked_when_it_is_safe() -> None:
+    """RabbitMQ forgets what is in a queue that is a second old; the first publish of all may be to such a one."""
+
+    async def scenario(world: Chain) -> None:
+        first = world.publish_many(10, with_ids=False)
+        await world.start()
+        await world.until(lambda: len(world.bodies()) == len(first))
+        await asyncio.sleep(DURABLE_SECONDS - 0.1)
+        assert world.pipeline.account.total("ack") == 0
+        await world.until_settled()
+        del world.far.queues[STAGING]
+        second = world.publish_many(10, with_ids=False, start=10)
+        await world.until(lambda: world.pipeline.held, 120)
+        world.far.declare(STAGING)
+        await world.until(lambda: len(world.bodies()) > len(first), 120)
+        await asyncio.sleep(DURABLE_SECONDS - 0.1)
+        assert world.pipeline.account.total("ack") == len(first)
+        await world.until_settled(120)
+        third = world.publish_many(10, with_ids=False, start=20)
+        await world.until_settled(1.9)
+        assert sorted(world.bodies()) == sorted(first + second + third)
+        world.judge()
+
+    play(lambda: Chain(batch_max_age_seconds=0.05), scenario)
 
 
 def test_only_the_target_that_is_missing_waits() -> None:
