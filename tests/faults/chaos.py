@@ -147,8 +147,29 @@ class Chaos:
                 self.verdict.figures["seconds to recover"] = round(recovered_seconds)
                 return
             self._start_sidecar()
+        self._keep_what_elasticsearch_says()
         told = self._sidecar.told() if self._sidecar is not None else ""
         self.verdict.discrepancies.append(f"stuck after all faults were over: {self._ready()}, {told}")
+
+    def _keep_what_elasticsearch_says(self) -> None:
+        """Ask it what it does, beside the logs: whether it takes a write of ours tells whose fault it is."""
+        with (self._folder / "elasticsearch.txt").open("w") as sink:
+            for method, path, body in (
+                ("PUT", f"/{self._name}/_doc/chaos?timeout=5s", {"n": 0}),
+                ("GET", "/_cat/shards?v&h=index,state,docs,unassigned.reason,unassigned.details", None),
+                ("GET", "/_cat/thread_pool/write,write_coordination?v&h=name,active,queue,rejected,completed", None),
+                ("GET", "/_cluster/pending_tasks", None),
+                ("GET", f"/{self._name}/_settings", None),
+                ("GET", "/_nodes/hot_threads?threads=20&ignore_idle_threads=false", None),
+            ):
+                asked_at = time.monotonic()
+                try:
+                    with self._elastic() as client:
+                        answer = client.send(method, path, body)
+                    said = f"{answer.status} {answer.body.decode(errors='replace')}"
+                except _TROUBLES as error:
+                    said = repr(error)
+                print(f"{method} {path}: {time.monotonic() - asked_at:.1f} s\n{said}\n", file=sink)
 
     def _wait_settled(self) -> bool:
         """Wait until all is settled; how long is a matter of the load, but something must go on all the time."""
