@@ -74,6 +74,7 @@ class Wire(asyncio.StreamReaderProtocol):
         self._transport: asyncio.Transport | None = None
         self._clock = loop.time
         self._closing: str | None = None
+        self._ended = False  # the broker says nothing more; its transport may not know yet
         self.close_reason: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -110,8 +111,14 @@ class Wire(asyncio.StreamReaderProtocol):
             for reason in frames.blocked(passed):
                 self.on_blocked(reason)
 
+    def eof_received(self) -> bool:
+        """Note that the broker says nothing more."""
+        self._ended = True
+        return bool(super().eof_received())
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell what happened; aiormq learns of it in its own way."""
+        self._ended = True
         super().connection_lost(exc)
         lost = f"connection lost: {exc}" if exc else "connection closed by RabbitMQ"
         said = f"RabbitMQ closed the connection: {self.close_reason}" if self.close_reason else None
@@ -138,15 +145,22 @@ class Wire(asyncio.StreamReaderProtocol):
 
     def pause(self) -> None:
         """Read nothing more for now."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
+        transport = self._readable()
+        if transport is not None:
+            transport.pause_reading()
 
     def resume(self) -> None:
         """Read on."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+        transport = self._readable()
+        if transport is not None:
+            transport.resume_reading()
             self._passed_at = self._clock()
             super().data_received(HEARTBEAT)  # nothing was heard for a while, and that was our doing
+
+    def _readable(self) -> asyncio.Transport | None:
+        """Return the transport, as long as something may come by it."""
+        transport = self._transport
+        return None if transport is None or self._ended or transport.is_closing() else transport
 
     def abort(self) -> None:
         """Drop the connection at once."""

@@ -7,12 +7,24 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from sidecar.amqp.wire import end
+from sidecar.amqp.wire import Wire, end
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aiormq.abc import AbstractConnection
 
-    from sidecar.amqp.wire import Wire
+
+class Lasting(asyncio.Transport):
+    """A transport that doesn't know yet that its other end has gone, as uvloop's."""
+
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None:
+        raise AssertionError("there is nothing to be read any more")
+
+    resume_reading = pause_reading
 
 
 class Endless:
@@ -41,5 +53,24 @@ def test_who_is_cancelled_while_closing_stays_cancelled() -> None:
         with pytest.raises(asyncio.CancelledError):
             await closing
         assert endless.aborted
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "gone", [lambda wire: wire.eof_received(), lambda wire: wire.connection_lost(None)], ids=["eof", "lost"]
+)
+def test_who_reads_on_when_the_broker_has_gone_reads_nothing(gone: Callable[[Wire], object]) -> None:
+    """A session that is closed reads on first, for the answer to that; but there may be nobody left to answer."""
+
+    async def main() -> None:
+        lost: list[str] = []
+        wire = Wire(lambda _: None, lost.append)
+        wire.connection_made(Lasting())
+        gone(wire)
+        wire.pause()
+        wire.resume()
+        wire.connection_lost(None)
+        assert lost[-1] == "connection closed by RabbitMQ"
 
     asyncio.run(main())
