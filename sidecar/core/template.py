@@ -124,11 +124,11 @@ class Scene:
 
     def _remember(self) -> None:
         raw = self.message.properties
-        if properties.header(raw, RETRY_COUNT) is None and properties.header(raw, RECEIVED_AT) is None:
-            return
-        exchange = _long_string(properties.header(raw, FIRST_EXCHANGE)) or b""
-        self._first_route = exchange, _long_string(properties.header(raw, FIRST_ROUTING_KEY)) or b""
-        moment = _long_string(properties.header(raw, RECEIVED_AT))
+        names = FIRST_EXCHANGE, FIRST_ROUTING_KEY, RECEIVED_AT
+        exchange, routing_key, moment = [_long_string(properties.header(raw, name)) for name in names]
+        if properties.header(raw, RETRY_COUNT) is None and None in (exchange, routing_key, moment):
+            return  # what was passed on has all three: somebody else uses one of these names
+        self._first_route = exchange or b"", routing_key or b""
         with suppress(ValueError, OverflowError):
             seconds = datetime.fromisoformat((moment or b"").decode(errors="replace")).timestamp()
             datetime.fromtimestamp(seconds, UTC)  # raises for what is outside of the years 1 to 9999

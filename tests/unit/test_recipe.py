@@ -182,6 +182,27 @@ def test_a_copy_that_came_back_resolves_as_at_its_first_delivery() -> None:
     assert composed(composer, one)[1] == {"_index": "events-order.new-2020.02.03"}
 
 
+@pytest.mark.parametrize("missing", [b"sidecar-exchange", b"sidecar-routing-key", b"sidecar-received-at"])
+def test_what_was_passed_on_resolves_as_at_its_first_delivery_and_a_name_by_chance_means_nothing(
+    missing: bytes,
+) -> None:
+    """Another stage sets all three headers; with two of them a message is nobody's but its producer's."""
+    headers = [
+        (b"sidecar-exchange", long_string(b"events")),
+        (b"sidecar-routing-key", long_string(b"order.new")),
+        (b"sidecar-received-at", long_string(b"2020-02-03T04:05:06.000Z")),
+    ]
+    composer = make("x{exchange}-{routing_key}-{now:%Y.%m.%d}")
+    passed_on = message(body=b"{}", raw=properties(headers))
+    assert composed(composer, passed_on)[1] == {"_index": "xevents-order.new-2020.02.03"}
+    for others in (
+        [one for one in headers if one[0] != missing],
+        [(name, b"I" + bytes(4) if name == missing else value) for name, value in headers],
+    ):
+        ours = message(body=b"{}", raw=properties(others))
+        assert composed(composer, ours)[1] == {"_index": "x-work-2023.11.14"}
+
+
 @pytest.mark.parametrize("digits", [20, 5_000])
 def test_a_version_of_thousands_of_digits_is_refused(digits: int) -> None:
     """Python refuses to read such a number, in its own way."""
