@@ -111,7 +111,7 @@ def block_cluster(scene: Scene, *, on: bool) -> None:
     scene.es("PUT", "/_cluster/settings", {"persistent": {f"cluster.{DISK_BLOCK}": on or None}})
 
 
-@pytest.mark.parametrize("block", [block_index, block_cluster])
+@pytest.mark.parametrize("block", [block_index, pytest.param(block_cluster, marks=pytest.mark.full)])
 def test_a_disk_at_its_flood_stage(scene: Scene, block: Callable[..., None]) -> None:
     """Elasticsearch takes nothing for lack of room: all waits, with few requests, and is stored when there is room."""
     count = 500

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.integration.bench import message
 from tests.integration.process import wait_until
 
@@ -34,6 +36,7 @@ def test_servers_may_come_after_the_sidecar(breakable: Bench) -> None:
     assert len(sidecar.events("amqp.unreachable")) == 1
 
 
+@pytest.mark.full  # the faults of each server are tried in tests/faults
 def test_it_comes_back_to_both_servers(breakable: Bench) -> None:
     """Connections cut, both servers killed, Elasticsearch frozen, in one run: all stored, nothing dead-lettered."""
     breakable.create_index({"at": {"type": "long"}})

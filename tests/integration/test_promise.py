@@ -328,6 +328,7 @@ def test_big_bodies_in_many_frames_arrive_whole(bench: Bench) -> None:
     assert {letter.message_id: letter.body for letter in bench.dead_letters()} == bad
 
 
+@pytest.mark.full
 def test_a_connection_lives_through_deliveries_without_heartbeats(bench: Bench) -> None:
     """Deliveries for longer than three heartbeats, then silence for as long: the same connection goes on."""
     bench.declare()

@@ -168,6 +168,7 @@ def test_templates_blocks_and_the_write_pool(elastic: Elastic, index_name: str) 
     assert elastic.count(index_name) == 0
 
 
+@pytest.mark.full
 def test_a_broker_of_ones_own_is_killed_restarted_and_frozen(rabbitmq_factory: Callable[..., Broker]) -> None:
     """Address and durable messages outlive SIGKILL; a frozen broker accepts connections and says nothing."""
     broker = rabbitmq_factory({"consumer_timeout": 7000}, advanced="[{rabbit,[{channel_tick_interval,500}]}].")
@@ -197,6 +198,7 @@ def test_a_broker_of_ones_own_is_killed_restarted_and_frozen(rabbitmq_factory: C
         assert [message.body for message in client.drain("q")] == [b"kept"]
 
 
+@pytest.mark.full
 def test_a_cluster_of_ones_own_is_killed_restarted_and_frozen(elasticsearch_factory: Callable[..., Cluster]) -> None:
     """Address and documents outlive SIGKILL; a frozen cluster answers nobody until it is thawed."""
     cluster = elasticsearch_factory({"thread_pool.write.size": 1, "thread_pool.write.queue_size": 1})
