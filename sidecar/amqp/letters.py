@@ -28,7 +28,7 @@ from sidecar.core.ledger import Ledger
 from sidecar.core.letters import read, renewed, replayed
 from sidecar.core.properties import PropertiesError
 from sidecar.errors import BrokerError
-from sidecar.ports import Copy
+from sidecar.ports import ACKS_SECONDS, Copy
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -246,6 +246,7 @@ class LetterBox:
         self._channel: AbstractChannel | None = None
         self._consumers = 0
         self._acked = 0
+        self._acks_safe_at = 0.0
         self._added = 0
         self._chunks: list[list[Message]] = []
         self._arrived = asyncio.Event()
@@ -391,6 +392,7 @@ class LetterBox:
         self._acked += self.ledger.store(messages)
         settlements = self.ledger.collect(singly=True)
         number = self.ledger.channel
+        self._acks_safe_at = asyncio.get_running_loop().time() + ACKS_SECONDS
         self._wire.write(b"".join(frames.ack(number, tag, multiple=multiple) for tag, multiple in settlements))
 
     async def publish(self, copies: list[Copy]) -> list[str | None]:
@@ -418,6 +420,7 @@ class LetterBox:
         channel, wire = self._channel, self._wire
         if channel is None or wire is None or self._lost is not None:
             return
+        await asyncio.sleep(self._acks_safe_at - asyncio.get_running_loop().time())
         try:
             # Without cancelling first: what is on its way to a consumer that was cancelled comes back in any order.
             self._channel = None  # its end is no loss

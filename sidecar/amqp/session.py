@@ -27,7 +27,7 @@ from sidecar.amqp.wire import (
 from sidecar.core import frames
 from sidecar.core.ledger import Ledger
 from sidecar.errors import BrokerError
-from sidecar.ports import DURABLE_SECONDS, NACK_PAUSE_SECONDS, NACKS_AT_ONCE
+from sidecar.ports import ACKS_SECONDS, DURABLE_SECONDS, NACK_PAUSE_SECONDS, NACKS_AT_ONCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +80,7 @@ class Session:
         # the moment on that this session saw them first: another sidecar may just have created them.
         self._safe_at = 0.0
         self._delay_queues: dict[tuple[str, int], float] = {}
+        self._acks_safe_at = 0.0
         self._closing = False
 
     async def open(self, url: URL) -> None:
@@ -204,6 +205,8 @@ class Session:
         """Write acks at once; void when the epoch is over."""
         wire = self._consume_wire
         if wire is not None and settlements and not ledger.closed:
+            if len(settlements) > NACKS_AT_ONCE:
+                self._acks_safe_at = asyncio.get_running_loop().time() + ACKS_SECONDS
             wire.write(b"".join(frames.ack(ledger.channel, tag, multiple=multiple) for tag, multiple in settlements))
 
     def reject(self, ledger: Ledger, tag: int) -> None:
@@ -247,6 +250,7 @@ class Session:
                     )
                     self._follow(ledger, ledger.successor())
                 elif tags:
+                    await self._acks_are_safe()
                     await self._end_channel(ledger)
                     self._follow(ledger, await self._open_channel(connection, wire, ledger.queue))
                 else:
@@ -269,6 +273,10 @@ class Session:
                 wire.write(
                     b"".join(frames.nack(channel, tag, multiple=all_up_to, requeue=True) for tag, all_up_to in some)
                 )
+
+    async def _acks_are_safe(self) -> None:
+        """Wait until RabbitMQ has passed on the acks of a channel that is about to end."""
+        await asyncio.sleep(self._acks_safe_at - asyncio.get_running_loop().time())
 
     async def _end_channel(self, ledger: Ledger) -> None:
         channel = self._channels.pop(ledger.channel)
@@ -314,6 +322,8 @@ class Session:
         if self._publisher is not None:
             self._publisher.lose("the session was closed")
         try:
+            if not self.lost.done():
+                await self._acks_are_safe()
             await end(self._publishing, self._publish_wire)
             await end(self._consuming, self._consume_wire)
         except asyncio.CancelledError:
