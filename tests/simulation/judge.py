@@ -462,7 +462,7 @@ class Judge:
             return
         if setting.versions:
             numbers = [fate.publication.number for fate in fates if fate.applied or (fate.conflicts and fate.acks)]
-        elif setting.sidecars == 1 and not any(fate.uncertain for fate in fates):
+        elif setting.sidecars == 1 and not any(fate.uncertain or self._undone(fate) for fate in fates):
             numbers = history
         else:
             return
@@ -473,6 +473,10 @@ class Judge:
         expected = None if deleted else last.number
         if state != expected:
             self.fault("state", f"{key[1]} is {state}, not {expected}; it was written as {history}", last.number)
+
+    def _undone(self, fate: Fate) -> bool:
+        """Whether it was applied, came again, and was refused: what came before it is applied once more, and last."""
+        return fate.deliveries > 1 and fate.applied > 0 and self._deserves(fate)
 
     def _judge_accounts(self) -> None:
         """Where no session was lost, what all sidecars count is exactly what the broker saw."""
