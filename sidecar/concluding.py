@@ -18,20 +18,12 @@ from sidecar.core.properties import published_at
 from sidecar.core.suspects import Suspects
 
 if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable
-
-    from structlog.typing import FilteringBoundLogger
-
-    from sidecar.core.account import Account
     from sidecar.core.batcher import Batch
     from sidecar.core.bulk import Fault, Result
     from sidecar.core.message import Message
-    from sidecar.core.outbox import Outbox
-    from sidecar.core.pacing import Pacing
     from sidecar.plan import Plan
     from sidecar.ports import Answer
-    from sidecar.settling import Settling
+    from sidecar.work import Workplace
 
 OK = 200
 BLOCKED_GUARD = 1000  # messages in a row that no target takes, before everything waits
@@ -55,38 +47,19 @@ class Concluding:
 
     Args:
         plan: what to do.
-        settling: settles messages whose fate is known.
-        outbox: takes what goes again.
-        pacing: is told what the far side thinks of our pace.
-        account: where everything is counted.
-        hold_changed: called when a hold began or ended.
-        dice: the only source of chance.
-        log: where state changes are told.
-        wall_clock: seconds since 1970.
+        place: where the conclusions take effect.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        settling: Settling,
-        outbox: Outbox,
-        pacing: Pacing,
-        account: Account,
-        *,
-        hold_changed: Callable[[], None],
-        dice: random.Random,
-        log: FilteringBoundLogger,
-        wall_clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, plan: Plan, place: Workplace) -> None:
         self._plan = plan
-        self._settling = settling
-        self._outbox = outbox
-        self._pacing = pacing
-        self._account = account
-        self._hold_changed = hold_changed
-        self._dice = dice
-        self._log = log
-        self._wall_clock = wall_clock
+        self._settling = place.settling
+        self._outbox = place.outbox
+        self._pacing = place.pacing
+        self._account = place.account
+        self._hold_changed = place.hold_changed
+        self._dice = place.dice
+        self._log = place.log
+        self._wall_clock = place.wall_clock
         self._refused_in_a_row: Counter[str] = Counter()  # by error type, since something was stored
         # Where all messages have one target and that is blocked, everything waits; where they have several, the others'
         # messages may just be rare.

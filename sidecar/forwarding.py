@@ -74,17 +74,7 @@ class Publishes:
         self._outlet = outlet
         self._stamp = Stamp(staging)
         self._account = place.account
-        self._concluding = Concluding(
-            plan,
-            place.settling,
-            place.outbox,
-            place.pacing,
-            place.account,
-            hold_changed=place.hold_changed,
-            dice=place.dice,
-            log=place.log,
-            wall_clock=place.wall_clock,
-        )
+        self._concluding = Concluding(plan, place)
         self._published = 0
         self._routes = Routes()
         outlet.on_blocked = self._blocked_changed

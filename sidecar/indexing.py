@@ -61,17 +61,7 @@ class Requests:
         self._tracing = tracing
         self._path = bulk.path(plan.recipe.path_index)
         self._account = place.account
-        self._concluding = Concluding(
-            plan,
-            place.settling,
-            place.outbox,
-            place.pacing,
-            place.account,
-            hold_changed=place.hold_changed,
-            dice=place.dice,
-            log=place.log,
-            wall_clock=place.wall_clock,
-        )
+        self._concluding = Concluding(plan, place)
 
     async def carry_out(self, batch: Batch, *, probe: bool) -> None:
         """Send a batch and deal with the answer, or with its absence."""
