@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
-import orjson
-
 from sidecar.core.coalesce import Operation, source_line
-from sidecar.core.content import plain_body, text_document
+from sidecar.core.columns import column
+from sidecar.core.content import text_document
 from sidecar.core.correlation import Correlation, set_size, whole_number
 from sidecar.core.document import (
     LINE_BREAK,
@@ -24,9 +23,9 @@ from sidecar.core.document import (
     document,
     fragment,
     json_string,
-    not_text,
 )
-from sidecar.core.properties import FlaggedError, PropertiesError, header, short, short_reader
+from sidecar.core.lines import CLOSING, MAX_ID_BYTES, IndexNames, Lines
+from sidecar.core.properties import PropertiesError, header, short_reader
 from sidecar.core.split import Parts, split
 from sidecar.core.template import RETRY_COUNT, MissingFieldError, Scene, Template
 from sidecar.core.transform import NothingError, TransformError
@@ -35,7 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from sidecar.core.coalesce import Mode as CoalesceMode
-    from sidecar.core.fields import Fields
+    from sidecar.core.columns import Chunk
+    from sidecar.core.fields import Fields, Rows
     from sidecar.core.message import Message
     from sidecar.core.split import Mode as SplitMode
     from sidecar.core.transform import Prepare, Transform
@@ -45,19 +45,14 @@ if TYPE_CHECKING:
 ACTIONS = ("index", "create", "update", "upsert", "delete")
 ACTIONS_WITH_VERSION = ("index", "delete")
 ACTIONS_ON_WHAT_IS_THERE = ("update", "upsert", "delete")
-MAX_ID_BYTES = 512
 MAX_VERSION = 2**63 - 1
 RETRIES_ON_CONFLICT = 3
-_SHOWN_CHARACTERS = 255  # Elasticsearch takes no longer name
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 DOCUMENT_ID = b"sidecar-id"
 
 _ORDINARY_NAME = re.compile(r"[A-Za-z0-9]")
 _BRACE, _END_BRACE = b"{}"
-_CLOSING = b"}}\n"
 _OPENINGS = {action: b'{"%s":{' % (b"update" if action == "upsert" else action.encode()) for action in ACTIONS}
 _RETRIES = b'"retry_on_conflict":%d' % RETRIES_ON_CONFLICT
-_MOST_NAMES = 1024  # kept of indices; whoever has more pays for looking at them again
 _STRING_OVERHEAD = 5
 
 IdMode = Literal["auto", "generated", "none", "template"]
@@ -212,10 +207,8 @@ class Composer:
         self.left = []
         self._gathers_singly = recipe.gathers_singly
         self._folds = recipe.coalesce != "none"
-        index = recipe.path_index
-        # What keys begin with; None where each message has an index of its own, which its action line names.
-        self._key_space = index.encode() + b"\0" if index is not None else None
-        self._index_parameters: dict[bytes, bytes] = {}
+        self._has_one_index = recipe.path_index is not None
+        self._names = IndexNames(recipe)
         options = (("routing", recipe.routing), ("pipeline", recipe.pipeline))
         self._optional = [
             (name, b'"%s":' % name.encode(), template.render) for name, template in options if template is not None
@@ -224,19 +217,15 @@ class Composer:
         self._read_id = short_reader("message_id")
         self._ident = self._ident_maker()
         self._fields = recipe.fields or None
-        is_document = self._action in {"index", "create"} and recipe.content == "json"
-        self._takes_bodies = is_document and self._fields is None  # as they are
-        extras = recipe.routing or recipe.pipeline or recipe.version or recipe.gathers_singly
+        self._takes_bodies = self._action in {"index", "create"} and recipe.content == "json" and self._fields is None
+        self._lines = Lines(recipe, make_id, self._names) if Lines.suit(recipe) else None
+        self._groups = column(recipe.batch_key) if recipe.batch_key is not None else None
         if recipe.has_parts:
             self._compose: _Way = self._compose_parts
-        elif self._takes_bodies and index is not None and not extras and recipe.id_mode in {"auto", "none"}:
-            action = (self._action or "").encode()
-            self._opening = b'{"%s":{"_id":' % action
-            self._anonymous = b'{"%s":{}}\n' % action
-            self._read_id = short_reader("message_id", stop_at="content_encoding")
-            self._compose = self._compose_plain
+        elif self._lines is not None:
+            self._compose = self._compose_alike
         else:
-            self._compose = self._compose_by_recipe
+            self._compose = self._compose_singly
 
     def compose(self, messages: Iterable[Message], now: float) -> tuple[list[Message], list[Reject]]:
         """Fill in `line`, `source` and `key`; return the messages that can be sent, and the others with reasons.
@@ -248,67 +237,69 @@ class Composer:
         self._room, self.left = self.room_bytes, []
         return self._compose(iter(messages), now)
 
-    def _compose_plain(
-        self,
-        messages: Iterator[Message],
-        now: float,  # noqa: ARG002 - no template asks for it
+    def _compose_alike(self, messages: Iterator[Message], now: float) -> tuple[list[Message], list[Reject]]:
+        """Compose by columns: the way of most users. What is out of the ordinary is composed by itself afterwards."""
+        everything = list(messages)
+        if not everything:
+            return [], []
+        assert self._lines is not None
+        chunk = self._lines.chunk(everything, now)
+        if self._groups is not None:
+            self._note_groups(self._groups(chunk), everything)
+        rows = self._fields.rows(chunk) if self._fields is not None else None
+        lines, keys = self._lines.make(chunk)
+        unusual: list[int] = []
+        note = unusual.append
+        for place, (message, line, key) in enumerate(zip(everything, lines, keys)):  # noqa: B905 - keys may be endless
+            message.line, message.key, message.received_at = line, key, now
+            body = message.body
+            # The cheap look, all of it in C: a plain document passes without a single call of ours.
+            if (
+                not body
+                or body[0] != _BRACE
+                or body[-1] != _END_BRACE
+                or LINE_BREAK in body
+                or not body.isascii()
+                or len(body) > MAX_DOCUMENT_BYTES
+            ):
+                note(place)
+        if chunk.odd or unusual or rows is not None:
+            return self._compose_rest(chunk, frozenset(unusual), rows)
+        return everything, []
+
+    def _compose_rest(
+        self, chunk: Chunk, unusual: frozenset[int], rows: Rows | None
     ) -> tuple[list[Message], list[Reject]]:
-        """Compose where nothing but the id comes from the message: the hot path of most users."""
+        """Compose odd messages, look into bodies that are unusual, and add fields to all."""
         composed: list[Message] = []
         rejects: list[Reject] = []
-        add, opening, anonymous, read_id = composed.append, self._opening, self._anonymous, self._read_id
-        dumps = orjson.dumps
-        with_id = self._recipe.id_mode == "auto"
-        for message in messages:
+        odd, fields, room = chunk.odd, self._fields, self._room
+        for place, message in enumerate(chunk.messages):
             body = message.body
             try:
-                ident = read_id(message.properties)
-                if not ident or not with_id:
-                    message.line = anonymous
+                if place in odd:
+                    self._compose_one(message, Scene(message, chunk.now, self._recipe.most_bytes))
                 else:
-                    message.key = ident
-                    message.line = opening + dumps(ident.decode()) + _CLOSING
-                # The cheap look, all of it in C: a plain document passes without a single call of ours.
-                if (
-                    not body
-                    or body[0] != _BRACE
-                    or body[-1] != _END_BRACE
-                    or LINE_BREAK in body
-                    or not body.isascii()
-                    or len(body) > MAX_DOCUMENT_BYTES
-                ):
-                    message.becomes(document(body))
-            except FlaggedError:
-                refusal = self._compose_encoded(message)
-                if self._is_used_up(message):
-                    self.left = list(messages)  # which ends the loop
-                if refusal is not None:
-                    rejects.append(refusal)
-                    continue
-            except UnicodeDecodeError:
-                rejects.append(reject(message, not_text("message_id")))
-                continue
+                    source = document(body) if place in unusual else body
+                    message.becomes(fields.splice(source, rows[place]) if fields is not None and rows else source)
             except REFUSALS as why:
                 rejects.append(reject(message, why))
-                continue
-            add(message)
+            else:
+                composed.append(message)
+            if message.source is not body:
+                room -= len(message.source or b"")
+                if room < 0:
+                    self.left = chunk.messages[place + 1 :]
+                    break
         return composed, rejects
 
-    def _compose_encoded(self, message: Message) -> Reject | None:
-        """Compose a message with a ``content_encoding`` as the others of the plain path."""
-        try:
-            ident = short(message.properties, "message_id") if self._recipe.id_mode == "auto" else None
-            if ident:
-                message.key = ident
-                message.line = self._opening + json_string(ident, "message_id") + _CLOSING
-            else:
-                message.line = self._anonymous
-            message.becomes(document(plain_body(message, self._recipe.most_bytes)))
-        except REFUSALS as why:
-            return reject(message, why)
-        return None
+    @staticmethod
+    def _note_groups(keys: list[bytes], messages: list[Message]) -> None:
+        known = {key: Correlation(key) for key in set(keys)}
+        for message, key in zip(messages, keys, strict=True):
+            message.correlation, message.operation = known[key], None
 
-    def _compose_by_recipe(self, messages: Iterator[Message], now: float) -> tuple[list[Message], list[Reject]]:
+    def _compose_singly(self, messages: Iterator[Message], now: float) -> tuple[list[Message], list[Reject]]:
         composed: list[Message] = []
         rejects: list[Reject] = []
         scene: Scene | None = None
@@ -393,10 +384,10 @@ class Composer:
         action = message.action = self._action or self._render_action(scene)
         ident = self._ident(message, scene)
         parameters = []
-        space = self._key_space
-        if space is None:
+        space = b""
+        if not self._has_one_index:
             index = self._recipe.index.render(scene)
-            parameters.append(self._index_parameter(index))
+            parameters.append(self._names.parameter(index))
             space = index + b"\0"
         if ident is not None:
             if len(ident) > MAX_ID_BYTES:
@@ -414,7 +405,7 @@ class Composer:
         if self._conditional:
             version = self._version(action, ident, scene)
             parameters += self._conditions(action, version)
-        message.line = _OPENINGS[action] + b",".join(parameters) + _CLOSING
+        message.line = _OPENINGS[action] + b",".join(parameters) + CLOSING
         message.key = space + ident if ident is not None else None
         if self._takes_bodies:
             line: bytes | None = document(scene.content())
@@ -463,20 +454,6 @@ class Composer:
         if action not in ACTIONS:
             raise RefusedError("malformed", f"the action is none of {', '.join(ACTIONS)}")
         return action
-
-    def _index_parameter(self, index: bytes) -> bytes:
-        """Return what an action line says of its index; most are of a few, which were looked at before."""
-        known = self._index_parameters
-        parameter = known.get(index)
-        if parameter is None:
-            name = index.decode()
-            if not self._recipe.allows(name) or _CONTROL.search(name):
-                shown = name[:_SHOWN_CHARACTERS]
-                raise RefusedError("index-not-allowed", f"the index {shown!r} is outside of SIDECAR_INDEX_ALLOW")
-            if len(known) >= _MOST_NAMES:
-                known.clear()
-            parameter = known[index] = b'"_index":' + json_string(index, "the index's name")
-        return parameter
 
     def _ident_maker(self) -> Callable[[Message, Scene], bytes | None]:
         """Return what finds or makes the id of a message."""

@@ -45,15 +45,20 @@ def plain_body(message: Message, most_bytes: int) -> bytes:
     encoding = _read_encoding(message.properties)
     if encoding is None:
         return body
-    name = encoding.strip().lower()
-    if name in _PLAIN:
+    if is_plain(encoding):
         return body
+    name = encoding.strip().lower()
     if name in _GZIP:
         return _inflated(body, _GZIP_WINDOW, "gzip", most_bytes)
     if name == _DEFLATE:
         return _inflated(body, _deflate_window(body), "deflate", most_bytes)
     shown = name.decode(errors="replace")[:_SHOWN_CHARACTERS]
     raise RefusedError("malformed", f"the content_encoding {shown!r} is unknown; gzip and deflate are undone")
+
+
+def is_plain(encoding: bytes) -> bool:
+    """Whether a ``content_encoding`` says that the body is what it is."""
+    return encoding.strip().lower() in _PLAIN
 
 
 def _deflate_window(body: bytes) -> int:

@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
+from sidecar.core.columns import as_json, column
 from sidecar.core.document import json_string
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sidecar.core.columns import Chunk
     from sidecar.core.template import Scene, Template
+
+Rows = list[tuple[bytes, ...]]
+"""Texts to add to each of several documents."""
 
 METADATA = frozenset(
     ("_id", "_index", "_routing", "_source", "_type", "_version", "_seq_no", "_primary_term", "_field_names",
@@ -26,6 +31,7 @@ METADATA = frozenset(
 """Names that Elasticsearch keeps for itself: it refuses documents with them."""
 
 
+_QUOTE, _BACKSLASH = b'"\\'
 _EMPTY = re.compile(rb"\{[ \t\r\n]*\}").match
 
 
@@ -68,6 +74,7 @@ class Fields:
         for name in templates:
             _check(name, templates)
         self._fields = [_field(name, template) for name, template in templates.items()]
+        self._columns = [column(field.template) for field in self._fields]
 
     def __bool__(self) -> bool:
         """Whether there are any."""
@@ -77,6 +84,28 @@ class Fields:
     def templates(self) -> list[Template]:
         """Their values, in order."""
         return [field.template for field in self._fields]
+
+    def rows(self, chunk: Chunk) -> Rows:
+        """Return what is to be added to each document of a chunk, unless it has that: an empty text for an empty value.
+
+        A message without such a value is odd.
+        """
+        columns = []
+        for field, read in zip(self._fields, self._columns, strict=True):
+            values = read(chunk)
+            quote, texts = as_json(values)
+            opening = field.opening + quote
+            pairs = zip(values, texts, strict=True)
+            columns.append([opening + text + quote if value else b"" for value, text in pairs])
+        return list(zip(*columns, strict=True))
+
+    def splice(self, line: bytes, row: tuple[bytes, ...]) -> bytes:
+        """Return a document with what it has not of a row; `line` is the document, from { to }."""
+        added = b""
+        for text, (path, owners, escaped, _, _) in zip(row, self._fields):  # noqa: B905 - costs 0.2 µs
+            if text and (not _seems_there(line, owners, escaped) or _is_absent(line, path)):
+                added = added + b"," + text if added else text
+        return _spliced(line, added)
 
     def add(self, line: bytes, scene: Scene) -> bytes:
         """Return a document with the fields that it has not.
@@ -95,11 +124,15 @@ class Fields:
             value = template.render(scene)
             if value:
                 added.append(opening + json_string(value, "a field's value"))
-        if not added:
-            return line
-        # `{}` may have spaces in it.
-        comma = b"" if _EMPTY(line) else b","
-        return b"{%b%b%b" % (b",".join(added), comma, line[1:])
+        return _spliced(line, b",".join(added))
+
+
+def _spliced(line: bytes, added: bytes) -> bytes:
+    if not added:
+        return line
+    # `{}` may have spaces in it.
+    comma = b"," if line[1] == _QUOTE or not _EMPTY(line) else b""
+    return b"{" + added + comma + line[1:]
 
 
 def _check(name: str, templates: Mapping[str, Template]) -> None:
@@ -137,9 +170,9 @@ def _utf16(text: str) -> list[str]:
 
 def _seems_there(line: bytes, owners: list[bytes], escaped: re.Pattern[bytes]) -> bool:
     for owner in owners:
-        if owner in line:
+        if line.find(owner) >= 0:  # twice as fast as `in`
             return True
-    return b"\\" in line and escaped.search(line) is not None
+    return _BACKSLASH in line and escaped.search(line) is not None
 
 
 def _is_absent(line: bytes, path: list[str]) -> bool:

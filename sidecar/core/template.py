@@ -43,12 +43,13 @@ FIELDS = (*SHORT_PROPERTIES, *_TIMES, *_PLAIN, *(f"{prefix}NAME" for prefix in _
 RETRY_COUNT, RECEIVED_AT = b"sidecar-retry-count", b"sidecar-received-at"
 FIRST_EXCHANGE, FIRST_ROUTING_KEY = b"sidecar-exchange", b"sidecar-routing-key"
 """The headers by which a delayed copy remembers its first delivery; what was passed on has all but the first."""
-_REMEMBERS = b"sidecar-re"
+REMEMBERS = b"sidecar-re"
 """How the names begin of which one is on whatever remembers; most messages have none, and one look tells."""
 
 _MILLISECONDS_FROM = 100_000_000_000
 """AMQP timestamps are seconds; many publishers send milliseconds. In seconds this number is the year 5138."""
-_IS_ENCODED = properties.FIELDS["content_encoding"][0] >> 8  # in the first octet of the flags
+IS_ENCODED = properties.FIELDS["content_encoding"][0] >> 8
+"""The bit for a ``content_encoding`` in the first octet of properties."""
 _LONG_STRING = ord("S")
 _STRING_OVERHEAD = 5  # of a header's text: the octet of its type, and its length
 _TOKEN = re.compile(r"\{\{|\}\}|\{|\}")
@@ -117,16 +118,20 @@ class Scene:
         self.received_at = self._now
         self.item = None
         self._body = _UNPARSED
-        self._content = None if not raw or raw[0] & _IS_ENCODED else message.body
+        self._content = None if not raw or raw[0] & IS_ENCODED else message.body
         self._first_route = None
-        if _REMEMBERS in raw:
+        if REMEMBERS in raw:
             self._remember()
 
     def _remember(self) -> None:
         raw = self.message.properties
         names = FIRST_EXCHANGE, FIRST_ROUTING_KEY, RECEIVED_AT
-        exchange, routing_key, moment = [_long_string(properties.header(raw, name)) for name in names]
-        if properties.header(raw, RETRY_COUNT) is None and None in (exchange, routing_key, moment):
+        try:
+            exchange, routing_key, moment = [_long_string(properties.header(raw, name)) for name in names]
+            was_delayed = properties.header(raw, RETRY_COUNT) is not None
+        except properties.PropertiesError:
+            return  # cut short: none of ours, and whoever needs a header of it says so
+        if not was_delayed and None in (exchange, routing_key, moment):
             return  # what was passed on has all three: somebody else uses one of these names
         self._first_route = exchange or b"", routing_key or b""
         with suppress(ValueError, OverflowError):
@@ -168,18 +173,20 @@ def _long_string(value: bytes | None) -> bytes | None:
     return value[_STRING_OVERHEAD:] if value is not None and value[:1] == b"S" else None
 
 
-class _Hole(NamedTuple):
+class Hole(NamedTuple):
     """A field in its braces.
 
     Attributes:
         field: its name.
-        get: returns its value.
+        style: of a time, as for ``strftime``; empty: as ISO 8601 has it.
         default: what stands for it where it is absent; None: the message is rejected.
+        fill: returns what stands for it; raises `MissingFieldError` where that is nothing.
     """
 
     field: str
-    get: Getter
+    style: str
     default: bytes | None
+    fill: Render
 
 
 class Template:
@@ -190,7 +197,8 @@ class Template:
 
     Attributes:
         constant: the value where it is the same for every message, otherwise None.
-        fields: those that it reads, in order.
+        holes: what it reads, in order.
+        pattern: of its text, with a ``%b`` for each of these.
         render: returns the value for a message; raises `MissingFieldError` where it has no such field and there is no
             default.
 
@@ -201,9 +209,15 @@ class Template:
     def __init__(self, text: str) -> None:
         self.text = text
         parts = _compile(text)
-        self.fields = tuple(part.field for part in parts if isinstance(part, _Hole))
-        self.constant = None if self.fields else b"".join(part for part in parts if isinstance(part, bytes))
-        self.render: Render = _constant(self.constant) if self.constant is not None else _renderer(parts)
+        self.holes = [part for part in parts if isinstance(part, Hole)]
+        self.pattern = b"".join(part.replace(b"%", b"%%") if isinstance(part, bytes) else b"%b" for part in parts)
+        self.constant = None if self.holes else b"".join(part for part in parts if isinstance(part, bytes))
+        self.render: Render = _constant(self.constant) if self.constant is not None else _renderer(self)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that it reads, in order."""
+        return tuple(hole.field for hole in self.holes)
 
     def __repr__(self) -> str:
         """Show what was configured."""
@@ -214,10 +228,9 @@ def _constant(value: bytes) -> Render:
     return lambda _: value
 
 
-def _renderer(parts: list[bytes | _Hole]) -> Render:
+def _renderer(template: Template) -> Render:
     """Return what fills the holes of a template, with nothing left to find out on the way."""
-    pattern = b"".join(part.replace(b"%", b"%%") if isinstance(part, bytes) else b"%b" for part in parts)
-    fills = [_filler(part) for part in parts if not isinstance(part, bytes)]
+    pattern, fills = template.pattern, [hole.fill for hole in template.holes]
     first = fills[0]
     if pattern == b"%b":
         return first
@@ -226,9 +239,7 @@ def _renderer(parts: list[bytes | _Hole]) -> Render:
     return lambda scene: pattern % tuple([fill(scene) for fill in fills])
 
 
-def _filler(hole: _Hole) -> Render:
-    field, get, default = hole
-
+def _filler(field: str, get: Getter, default: bytes | None) -> Render:
     def fill(scene: Scene) -> bytes:
         try:
             value = get(scene)
@@ -237,7 +248,7 @@ def _filler(hole: _Hole) -> Render:
                     value.decode()  # raises for what is no text
                 return value
             if value is not None:
-                return _text(value)
+                return text_of(value)
         except (properties.PropertiesError, UnicodeDecodeError, RecursionError, orjson.JSONEncodeError):
             pass  # no text, or nested too deeply to be written as one
         if default is None:
@@ -247,7 +258,12 @@ def _filler(hole: _Hole) -> Render:
     return fill
 
 
-def _text(value: object) -> bytes:
+def text_of(value: object) -> bytes:
+    """Return the text of what isn't text: compact JSON, for what is neither a number nor a boolean.
+
+    Raises:
+        orjson.JSONEncodeError, RecursionError: it is nested too deeply.
+    """
     if isinstance(value, bool):
         return b"true" if value else b"false"
     if isinstance(value, str | int | float):
@@ -255,8 +271,8 @@ def _text(value: object) -> bytes:
     return orjson.dumps(value, default=str)
 
 
-def _compile(text: str) -> list[bytes | _Hole]:
-    parts: list[bytes | _Hole] = []
+def _compile(text: str) -> list[bytes | Hole]:
+    parts: list[bytes | Hole] = []
     literal = ""
     at = 0
     while match := _TOKEN.search(text, at):
@@ -282,7 +298,7 @@ def _compile(text: str) -> list[bytes | _Hole]:
     return parts
 
 
-def _hole(text: str, at: int, inside: str) -> _Hole:
+def _hole(text: str, at: int, inside: str) -> Hole:
     spec, bar, default = inside.partition("|")
     field, colon, style = spec.partition(":")
     if "{" in inside:
@@ -294,7 +310,8 @@ def _hole(text: str, at: int, inside: str) -> _Hole:
     getter = _getter(field, style)
     if getter is None:
         raise TemplateError(text, at, f"{field!r} is no field; there are {', '.join(FIELDS)}")
-    return _Hole(field, getter, default.encode() if bar else None)
+    spare = default.encode() if bar else None
+    return Hole(field, style, spare, _filler(field, getter, spare))
 
 
 def _getter(field: str, style: str) -> Getter | None:
@@ -304,7 +321,7 @@ def _getter(field: str, style: str) -> Getter | None:
     if field == "timestamp":
         return lambda scene: _moment(properties.number(scene.message.properties, "timestamp"), style)
     if field == "now":
-        return lambda scene: _format(scene.received_at, style)
+        return lambda scene: format_time(scene.received_at, style)
     if field == "priority":
         return lambda scene: properties.number(scene.message.properties, "priority")
     if field == "sha256":
@@ -329,11 +346,12 @@ _ROUTE: dict[str, Getter] = {
 def _moment(value: int | None, style: str) -> bytes | None:
     if value is None:
         return None
-    return _format(value / 1000 if value >= _MILLISECONDS_FROM else value, style)
+    return format_time(value / 1000 if value >= _MILLISECONDS_FROM else value, style)
 
 
 @lru_cache(maxsize=64)  # all messages of a chunk have the same `now`
-def _format(seconds: float, style: str) -> bytes | None:
+def format_time(seconds: float, style: str) -> bytes | None:
+    """Return a time, in seconds since 1970, as a text; None where there is no such year."""
     try:
         moment = datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):

@@ -165,10 +165,11 @@ def test_a_headers_reader_finds_what_is_found_one_by_one() -> None:
     read = core.header_reader(b"wanted")
     for raw in [*whole, *torn, *overlong, *whole[::-1]]:
         try:
-            expected = core.header(raw, b"wanted")
+            expected = next((value for name, value in core.fields(core.headers(raw)) if name == b"wanted"), None)
         except PropertiesError:
-            with pytest.raises(PropertiesError):
-                read(raw)
+            if b"wanted" in raw:  # otherwise it isn't there, whatever else is wrong
+                with pytest.raises(PropertiesError):
+                    read(raw)
         else:
             assert read(raw) == expected, raw
     assert core.header_reader(b"w" * 300)(whole[-1]) is None
@@ -194,16 +195,3 @@ def test_properties_are_found_behind_further_flag_words() -> None:
     raw = struct.pack(">HH", 0x8001 | 1 << FLAGS["message_id"], 0) + short_string(b"t") + short_string(b"id")
     assert core.short(raw, "message_id") == b"id"
     assert core.short(raw, "content_type") == b"t"
-
-
-def test_a_reader_stops_at_a_property_that_it_is_told_of() -> None:
-    """Before and after it has learned where the value begins; it never learns from one that it stopped at."""
-    read = core.short_reader("message_id", stop_at="content_encoding")
-    plain, flagged = properties(message_id=b"7"), properties(message_id=b"8", content_encoding=b"gzip")
-    for _ in range(2):
-        with pytest.raises(core.FlaggedError):
-            read(flagged)
-        assert read(plain) == b"7"
-    with pytest.raises(core.FlaggedError):
-        read(properties(content_encoding=b"gzip"))
-    assert core.short_reader("message_id")(flagged) == b"8"

@@ -203,6 +203,15 @@ def test_what_was_passed_on_resolves_as_at_its_first_delivery_and_a_name_by_chan
         assert composed(composer, ours)[1] == {"_index": "x-work-2023.11.14"}
 
 
+@pytest.mark.parametrize("action", ["index", "update"])
+def test_a_copy_that_is_cut_short_is_refused_like_any_message(action: str) -> None:
+    """What it remembers can't be read: that is nothing to fall over, whichever template asks for it."""
+    headers = [(b"sidecar-retry-count", b"l" + bytes(8)), (b"sidecar-exchange", long_string(b"events"))]
+    torn = message(body=b"{}", raw=properties(headers, message_id=b"7")[:-3])
+    composer = make("x{exchange}-{now:%Y}", action=action)
+    assert refused(composer, torn)[0] == "malformed"
+
+
 @pytest.mark.parametrize("digits", [20, 5_000])
 def test_a_version_of_thousands_of_digits_is_refused(digits: int) -> None:
     """Python refuses to read such a number, in its own way."""

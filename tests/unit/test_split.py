@@ -124,7 +124,7 @@ def test_ids_are_the_message_id_and_the_place() -> None:
     parts, _ = composed(b"[{},{}]")
     assert [part.line for part in parts] == [b'{"index":{"_id":"m-0"}}\n', b'{"index":{"_id":"m-1"}}\n']
     parts, _ = composed(b'[{"k":"a"}]', id_mode="template", id=Template("{body.k}/{item}"))
-    assert parts[0].key == b"docs\0a/0"
+    assert parts[0].key == b"a/0"
     parts, _ = composed(b"[{}]", b"\0\0")
     assert parts[0].line == b'{"index":{}}\n'
 

@@ -1,0 +1,125 @@
+"""`sidecar.core.columns` and `lines`: a chunk composed at once is what its messages are, composed one by one."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar.core.compose import Composer, Recipe
+from sidecar.core.fields import Fields
+from sidecar.core.template import Template
+from tests.builders import examples, ledger, long_string, message, properties
+
+NOW = 1_700_000_000.0
+texts = st.sampled_from(
+    [b"", b"a", b"a b", b'q"', b"\xc3\xa9", b"\xff", b"\n", b"10", b"007", b"0", b"x" * 200, b"_up"]
+)
+raw_values = (
+    texts.map(long_string)
+    | st.sampled_from(
+        [b"V", b"t\1", b"b\xff", b"l" + bytes(7) + b"\7", b"d" + bytes(8), b"x\0\0\0\1\xfe", b"S\0\0\0\x09a"]
+    )
+    | st.just(b"F\0\0\0\x09\1aS\0\0\0\2bc")
+)
+headers = st.lists(st.tuples(st.sampled_from([b"h", b"g", b"hh", b"v", b"other"]), raw_values), max_size=4)
+remembered = st.sampled_from([
+    [(b"sidecar-retry-count", b"l" + bytes(8)), (b"sidecar-exchange", long_string(b"first"))],
+    [(b"sidecar-received-at", long_string(b"2020-02-03T04:05:06.000Z"))],
+])  # fmt: skip
+short_values = st.fixed_dictionaries(
+    {},
+    optional={
+        "message_id": texts,
+        "content_type": st.sampled_from([b"a", b"application/json"]),
+        "content_encoding": st.sampled_from([b"", b"UTF-8", b"deflate", b"zstd"]),
+        "correlation_id": texts,
+        "type": texts,
+        "priority": st.integers(0, 9),
+        "timestamp": st.sampled_from([0, 1_600_000_000, 1_600_000_000_000, 2**63]),
+    },
+)
+bodies = st.sampled_from([
+    b"{}", b"{ }", b'{"h":"own","k":"v","n":7,"o":{"k":1}}', b'{"k":null,"n":-1,"o":[{"k":"in"}]}',
+    b'{"k":[1],"n":1e2,"o":3}', b'{"k":true,"n":12345678901234567890123}', '{"k":"\u00e9","n":"007"}'.encode(),
+    b'{"k":"\xff"}', b' {"k":"around"}\n', b'{"a":\n1}', b'{"a":\n}', b"[1]", b"", b"text", b'{"k":}',
+    zlib.compress(b'{"k":"packed","n":1}'), b'{"\\u0068":1}',
+])  # fmt: skip
+sent = st.tuples(
+    bodies,
+    st.none() | headers | st.builds(lambda first, rest: first + rest, remembered, headers),
+    short_values,
+    st.integers(0, 3),
+)
+hole = st.sampled_from([
+    "message_id", "type", "correlation_id", "header.h", "header.g", "header.v", "body.k", "body.n", "body.o.k",
+    "body.o.0.k", "now", "now:%Y", "timestamp", "timestamp:%Y", "priority", "routing_key", "exchange", "queue",
+    "sha256", "item",
+])  # fmt: skip
+filled = st.builds(lambda field, spare: f"{{{field}{spare}}}", hole, st.sampled_from(["", "|", "|z"]))
+templates = st.lists(filled | st.sampled_from(["x", "x%", "{{", '"']), min_size=1, max_size=3).map(
+    lambda all_: Template("".join(all_))
+)
+maybe = st.none() | templates
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> Recipe:
+    id_mode = draw(st.sampled_from(["auto", "generated", "none", "template"]))
+    return Recipe(
+        index=draw(st.just(Template("docs")) | templates),
+        action=Template(draw(st.sampled_from(["index", "create"]))),
+        id_mode=id_mode,  # type: ignore[arg-type]
+        id=draw(templates) if id_mode == "template" else None,
+        routing=draw(maybe),
+        pipeline=draw(maybe),
+        version=draw(maybe),
+        index_allow=draw(st.sampled_from([(), ("docs", "*0*", "a")])),
+        fields=draw(st.none() | st.builds(lambda value: Fields({"h": value, "k.n": value}), templates)),
+        batch_key=draw(maybe),
+    )
+
+
+def composed(recipe: Recipe, chunk: list[tuple[Any, ...]], room: int) -> tuple[list[Any], list[Any]]:
+    """Compose messages in as many goes as it takes; return what became of them."""
+    made = iter(range(10**6))
+    composer = Composer(recipe, lambda: f"made-{next(made)}")
+    of = ledger(delivered=len(chunk))
+    left = [
+        message(tag, body, of=of, raw=properties(table, **values) if cut != 1 else properties(table, **values)[:-1])
+        for tag, (body, table, values, cut) in enumerate(chunk, 1)
+    ]
+    good, bad = [], []
+    while left:
+        composer.room_bytes = room
+        done, rejects = composer.compose(left, NOW)
+        good += [
+            (
+                one.tag,
+                one.line,
+                one.key,
+                one.source,
+                one.received_at,
+                one.held_bytes,
+                recipe.batch_key and one.correlation.key,
+            )
+            for one in done
+        ]
+        bad += [(one.message.tag, one.reason, one.detail) for one in rejects]
+        left = composer.left
+    return good, bad
+
+
+@settings(max_examples=examples(400), deadline=None)
+@given(recipes(), st.lists(sent, min_size=1, max_size=8), st.sampled_from([0, 40, 10**6]))
+def test_a_chunk_is_what_its_messages_are_one_by_one(recipe: Recipe, chunk: list[tuple[Any, ...]], room: int) -> None:
+    """Whatever is absent, malformed or remembered: the same lines, keys, documents, refusals and memory.
+
+    A recipe with a size of sets, even one that no message tells, has its messages looked at one by one.
+    """
+    if recipe.id_mode == "generated":  # which are made for some that need none
+        recipe = replace(recipe, id_mode="auto")
+    assert composed(recipe, chunk, room) == composed(replace(recipe, batch_complete_count=Template("")), chunk, room)
