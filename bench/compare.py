@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench import gauges, programs, tools
+from bench import command, gauges, programs, tools
 from bench.lab import Lab, Load
 from bench.trial import Figures, TrialError, measure
 
@@ -169,4 +169,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

@@ -10,7 +10,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench import gauges, programs, tools
+from bench import command, gauges, programs, tools
 from bench.compare import COLUMNS, MIB, WARMING, spread
 from bench.lab import Lab, Load
 from bench.trial import Figures, measure
@@ -92,4 +92,4 @@ def _table(kind: str, found: dict[str, list[Figures]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

@@ -17,7 +17,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from bench import gauges, programs, tools
+from bench import command, gauges, programs, tools
 from bench.compare import WARMING
 from bench.lab import Lab, Load, messages
 from bench.programs import Target
@@ -171,4 +171,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

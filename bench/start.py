@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 
-from bench import tools
+from bench import command, tools
 
 ROUNDS = 5
 NEEDLESS = (
@@ -56,4 +55,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

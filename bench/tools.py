@@ -78,7 +78,10 @@ def bento() -> Path | None:
 
 
 def _output(*command: str, folder: Path | None = None) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise ToolError(f"{command[0]} can't be run: {error.strerror}") from error
     if done.returncode:
         raise ToolError(f"{' '.join(command)} failed: {(done.stderr or done.stdout).strip()[-2000:]}")
     return done.stdout.strip()
