@@ -10,8 +10,8 @@ are covered by it, and settled by its result. Should it fail, it gets back what 
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from sidecar.core.merge import merged
 
@@ -28,8 +28,7 @@ _LARGEST_MERGE_BYTES = 1024 * 1024
 """What is merged is read and written anew with each update: beyond that sending them costs less."""
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(NamedTuple):
     """What is to be done with a document.
 
     Attributes:
@@ -191,16 +190,16 @@ def _merge(first: Operation, later: Operation) -> Operation | None:
     if document is None:
         return None
     if first.action == "index":
-        return replace(first, document=document)
+        return first._replace(document=document)
     if first.action == "create":
         # Where there is a document already, creating it would have failed, and the update is what remains.
-        return replace(first, action="update", document=later.document, upsert=document)
+        return first._replace(action="update", document=later.document, upsert=document)
     if first.upsert is not None:
         upsert = merged(first.upsert, later.document)
-        return replace(first, document=document, upsert=upsert) if upsert is not None else None
+        return first._replace(document=document, upsert=upsert) if upsert is not None else None
     if first.action == "update" and later.action == "upsert":
         return None  # without a document the first fails, and the second doesn't
-    return replace(first, document=document)
+    return first._replace(document=document)
 
 
 def uncover(message: Message) -> list[Message]:
