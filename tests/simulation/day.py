@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 PEACE_AT_SECONDS = 60.0
 _LAST_PUBLISH_SECONDS = 40.0
 _COMPANION_SHARE = 0.3
+_COALESCING_SHARE = 0.3
 BEACONS = 10
 """Good messages at the end of each day: an item at fault is only blamed when others pass."""
 
@@ -123,6 +124,7 @@ class Setting:
     looks_see_trouble: bool = True
     consumer_timeout_seconds: float = 0.0
     delivery_limit: int = 0
+    coalesce: str = "none"
 
     @property
     def by_recipe(self) -> bool:
@@ -178,7 +180,17 @@ def draw(seed: int) -> Day:
     """Return the day of a seed."""
     dice = random.Random(f"simulation {seed}")
     setting = _setting(dice)
+    setting = replace(setting, coalesce=_coalescing(random.Random(f"coalescing {seed}"), setting))
     return Day(seed, setting, _messages(dice, setting), _faults(dice, setting))
+
+
+def _coalescing(dice: random.Random, setting: Setting) -> str:
+    """Return what is folded, where the judge can tell by what is sent which message that was."""
+    if setting.id_mode != "auto" or dice.random() >= _COALESCING_SHARE:
+        return "none"
+    if setting.action == "upsert":
+        return "merge"
+    return "latest" if setting.action == "index" or (setting.action == "mixed" and setting.versions) else "none"
 
 
 def _setting(dice: random.Random) -> Setting:

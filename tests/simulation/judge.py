@@ -7,9 +7,9 @@ against what it knows.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections import Counter
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from tests.simulation.day import BEACONS
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from tests.simulation.world import Life
 
 DOC_OPENS, DOC_CLOSES = b'{"doc":', b',"doc_as_upsert":true}'
+CONFLICT = 409
 MESSAGE_BYTES = 1024  # what a message is reckoned at, besides its own bytes
 _BLOCKED = ("cluster_block_exception", "index_closed_exception", "security_exception")
 _YOUNG_SECONDS = 0.5  # a request that was not waited for longer was cut off without need
 _OVER_THE_LIMIT_SECONDS = 2.0
-_UNTOLD = ("publication", "errors", "suspected_at")
+_UNTOLD = ("publication", "errors", "suspected_at", "delivered_at")
 _SOURCE_FAULTS = ("proxy 503", "proxy 502", "login", "forbidden", "parameter", "REFUSED", "LOST_BEFORE", "LOST_AFTER")
 
 
@@ -49,6 +50,7 @@ class Fate:
 
     Attributes:
         deliveries: how often it came to a sidecar.
+        delivered_at: the moment of the first time; 0: it didn't come yet.
         returns: how often it went back.
         acks: how often its ack was written.
         applied: how often its operation was applied, or found to be unnecessary.
@@ -74,6 +76,7 @@ class Fate:
         "counted",
         "dead",
         "delays",
+        "delivered_at",
         "deliveries",
         "errors",
         "publication",
@@ -88,7 +91,7 @@ class Fate:
     def __init__(self, publication: Publication) -> None:
         self.publication = publication
         self.deliveries = self.returns = self.acks = self.applied = self.conflicts = self.dead = self.delays = 0
-        self.unknown = self.counted = self.refused = self.waits = 0
+        self.unknown = self.counted = self.refused = self.waits = self.delivered_at = 0
         self.errors: dict[str, None] = {}
         self.suspected_at: dict[Life, float] = {}
         self.uncertain = self.blamed = False
@@ -129,6 +132,8 @@ class Judge:
         self._by_body: dict[bytes, int] = {}
         self._by_source: dict[bytes, int] = {}
         self._open: dict[int, list[tuple[Life, Sent]]] = {}  # the requests in which a message is
+        self._moments = itertools.count(1)  # to tell what came first
+        self._answered_at: dict[tuple[str, str], dict[int, int]] = {}  # the last moment, by document and message
         self._succeeded_sent_at: dict[Life, float] = {}  # when the last request left that was answered item by item
 
     def fault(self, rule: str, detail: str, number: int | None = None) -> None:
@@ -158,9 +163,14 @@ class Judge:
         routing = item.parameters.get("routing")
         if routing is not None:
             return int(str(routing)[1:])
+        version = item.parameters.get("version")
+        if isinstance(version, int):
+            return version - 1
         source = item.source
         if item.action == "update" and source.startswith(DOC_OPENS) and source.endswith(DOC_CLOSES):
             source = source[len(DOC_OPENS) : -len(DOC_CLOSES)]
+            if self.setting.coalesce == "merge" and source not in self._by_source:
+                return int(str(json.loads(source)["n"]).removeprefix("no "))  # the last of them says who it is
         return self._by_source.get(source)
 
     def delivered(self, life: Life, session: SimulatedSession, chunk: list[Stored]) -> None:
@@ -171,6 +181,7 @@ class Judge:
         for stored in chunk:
             fate = self.fates[self._by_body[stored.body]]
             fate.deliveries += 1
+            fate.delivered_at = fate.delivered_at or next(self._moments)
             # It left the order when it was rejected, and its copy was never confirmed: now it comes late.
             fate.uncertain |= fate.deliveries > 1 and not fate.publication.guilty and self._deserves(fate)
         if session.prefetch > self.setting.prefetch:
@@ -196,7 +207,25 @@ class Judge:
     def _decided(self, fate: Fate) -> bool:
         """Whether nothing more is to be done for a message: its ack may still wait, but it needs no room."""
         discarded = self.setting.on_reject == "discard" and self._deserves(fate)
-        return bool(fate.applied or fate.conflicts or fate.dead or fate.delays or discarded)
+        gone = fate.applied or fate.conflicts or fate.dead or fate.delays or discarded
+        return bool(gone or self._covered(fate))
+
+    def _covered(self, fate: Fate) -> bool:
+        """Whether a later operation on the same document was answered, with which this one may have been folded.
+
+        Without versions the later one is that which came later, which numbers tell only of what comes once.
+        """
+        one = fate.publication
+        if self.setting.coalesce == "none" or not one.document:
+            return False
+        return any(
+            at > fate.delivered_at and (number > one.number or self._moved(fate) or self._moved(self.fates[number]))
+            for number, at in self._answered_at.get((one.index, one.document), {}).items()
+        )
+
+    def _moved(self, fate: Fate) -> bool:
+        """Whether a message may come later than one with a higher number, and yet supersede it."""
+        return not self.setting.versions and (fate.deliveries > 1 or fate.delays > 0)
 
     def _over_the_limit(self, life: Life) -> bool:
         return self._held(life) > self.setting.memory_limit_bytes + life.largest_chunk_bytes
@@ -217,7 +246,7 @@ class Judge:
         self.acks += 1
         conflict = fate.conflicts and (self.setting.on_conflict == "ack" or self._own_doing(fate))
         discarded = self.setting.on_reject == "discard" and self._deserves(fate)
-        if not (fate.applied or conflict or fate.dead or fate.delays or discarded):
+        if not (fate.applied or conflict or fate.dead or fate.delays or discarded or self._covered(fate)):
             self._about(number, "acked unstored")
 
     @staticmethod
@@ -358,11 +387,13 @@ class Judge:
         if number is None or number not in self.fates:
             return
         fate = self.fates[number]
+        if item.document_id is not None and (isinstance(result, int) or result.status == CONFLICT):
+            self._answered_at.setdefault((item.index, item.document_id), {})[number] = next(self._moments)
         if not isinstance(result, int):
             fate.errors[result.error_type] = None
-            fate.conflicts += result.status == 409
+            fate.conflicts += result.status == CONFLICT
             fate.waits += result.error_type in (*_BLOCKED, "index_not_found_exception")
-            fate.counted += result.status >= 500 or (result.status == 409 and item.action == "update")
+            fate.counted += result.status >= 500 or (result.status == CONFLICT and item.action == "update")
             return
         fate.applied += 1
         if fate.applied > 1 and not fate.unknown:
@@ -429,7 +460,7 @@ class Judge:
             if dropped[body]:
                 self._about(number, "worn", "the broker dropped it: it came back too often")
             discarded = self.setting.on_reject == "discard" and fate.acks and self._deserves(fate)
-            stored = fate.applied or (fate.conflicts and fate.acks)
+            stored = fate.applied or ((fate.conflicts or self._covered(fate)) and fate.acks)
             if not (stored or fate.dead or rejected[body] or discarded):
                 self._about(number, "lost")
 
@@ -529,4 +560,4 @@ def _complete(sent: Sent) -> bool:
 
 
 def _pairs(numbers: list[int]) -> list[tuple[int, int]]:
-    return list(pairwise(numbers))
+    return list(itertools.pairwise(numbers))

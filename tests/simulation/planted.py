@@ -18,6 +18,7 @@ from sidecar.core import bulk, pacing, policy
 from sidecar.core.account import Account
 from sidecar.core.batcher import Batch, Batcher
 from sidecar.core.bulk import Result
+from sidecar.core.coalesce import Coalescer, Operation
 from sidecar.core.compose import Composer
 from sidecar.core.copies import Letter
 from sidecar.core.ledger import GONE, OPEN, STORED, Ledger, Settlement
@@ -30,6 +31,8 @@ from sidecar.settling import Settling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from sidecar.core.message import Message
 
 
 class Planted(NamedTuple):
@@ -498,12 +501,64 @@ def _nobody_asks_for_more(self: Consuming, items: int) -> None:
     self._settled_items += items
 
 
-_compose = Composer._compose_one
+_compose = Composer.compose
 
 
-@_planted("item", (Composer, "_compose_one"))
-def _ids_forgotten_on_redelivery(self: Composer, message: Any, scene: Any) -> None:
+@_planted("item", (Composer, "compose"))
+def _ids_forgotten_on_redelivery(self: Composer, messages: Any, now: float) -> Any:
     """A message that comes again goes without its order's key."""
-    _compose(self, message, scene)
-    if message.redelivered:
-        message.key = None
+    composed, rejects = _compose(self, messages, now)
+    for message in composed:
+        if message.redelivered:
+            message.key = None
+    return composed, rejects
+
+
+# Coalescing ----------------------------------------------------------------------------------------------------------
+
+_absorb, _fold, _line_up = Coalescer._absorb, Coalescer.fold, Order.line_up
+
+
+@_planted("coalescing", (Coalescer, "_absorb"))
+def _covered_are_forgotten(self: Coalescer, earlier: Message, later: Message) -> bool:
+    """What was folded into another is never settled."""
+    if not _absorb(self, earlier, later):
+        return False
+    assert earlier.cover is not None
+    earlier.cover.messages.remove(later)
+    return True
+
+
+@_planted("coalescing", (Coalescer, "fold"))
+def _the_first_wins(self: Coalescer, first: Operation, later: Operation) -> Operation | None:
+    """Of two operations the earlier one is sent."""
+    return first if _fold(self, first, later) is later else None
+
+
+@_planted("coalescing", (Coalescer, "_latest"))
+def _an_older_version_supersedes(self: Coalescer, first: Operation, later: Operation) -> Operation | None:
+    """What comes later is sent, whatever the versions say."""
+    return later
+
+
+@_planted("coalescing", (Settling, "_of_their_own"))
+def _all_go_down_with_one(self: Settling, letters: Any) -> list[Letter]:
+    """What was folded shares the dead letter of what was sent."""
+    return [
+        letter._replace(message=one)
+        for letter in letters
+        for one in (letter.message, *(letter.message.cover.messages if letter.message.cover is not None else ()))
+    ]
+
+
+@_planted("coalescing", (Order, "line_up"))
+def _taken_apart_the_wrong_way_round(self: Order, message: Message, followers: list[Message]) -> None:
+    """What was folded, and goes one by one after all, goes the last one first."""
+    _line_up(self, message, followers[::-1])
+
+
+@_planted("coalescing", (Settling, "store"))
+def _the_stored_settle_only_themselves(self: Settling, messages: list[Message]) -> None:
+    """What was folded isn't acked with what was stored."""
+    self._releaser.release(messages)
+    self.acknowledge(messages, "ack")

@@ -502,8 +502,10 @@ def _plan(day: Day) -> Plan:
         index=Template("documents" if setting.indices == 1 else "{header.i}"),
         action=Template("{header.a}" if setting.action == "mixed" else setting.action),
         id_mode=setting.id_mode,  # type: ignore[arg-type] # one of them
-        routing=Template("{header.m}") if setting.by_recipe else None,
+        # By its routing an item is known; but only what has the same is folded.
+        routing=Template("{header.m}") if setting.by_recipe and setting.coalesce == "none" else None,
         version=Template("{header.v}") if setting.versions else None,
+        coalesce=setting.coalesce,  # type: ignore[arg-type] # one of them
     )
     return Plan(
         recipe=recipe,
