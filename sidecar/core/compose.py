@@ -278,6 +278,7 @@ class Composer:
             body = message.body
             try:
                 if place in odd:
+                    message.line, message.key = b"", None  # what columns say of it means nothing
                     self._compose_one(message, Scene(message, chunk.now, self._recipe.most_bytes))
                 else:
                     source = document(body) if place in unusual else body

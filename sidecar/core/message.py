@@ -31,7 +31,7 @@ class Message:
         key: (compose) names the document that the operation is about, or ``None`` when it has no id yet.
         follower: (order) the next operation on the same document, which waits for this one.
         action: (compose) what is to be done with the document, where that differs from message to message; else empty.
-        received_at: (compose) its first delivery here, in seconds since 1970, where templates need it; else 0.
+        received_at: (compose) its first delivery here, in seconds since 1970; until then 0.
         attempts: (policy) the attempts that count towards the limit.
         correlation: (compose) the group that it belongs to; set only where messages are gathered one by one.
         operation: (compose) what it does, as long as a later one may be folded into it; set only where that is done.

@@ -108,7 +108,10 @@ def composed(recipe: Recipe, chunk: list[tuple[Any, ...]], room: int) -> tuple[l
             )
             for one in done
         ]
-        bad += [(one.message.tag, one.reason, one.detail) for one in rejects]
+        bad += [
+            (one.message.tag, one.reason, one.detail, one.message.line, one.message.key, one.message.received_at)
+            for one in rejects
+        ]
         left = composer.left
     return good, bad
 
