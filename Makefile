@@ -16,7 +16,7 @@ SECONDS_OF_CHAOS = $(or $(SECONDS),600)
 COMPOSE = docker compose --file deploy/compose.yaml
 DAYS_TO_SIMULATE = $(if $(findstring -,$(SEEDS)),$(SEEDS),0-$(or $(SEEDS),10000))
 
-.PHONY: help setup provision demo test test-unit test-faults test-full chaos simulate lint format bench docs up down logs dist sbom clean
+.PHONY: help setup provision demo test test-unit test-faults test-full chaos simulate lint format bench docs plots up down logs dist sbom clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ bench: $(STAMP) ## what a document costs, against a floor and peers on real serv
 
 docs: $(DOCS_STAMP) ## the documentation as a site, into build/docs; a link that leads nowhere fails it
 	$(DOCS_VENV)/bin/python scripts/docs.py
+
+plots: $(DOCS_STAMP) ## draw the tables of docs/performance.md, into docs/plots
+	$(DOCS_VENV)/bin/python scripts/plots.py
 
 up: deploy/.env ## the stack in containers, by Docker Compose; PROFILES="kibana monitoring" for more
 	$(COMPOSE) $(foreach profile,$(PROFILES),--profile $(profile)) up --build --detach
