@@ -65,8 +65,9 @@ class IndexNames:
             try:
                 made[index] = self._known.get(index) or self.parameter(index)
             except RefusedError:
-                chunk.odd.update(place for place, other in enumerate(indexes) if other == index)
                 made[index] = b""
+        if b"" in made.values():
+            chunk.odd.update(place for place, index in enumerate(indexes) if not made[index])
         return [made[index] for index in indexes]
 
 
