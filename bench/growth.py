@@ -53,8 +53,8 @@ def cases(kind: str, most: int) -> list[Case]:
     if kind == "recipes":
         return [Case(name, usual._replace(headers=True), settings) for name, settings in RECIPES]
     if kind == "sidecars":
-        counts = range(1, MOST_SIDECARS + 1)
-        return [Case(f"{count} sidecars", Load(min(100_000, most)), {}, count) for count in counts]
+        load = Load(min(100_000, most))
+        return [Case(f"{count} sidecar" + "s" * (count > 1), load, {}, count) for count in range(1, MOST_SIDECARS + 1)]
     return [Case(f"{count:,} messages", Load(count), {}) for count in BACKLOGS if count <= most]
 
 
