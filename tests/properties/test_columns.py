@@ -116,7 +116,7 @@ def composed(recipe: Recipe, chunk: list[tuple[Any, ...]], room: int) -> tuple[l
     return good, bad
 
 
-@settings(max_examples=examples(400), deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(recipes(), st.lists(sent, min_size=1, max_size=8), st.sampled_from([0, 40, 10**6]))
 def test_a_chunk_is_what_its_messages_are_one_by_one(recipe: Recipe, chunk: list[tuple[Any, ...]], room: int) -> None:
     """Whatever is absent, malformed or remembered: the same lines, keys, documents, refusals and memory.
