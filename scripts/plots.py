@@ -88,25 +88,27 @@ def _peers(axes: Axes, table: Rows) -> None:
     axes.set(xlabel="processor time of the pipeline, µs a document")
 
 
-def _batches(axes: Axes, table: Rows) -> None:
+def _costs(axes: Axes, table: Rows) -> None:
+    """Draw what each process takes for a document, by the number in the names of the rows."""
     sizes = [first_number(name) for name, _ in table]
     for label, column, color in (("sidecar", 0, _OURS), ("RabbitMQ", 1, _THEIRS), ("Elasticsearch", 2, _SECOND)):
         axes.plot(sizes, [cells[column] for _, cells in table], marker="o", color=color, label=label)
-    axes.set(xscale="log", xlabel="documents in a batch", ylabel="µs of processor time a document", ylim=(0, None))
+    axes.set(xscale="log", ylabel="µs of processor time a document")
     axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
     axes.minorticks_off()
     axes.legend(frameon=False)
+
+
+def _batches(axes: Axes, table: Rows) -> None:
+    _costs(axes, table)
+    axes.set(xlabel="documents in a batch", ylim=(0, None))
 
 
 def _bodies(axes: Axes, table: Rows) -> None:
-    sizes = [first_number(name) for name, _ in table]
-    for label, column, color in (("sidecar", 0, _OURS), ("RabbitMQ", 1, _THEIRS), ("Elasticsearch", 2, _SECOND)):
-        axes.plot(sizes, [cells[column] for _, cells in table], marker="o", color=color, label=label)
-    axes.set(xscale="log", yscale="log", xlabel="bytes of a body", ylabel="µs of processor time a document")
-    axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
+    _costs(axes, table)
+    axes.set(xlabel="bytes of a body", yscale="log")
     axes.set_yticks([10, 100, 1000], ["10", "100", "1,000"])
     axes.minorticks_off()
-    axes.legend(frameon=False)
 
 
 def _backlog(axes: Axes, table: Rows) -> None:
