@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sidecar.core import frames
 from sidecar.core.copies import TOKEN_HEADER
 from sidecar.core.frames import Confirm, Returned
-from sidecar.core.properties import PropertiesError, header
+from sidecar.core.properties import STRING_OVERHEAD, PropertiesError, header
 from sidecar.errors import BrokerError
 from sidecar.ports import Unroutable
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 REFUSED = "RabbitMQ refused it (basic.nack): the queue is full or unavailable"
 
-_STRING_OVERHEAD = 5  # the type octet and the length
 _WRITE_BYTES = 64 * 1024
 """So much is written at once: a system call for each small message would cost more than all the rest."""
 
@@ -167,7 +166,7 @@ class Publisher:
             value = header(returned.properties, TOKEN_HEADER)
         except PropertiesError:
             value = None
-        token = value[_STRING_OVERHEAD:] if value is not None else b""
+        token = value[STRING_OVERHEAD:] if value is not None else b""
         if token in self._tokens:
             self._returns[token] = why
         else:  # not to be known whose it is: then none that is open counts as taken

@@ -16,7 +16,7 @@ import orjson
 
 from sidecar.core import properties
 from sidecar.core.content import is_plain
-from sidecar.core.properties import header_column, short_column
+from sidecar.core.properties import LONG_STRING, STRING_OVERHEAD, header_column, short_column
 from sidecar.core.template import (
     IS_ENCODED,
     REMEMBERS,
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 LOOKING_BACK = frozenset({"now", "exchange", "routing_key"})
 """Fields that a copy from the delay queue answers as at its first delivery."""
 
-_LONG_STRING = ord("S")
-_STRING_OVERHEAD = 5  # of a header's text: the octet of its type, and its length
 _ORDINARY = bytes(octet for octet in range(0x20, 0x7F) if octet not in b'"\\')
 _first = itemgetter(slice(1))
 _read_encodings = short_column("content_encoding")
@@ -163,7 +161,7 @@ def _header_reader(name: bytes) -> Read:
 
     return lambda chunk: [
         raw if raw is None or isinstance(raw, Exception)
-        else raw[_STRING_OVERHEAD:] if raw[0] == _LONG_STRING
+        else raw[STRING_OVERHEAD:] if raw[0] == LONG_STRING
         else text(raw)
         for raw in read(chunk.properties)
     ]  # fmt: skip

@@ -12,6 +12,7 @@ import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from sidecar.core.properties import (
+    STRING_OVERHEAD,
     Field,
     PropertiesError,
     decode,
@@ -47,7 +48,6 @@ _CUT_TO_BYTES = 64
 _MAX_NOTE_BYTES = 256
 _LISTED_ITEMS = 200
 _LENGTH_BYTES = 4  # of a table, before its fields
-_STRING_OVERHEAD = 5  # of a long string: the type octet and the length
 _LEFT_OUT: Field = (b"", b"")
 _MAX_NAME_BYTES = 255
 
@@ -267,8 +267,8 @@ def _fit(values: dict[str, bytes], kept: list[Field], added: list[Field], limit_
         if leave_out:
             used -= _field_bytes(field)
             every[at] = _LEFT_OUT
-        elif len(value) - _STRING_OVERHEAD > _CUT_TO_BYTES:
-            text = value[_STRING_OVERHEAD:][:_CUT_TO_BYTES] if value[:1] == b"S" else b""
+        elif len(value) - STRING_OVERHEAD > _CUT_TO_BYTES:
+            text = value[STRING_OVERHEAD:][:_CUT_TO_BYTES] if value[:1] == b"S" else b""
             every[at] = name, text_value(text)
             used -= len(value) - len(every[at][1])
         else:

@@ -42,7 +42,10 @@ _BELIEVED_SECONDS = 366 * 86_400.0
 
 _FIXED_WIDTHS = dict(zip(b"tbBsuIilLfdDTV\x00", (1, 1, 1, 2, 2, 4, 4, 8, 8, 4, 8, 5, 8, 0, 0), strict=True))
 _SIZED = b"SAFx"
-_TEXT = ord("S")
+LONG_STRING = ord("S")
+"""The type of a header's value that is a text, which is nearly every one."""
+STRING_OVERHEAD = 5
+"""What precedes that text in a raw value: the octet of the type, and the length."""
 _table_size = struct.Struct(">I").unpack_from
 _NUMBERS = {
     ord("b"): ">b",
@@ -122,7 +125,6 @@ def short(properties: bytes, name: str) -> bytes | None:
     return properties[at + 1 : end]
 
 
-@lru_cache(maxsize=64)
 def short_column(name: str) -> Callable[[Iterable[bytes]], Column]:
     """Return a function that reads one short-string property of many messages, fast where they look alike.
 
@@ -369,7 +371,7 @@ def header_reader(name: bytes) -> Callable[[bytes], bytes | None]:
 def decode(value: bytes) -> object:
     """Return a raw value (type octet first) as a Python object; strings that are not UTF-8 stay bytes."""
     kind, data = value[0], value[1:]
-    if kind == _TEXT:
+    if kind == LONG_STRING:
         try:
             return data[4:].decode()
         except UnicodeDecodeError:

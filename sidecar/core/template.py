@@ -21,6 +21,7 @@ import orjson
 from sidecar.core import properties
 from sidecar.core.content import plain_body
 from sidecar.core.document import MAX_DOCUMENT_BYTES
+from sidecar.core.properties import LONG_STRING, STRING_OVERHEAD
 from sidecar.errors import SidecarError
 
 if TYPE_CHECKING:
@@ -50,8 +51,6 @@ _MILLISECONDS_FROM = 100_000_000_000
 """AMQP timestamps are seconds; many publishers send milliseconds. In seconds this number is the year 5138."""
 IS_ENCODED = properties.FIELDS["content_encoding"][0] >> 8
 """The bit for a ``content_encoding`` in the first octet of properties."""
-_LONG_STRING = ord("S")
-_STRING_OVERHEAD = 5  # of a header's text: the octet of its type, and its length
 _TOKEN = re.compile(r"\{\{|\}\}|\{|\}")
 
 
@@ -170,7 +169,7 @@ class Scene:
 
 
 def _long_string(value: bytes | None) -> bytes | None:
-    return value[_STRING_OVERHEAD:] if value is not None and value[:1] == b"S" else None
+    return value[STRING_OVERHEAD:] if value is not None and value[:1] == b"S" else None
 
 
 class Hole(NamedTuple):
@@ -368,7 +367,7 @@ def _header_getter(name: bytes) -> Getter:
         raw = read(scene.message.properties)
         if raw is None:
             return None
-        return raw[_STRING_OVERHEAD:] if raw[0] == _LONG_STRING else properties.decode(raw)
+        return raw[STRING_OVERHEAD:] if raw[0] == LONG_STRING else properties.decode(raw)
 
     return get
 
