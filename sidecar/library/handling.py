@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING, cast
 
 from sidecar.core.copies import Letter, delay_seconds, rounds
 from sidecar.core.groups import Groups
@@ -13,7 +15,7 @@ from sidecar.library.places import is_our_end, place
 from sidecar.library.verdicts import ACK, VERDICTS, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable
 
     from sidecar.core.batcher import Batch
     from sidecar.core.message import Message as Delivery
@@ -86,37 +88,69 @@ class Calls:
             await self._settle(messages, verdicts, error_type)
 
     async def _verdicts(self, messages: list[Delivery]) -> tuple[list[Verdict], str]:
-        """Return a verdict for each message, and the type of the exception that gave some of them."""
-        verdicts: list[Verdict] = []
+        """Return a verdict for each message, and the type of the exception that gave some of them.
+
+        Verdicts belong to messages by position. Only those before the first value that is not a verdict are used; none
+        are used if there are too few values or too many, for nobody knows which position is wrong.
+        """
+        count = len(messages)
+        values: list[object] = []
         try:
-            answer = self._process([Message(message) for message in messages])
-            if isinstance(answer, AsyncIterable):
-                async for verdict in answer:
-                    verdicts.append(verdict)  # noqa: PERF401 - those before an exception count
-            else:
-                given = await answer
-                verdicts = [given] * len(messages) if isinstance(given, Verdict) else list(given)
+            why = await self._call(messages, values)
         except (Exception, asyncio.CancelledError) as error:
             if is_our_end(error):
                 raise
-            return self._after(error, messages, verdicts), type(error).__name__
-        if len(verdicts) == len(messages) and all(isinstance(verdict, Verdict) for verdict in verdicts):
+            verdicts = self._used(values, count)
+            others = count - len(verdicts)
+            return verdicts + [self._after(error, others)] * others, type(error).__name__
+        verdicts = self._used(values, count)
+        if len(verdicts) == count:
             return verdicts, ""
-        # By position: where one is missing in the middle, all behind it would be about another message.
-        self._log.error("handler.miscounted", messages=len(messages), verdicts=len(verdicts))
-        why = self._on_missing.because("no-verdict", f"{len(verdicts)} verdicts for {len(messages)} messages")
-        return [why] * len(messages), ""
+        if len(values) == count:
+            why = f"{_told(values, verdicts)}; it and the verdicts after it are not used"
+        else:
+            verdicts = []
+            many = "more than " if len(values) > count else ""
+            why = why or f"{many}{min(len(values), count)} verdicts for {count} messages"
+            self._log.error("handler.miscounted", messages=count, verdicts=len(values), detail=why)
+        others = count - len(verdicts)
+        return verdicts + [self._on_missing.because("no-verdict", why)] * others, ""
 
-    def _after(self, error: BaseException, messages: list[Delivery], verdicts: list[Verdict]) -> list[Verdict]:
-        """Return the verdicts that were given before an exception, and the default for the others."""
+    async def _call(self, messages: list[Delivery], values: list[object]) -> str:
+        """Call the function, and add what it gives to `values`: at most one more than there are messages.
+
+        What was added before an exception stays. Returns why there are no values, or nothing.
+        """
+        most = len(messages) + 1
+        answer: object = self._process([Message(message) for message in messages])
+        if isinstance(answer, Awaitable):
+            answer = await answer
+        if isinstance(answer, Verdict):
+            values += [answer] * len(messages)
+        elif isinstance(answer, AsyncIterable):
+            await _take(answer, values, most)
+        elif isinstance(answer, Iterable) and not isinstance(answer, str | bytes | Mapping | AbstractSet):
+            values.extend(islice(answer, most))  # what it gave before an exception stays
+        else:
+            return f"the function returned {type(answer).__name__}, not a verdict for each message in order"
+        return ""
+
+    def _used(self, values: list[object], count: int) -> list[Verdict]:
+        """Return the verdicts before the first value that is not one; none of more values than messages."""
+        verdicts = cast("list[Verdict]", values)
+        if not set(map(type, values)) <= {Verdict}:  # in C, for it is nearly always so
+            verdicts = cast("list[Verdict]", list(takewhile(lambda value: isinstance(value, Verdict), values)))
+        if len(verdicts) < len(values):
+            self._log.error("handler.not_a_verdict", detail=_told(values, verdicts), messages=count - len(verdicts))
+        return [] if len(values) > count else verdicts
+
+    def _after(self, error: BaseException, others: int) -> Verdict:
+        """Return the verdict for the messages that have none after an exception."""
         where = place(error)
-        given = [verdict for verdict in verdicts if isinstance(verdict, Verdict)][: len(messages)]
-        open_messages = len(messages) - len(given)
         # Not its text, which may quote the message. The traceback has it, for whoever wants to see that.
-        self._log.error("handler.failed", error_type=type(error).__name__, where=where, messages=open_messages)
+        self._log.error("handler.failed", error_type=type(error).__name__, where=where, messages=others)
         self._log.debug("handler.traceback", exc_info=error)
-        why = self._on_exception.because("exception", f"{type(error).__name__} at {where}")
-        return given + [why] * open_messages
+        return self._on_exception.because("exception", f"{type(error).__name__} at {where}")
 
     async def _settle(self, messages: list[Delivery], verdicts: list[Verdict], error_type: str) -> None:
         by_kind: dict[str, list[tuple[Delivery, Verdict]]] = {kind: [] for kind in VERDICTS}
@@ -157,3 +191,19 @@ class Calls:
             seconds = delay_seconds(message, first_seconds, counted=True, now=self._wall_clock())
         letter = self._letter(message, verdict, error_type, "delayed")
         return letter._replace(delay_milliseconds=max(1, int(1000 * seconds)), rounds=before + 1)
+
+
+def _told(values: list[object], verdicts: list[Verdict]) -> str:
+    """Name the first value that is not a verdict, by its position and type: its text may quote the message."""
+    at = len(verdicts)
+    return f"value {at + 1} of the batch is of type {type(values[at]).__name__}, not a verdict"
+
+
+async def _take(given: AsyncIterable[object], values: list[object], most: int) -> None:
+    """Add what an asynchronous iterable gives to `values`; one that gives more than `most` is closed."""
+    async for value in given:
+        values.append(value)
+        if len(values) == most:
+            break
+    if isinstance(given, AsyncGenerator):
+        await given.aclose()

@@ -51,7 +51,9 @@ class ConsumerSettings(AmqpSettings):
     memory_limit: Bytes = Field(64 * 1024 * 1024, description="bytes of messages held at once")
     on_exception: Fallback = Field("delay", description="the verdict for messages without one after an exception")
     on_missing_verdict: Fallback = Field(
-        "delay", description="the verdict for all messages of a batch that got too few verdicts, or too many"
+        "delay",
+        description="the verdict for messages whose value is not a verdict, "
+        "and for all of a batch with too few verdicts or too many",
     )
     on_reject: Literal["dead-letter", "broker", "discard"] = Field(
         "dead-letter", description="what becomes of dead letters: published, left to the queue's policy, or thrown away"

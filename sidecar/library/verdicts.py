@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from sidecar.core.copies import LONGEST_DELAY_SECONDS
 
 Kind = Literal["ack", "dead-letter", "delay", "requeue", "discard"]
+VERDICT_KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +20,33 @@ class Verdict:
         reason: the header ``sidecar-reason`` of a dead letter: a word that a program can look for.
         detail: the header ``sidecar-error-reason``: a sentence for people. Both are logged: no secrets.
         seconds: how long a delayed message waits; None for the configured delay, doubled with each round.
+
+    Raises:
+        ValueError: there is no such kind or delay.
+        TypeError: a reason is not a text.
     """
 
     kind: Kind
     reason: str = ""
     detail: str = ""
     seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be carried out, where the code that gave it can be seen."""
+        if self.kind not in VERDICT_KINDS:
+            raise ValueError(f"{self.kind!r} is not a kind of verdict; there are {', '.join(VERDICT_KINDS)}")
+        for name, text in (("reason", self.reason), ("detail", self.detail)):
+            if not isinstance(text, str):
+                raise TypeError(f"the {name} of a verdict must be a str, not {type(text).__name__}")
+            # A text out of a JSON body may hold half a surrogate pair, which no header can.
+            object.__setattr__(self, name, text.encode(errors="replace").decode())
+        if self.seconds is None:
+            return
+        if self.kind != "delay":
+            raise ValueError(f"{self.kind} has no delay; DELAY has")
+        if not 0.001 <= self.seconds <= LONGEST_DELAY_SECONDS:  # noqa: PLR2004 - a millisecond
+            allowed = f"from 0.001 s to {LONGEST_DELAY_SECONDS:g} s"
+            raise ValueError(f"a delay of {self.seconds} s: there are delays {allowed}")
 
     def because(self, reason: str, detail: str = "") -> Verdict:
         """Return the same verdict with reasons, for `DEAD_LETTER` and `DELAY`."""
@@ -39,10 +61,6 @@ class Verdict:
         Raises:
             ValueError: it is another verdict, or another length.
         """
-        if self.kind != "delay":
-            raise ValueError(f"{self.kind} has no delay; DELAY has")
-        if not 0.001 <= seconds <= LONGEST_DELAY_SECONDS:  # noqa: PLR2004 - a millisecond
-            raise ValueError(f"a delay of {seconds} s: there are delays from 0.001 s to {LONGEST_DELAY_SECONDS:g} s")
         return replace(self, seconds=seconds)
 
 

@@ -290,6 +290,38 @@ def test_a_message_without_a_verdict_is_never_lost(rabbitmq: Broker, amqp: Amqp,
     assert left(amqp, queue_name) == 0
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_value_that_is_not_a_verdict_shifts_no_other(
+    fails: bool, rabbitmq: Broker, amqp: Amqp, queue_name: str, run: Any
+) -> None:
+    """From such a value on no verdict of its batch is used: nothing is acked, or dead-lettered, in another's place."""
+    publish(amqp, queue_name, b"0", b"1", b"2", b"3")
+
+    class Forgetful(BatchConsumer):
+        calls = 0
+
+        async def process(self, batch: list[Message]) -> AsyncIterator[Any]:
+            self.calls += 1
+            if self.calls > 1:
+                for _ in batch:
+                    yield ACK
+                return
+            for value in (ACK, None, DEAD_LETTER, ACK):
+                yield value
+            if fails:
+                raise ValueError
+
+    async def main() -> dict[str, int]:
+        options: Any = {"on_missing_verdict": REQUEUE, "on_exception": REQUEUE, "batch_max_age": "200ms"}
+        async with Forgetful(amqp_url=rabbitmq.amqp_url, amqp_queue=queue_name, **options) as consumer:
+            await until(lambda: consumer.counts().get("ack") == 4)
+        return consumer.counts()
+
+    counts = run(main())
+    assert (counts["requeue"], counts["ack"], counts.get("dead_letter", 0)) == (3, 4, 0)
+    assert left(amqp, queue_name) == left(amqp, f"{queue_name}.dead") == 0
+
+
 def test_workers_work_at_once(rabbitmq: Broker, amqp: Amqp, queue_name: str, run: Any) -> None:
     """As many batches as there are workers are in work at once, and no more."""
     publish(amqp, queue_name, *(b"%d" % number for number in range(12)))
