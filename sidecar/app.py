@@ -57,6 +57,7 @@ class App:
         self.session: BrokerSession | None = None
         self._draining = False
         self._unreachable = ""  # why there is no session
+        self._delayed: Unready | None = None
         self._pipeline = pipeline
         self._connect = connect
         self._dice = dice
@@ -69,9 +70,15 @@ class App:
         state = self._pipeline.state()
         if self._draining:
             return state._replace(unready=Unready("draining", "the sidecar was told to stop"))
+        if self._delayed is not None:
+            return state._replace(unready=self._delayed)
         if not state.connected and self._unreachable:
             return state._replace(unready=Unready("not-connected", self._unreachable))
         return state
+
+    def delay(self, reason: Unready | None) -> None:
+        """Note why `run` isn't called yet; None when nothing keeps it any more."""
+        self._delayed = reason
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set, then drain: what was not stored goes back to the queue.

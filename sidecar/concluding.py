@@ -351,7 +351,7 @@ class Concluding:
 
     def _refused(self, batch: Batch, answer: Answer, sent_at: float, *, probe: bool) -> None:
         """Deal with a request that was answered as a whole."""
-        fault = bulk.fault(answer.status, answer.body)
+        fault = bulk.fault(answer.status, answer.body, answer.location)
         course = judge_request(fault)
         for message in batch.messages:
             message.unanswered = True  # bodies are taken in pieces: what came before the fault may be stored
@@ -361,16 +361,14 @@ class Concluding:
             return
         self._account.requests[course.name.lower()] += 1
         if course is Course.THROTTLED:
-            reason = f"{fault.status} {fault.error_type}: {fault.reason}"
-            self._crowded(batch, sent_at, 1.0, reason, probe=probe, retry_after_seconds=answer.retry_after_seconds)
+            self._crowded(batch, sent_at, 1.0, str(fault), probe=probe, retry_after_seconds=answer.retry_after_seconds)
         elif course is Course.SPLIT_SIZE:
             self._heard()
             self._split_size(batch, fault)
         elif course is Course.SPLIT_FAULT:
             self._split_fault(batch, fault, probe=probe)
         else:
-            kind = f"{fault.status} {fault.error_type}"
-            self._hold(kind, f"{kind}: {fault.reason}", probe=probe)
+            self._hold(f"{fault.status} {fault.error_type}", str(fault), probe=probe)
             self._put_again(batch)
 
     def _split_size(self, batch: Batch, fault: Fault) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from sidecar.core.responder import Answer as Answer  # noqa: PLC0414, TC001 - part of the ports
+
 if TYPE_CHECKING:
     import asyncio
     from contextlib import AbstractContextManager
@@ -15,20 +17,6 @@ if TYPE_CHECKING:
     from sidecar.core.batcher import Batch
     from sidecar.core.ledger import Ledger, Settlement
     from sidecar.core.message import Message
-
-
-class Answer(NamedTuple):
-    """Elasticsearch's answer to a request.
-
-    Attributes:
-        status: of HTTP.
-        body: as it came.
-        retry_after_seconds: what the header ``Retry-After`` asks for; 0 without it.
-    """
-
-    status: int
-    body: bytes
-    retry_after_seconds: float = 0.0
 
 
 class Sink(Protocol):

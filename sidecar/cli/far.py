@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable, Mapping
 
+    from sidecar.core.state import Unready
     from sidecar.work import Trade
 
 
@@ -19,11 +20,12 @@ class FarSide:
     Attributes:
         trade: the pipeline's.
         told: what the first line of the log says of it.
-        prepare: to be awaited before anything is consumed; it returns at once when the event is set.
+        prepare: to be awaited before anything is consumed; it returns at once when the event is set, and tells why it
+            takes long.
         close: to be awaited at the end.
     """
 
     trade: Trade
     told: Mapping[str, object]
-    prepare: Callable[[asyncio.Event], Awaitable[None]]
+    prepare: Callable[[asyncio.Event, Callable[[Unready | None], None]], Awaitable[None]]
     close: Callable[[], Awaitable[None]]

@@ -43,5 +43,5 @@ def far_side(settings: Settings, planned: Plan, log: FilteringBoundLogger) -> Fa
     )
 
 
-async def _nothing_to_prepare(_: asyncio.Event) -> None:
+async def _nothing_to_prepare(_: asyncio.Event, _tell: object) -> None:
     """The exchange is declared with each connection."""

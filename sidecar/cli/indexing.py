@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 from sidecar.cli.far import FarSide
 from sidecar.cli.wiring import elasticsearch
+from sidecar.core import bulk
+from sidecar.core.far import ELASTICSEARCH
+from sidecar.core.state import Unready
 from sidecar.elastic import mappings
 from sidecar.elastic.sink import ElasticSink
 from sidecar.errors import SinkError
@@ -18,6 +21,8 @@ from sidecar.indexing import Indexing
 from sidecar.ops.tracing import open_tracing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from structlog.typing import FilteringBoundLogger
 
     from sidecar.elastic.mappings import Template
@@ -34,7 +39,7 @@ def far_side(settings: Settings, planned: Plan, log: FilteringBoundLogger) -> Fa
         ConfigError: templates or files for TLS that can't be used, several logins.
     """
     templates = mappings.load(Path(settings.mappings_dir)) if settings.mappings_apply and settings.mappings_dir else []
-    sink = ElasticSink(elasticsearch(settings))
+    sink = ElasticSink(elasticsearch(settings), bulk_path=bulk.path(planned.recipe.path_index))
     tracing = open_tracing(os.environ, planned.recipe, log)
 
     async def close() -> None:
@@ -51,7 +56,11 @@ def far_side(settings: Settings, planned: Plan, log: FilteringBoundLogger) -> Fa
 
 
 async def _install(
-    templates: list[Template], sink: ElasticSink, log: FilteringBoundLogger, stop: asyncio.Event
+    templates: list[Template],
+    sink: ElasticSink,
+    log: FilteringBoundLogger,
+    stop: asyncio.Event,
+    tell: Callable[[Unready | None], None],
 ) -> None:
     """Install templates, however long Elasticsearch is away: without them documents would make mappings of their own.
 
@@ -61,14 +70,16 @@ async def _install(
     tries = 0
     while templates and not stop.is_set():
         try:
-            for change in await mappings.apply(sink.ask, templates):
+            for change in await mappings.when_available(sink, mappings.apply, templates):
                 template = change.template
                 log.info("mappings.applied", kind=template.kind, template=template.name, was=change.state)
         except SinkError as error:
             tries += 1
+            tell(Unready(ELASTICSEARCH.waiting, str(error)))
             if tries == 1:
                 log.warning("elasticsearch.unreachable", reason=str(error))
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _MAPPINGS_PAUSE_SECONDS)
         else:
-            return
+            break
+    tell(None)

@@ -69,7 +69,7 @@ def _do(work: Callable[[Ask, list[Template]], Awaitable[list[Change]]], folder: 
     async def done() -> list[Change]:
         sink = ElasticSink(connection)
         try:
-            return await work(sink.ask, templates)
+            return await mappings.when_available(sink, work, templates)
         finally:
             await sink.close()
 

@@ -104,7 +104,7 @@ async def _run(settings: Settings, log: FilteringBoundLogger) -> None:
         log.info("sidecar.started", version=__version__, queues=list(settings.amqp_queue), **far.told)
         if address is not None:
             log.info("http.listening", address=address)
-        await far.prepare(stop)
+        await far.prepare(stop, app.delay)
         _tune_garbage_collection()
         await app.run(stop)
     finally:

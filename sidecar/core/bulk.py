@@ -13,6 +13,8 @@ from urllib.parse import quote
 
 import orjson
 
+from sidecar.core.responder import is_redirect, redirected
+
 if TYPE_CHECKING:
     from sidecar.core.message import Message
 
@@ -53,6 +55,12 @@ class Fault(NamedTuple):
     status: int
     error_type: str
     reason: str
+
+    def __str__(self) -> str:
+        """Return it for people."""
+        if self.error_type:
+            return f"{self.status} {self.error_type}: {self.reason}"
+        return self.reason if is_redirect(self.status) else f"Elasticsearch answered {self.status}: {self.reason}"
 
 
 def path(index: str | None) -> str:
@@ -114,8 +122,16 @@ def _result(item: dict[str, dict[str, object]]) -> Result:
     return Result(status, kind, reason, store)
 
 
-def fault(status: int, answer: bytes) -> Fault:
-    """Return what a refused request was refused for; `error_type` is empty when that isn't Elasticsearch speaking."""
+def fault(status: int, answer: bytes, location: str = "") -> Fault:
+    """Return what a refused request was refused for; `error_type` is empty when that isn't Elasticsearch speaking.
+
+    Args:
+        status: of HTTP.
+        answer: the body.
+        location: where a redirect points.
+    """
+    if is_redirect(status):
+        return Fault(status, "", str(redirected(status, location)))
     try:
         error = _parse(answer)["error"]
         kind, reason = _explain(error)

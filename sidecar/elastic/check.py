@@ -1,7 +1,7 @@
 """What is wrong with Elasticsearch, for ``sidecar check``. Nothing is written or changed there.
 
 It asks for one thing after the other and takes no answer for granted: what a user may not see, or a distribution
-doesn't have, is left out. `GET /` answers 405 on some, so it is asked only for whether anybody answers.
+doesn't have, is left out.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import orjson
 from elastic_transport import AsyncTransport, TransportError
 from yarl import URL
 
+from sidecar.core import bulk
 from sidecar.core.bulk import ACCEPT
 from sidecar.core.check import Finding, names_pattern, on_data_stream
-from sidecar.elastic.sink import NOT_THERE_YET, RAW, authorization, nodes, sentence
+from sidecar.elastic.node import Node, as_answer, find_obstacle
+from sidecar.elastic.sink import MIMETYPES, RAW, authorization, nodes, sentence
 
 if TYPE_CHECKING:
     from elastic_transport import NodeConfig
 
     from sidecar.core.compose import Recipe
     from sidecar.elastic.sink import Connection
+    from sidecar.ports import Answer
 
-_OK, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 200, 401, 403, 404
+_OK, _NOT_FOUND = 200, 404
 _LOOK_SECONDS = 10.0
-_PRODUCT = "x-elastic-product"
-_JSON_TYPE = "application/vnd.elasticsearch+json"
-_JSON = f"{_JSON_TYPE}; compatible-with=8"
 _SETTING = "SIDECAR_INDEX"
 
 
@@ -39,7 +39,6 @@ class _Reply(NamedTuple):
     """An answer, and its content where that is a JSON object (otherwise an empty one)."""
 
     status: int
-    is_elasticsearch: bool
     content: dict[str, Any]
 
 
@@ -56,7 +55,7 @@ class _Node:
         self.where = f"Elasticsearch {URL.build(scheme=config.scheme, host=config.host, port=config.port)}"
         self.seconds = seconds
         self._login = {"authorization": login} if login is not None else {}
-        self._transport = AsyncTransport([config], serializers=dict.fromkeys(("application/json", _JSON_TYPE), RAW))
+        self._transport = AsyncTransport([config], node_class=Node, serializers=dict.fromkeys(MIMETYPES, RAW))
 
     async def ask(self, method: str, path: str, content: dict[str, Any] | None = None) -> _Reply:
         """Return the answer, whatever it says.
@@ -64,15 +63,25 @@ class _Node:
         Raises:
             TransportError, ValueError: there is none.
         """
+        body = orjson.dumps(content) if content is not None else None
+        answer = await self.answer(method, path, {"accept": ACCEPT, "content-type": ACCEPT}, body)
+        return _Reply(answer.status, _object(answer.body))
+
+    async def answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None) -> Answer:
+        """Return the answer as it came.
+
+        Raises:
+            TransportError, ValueError: there is none.
+        """
         meta, answer = await self._transport.perform_request(
             method,
             path,
-            body=orjson.dumps(content) if content is not None else None,
-            headers={"accept": ACCEPT, "content-type": _JSON, **self._login},
+            body=body,
+            headers={**headers, **self._login},
             max_retries=0,
             request_timeout=self.seconds,
         )
-        return _Reply(meta.status, meta.headers.get(_PRODUCT) == "Elasticsearch", _object(answer))
+        return as_answer(meta, answer, path)
 
     async def close(self) -> None:
         """Close its connections."""
@@ -109,7 +118,7 @@ async def check(connection: Connection, recipe: Recipe, *, installs_templates: b
     seconds = min(_LOOK_SECONDS, connection.timeout_seconds)
     all_nodes = [_Node(config, login, seconds) for config in nodes(connection)]
     try:
-        tried = await asyncio.gather(*(_try(node) for node in all_nodes))
+        tried = await asyncio.gather(*(_try(node, bulk.path(recipe.path_index)) for node in all_nodes))
         findings = [finding for finding in tried if finding is not None]
         good = next((node for node, finding in zip(all_nodes, tried, strict=True) if finding is None), None)
         if good is None:
@@ -141,30 +150,15 @@ async def _look(node: _Node, recipe: Recipe, *, installs_templates: bool) -> lis
 # The way there -------------------------------------------------------------------------------------------------------
 
 
-async def _try(node: _Node) -> Finding | None:
+async def _try(node: _Node, bulk_path: str) -> Finding | None:
     """Return what keeps us from using a node; None where nothing does."""
     try:
-        reply = await node.ask("GET", "/")
+        found = await find_obstacle(node.answer, bulk_path)
     except TransportError as error:
         return _unreached(node.where, sentence(error))
     except ValueError as error:
         return _unreached(node.where, str(error))
-    if reply.status == _UNAUTHORIZED:
-        what = "it doesn't accept the login (401)"
-        mend = (
-            "mend SIDECAR_ELASTICSEARCH_USERNAME and _PASSWORD (or _API_KEY, _BEARER_TOKEN); see that none is expired"
-        )
-        return Finding("problem", node.where, what, mend)
-    if reply.status in NOT_THERE_YET:
-        what = f"it answered {reply.status}: it, or what stands before it, is not ready"
-        return Finding("problem", node.where, what, "wait until the cluster is up, or look at the proxy before it")
-    if not reply.is_elasticsearch:
-        what = f"what answers there ({reply.status}) is not Elasticsearch"
-        mend = (
-            "mend host, port and path in SIDECAR_ELASTICSEARCH_URL; a proxy must let the header X-Elastic-Product pass"
-        )
-        return Finding("problem", node.where, what, mend)
-    return None
+    return Finding("problem", node.where, found.what, found.fix) if found is not None else None
 
 
 def _unreached(where: str, text: str) -> Finding:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
+    from sidecar.elastic.sink import ElasticSink
     from sidecar.ports import Answer
 
     Ask = Callable[[str, str, bytes | None], Awaitable[Answer]]
@@ -95,6 +96,21 @@ def load(folder: Path) -> list[Template]:
     return sorted(found, key=lambda one: (one.kind != "component", one.name))
 
 
+async def when_available(
+    sink: ElasticSink, work: Callable[[Ask, list[Template]], Awaitable[list[Change]]], templates: list[Template]
+) -> list[Change]:
+    """Return what `compare` or `apply` does. A proxy's 404 must not be taken for a template that is missing.
+
+    Raises:
+        SinkError: Elasticsearch can't be used.
+        RefusedTemplateError: see there.
+    """
+    reason = await sink.unavailable()
+    if reason is not None:
+        raise SinkError(reason)
+    return await work(sink.ask, templates)
+
+
 async def compare(ask: Ask, templates: list[Template]) -> list[Change]:
     """Return how each template compares with the cluster's.
 
@@ -155,7 +171,7 @@ def _check(answer: Answer, template: Template, verb: str) -> None:
         return
     if answer.status in _AWAY:
         raise SinkError(f"Elasticsearch answered {answer.status}: it is not there yet")
-    why = f"{answer.status} {fault(answer.status, answer.body).reason}"
+    why = f"{answer.status} {fault(answer.status, answer.body, answer.location).reason}"
     raise RefusedTemplateError(f"Elasticsearch doesn't {verb} the {template.kind} template {template.name}: {why}")
 
 

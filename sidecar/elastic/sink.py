@@ -22,25 +22,26 @@ from elasticsearch import AsyncElasticsearch
 from yarl import URL
 
 from sidecar import tls
-from sidecar.core.bulk import ACCEPT, CONTENT_TYPE
+from sidecar.core.bulk import ACCEPT
+from sidecar.elastic.node import BULK_HEADERS, BULK_PATH, Node, as_answer, find_obstacle
 from sidecar.errors import ConfigError, SinkError
-from sidecar.ports import Answer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from elastic_transport import BaseNode, HttpHeaders
+
+    from sidecar.ports import Answer
 
 # The client logs every request at info, and the bodies at debug: documents must never reach a log.
 for _name in ("elastic_transport", "elastic_transport.node", "elasticsearch"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
-_UNAUTHORIZED = 401
-NOT_THERE_YET = frozenset({502, 503, 504})
 _LOOK_SECONDS = 10.0
 """How long a look at a node may take: it asks for next to nothing."""
 _ADDRESS = re.compile(r"(https?://[^/\s?]+)[^\s]*")
 _RETURN_MIN_SECONDS = 0.5
 _RETURN_MAX_SECONDS = 5.0
-_HEADERS = {"accept": ACCEPT, "content-type": CONTENT_TYPE}
 
 
 class _Raw(Serializer):
@@ -56,7 +57,7 @@ class _Raw(Serializer):
 
 
 RAW = _Raw()
-_MIMETYPES = (
+MIMETYPES = (
     "application/vnd.elasticsearch+json",
     "application/vnd.elasticsearch+x-ndjson",
     "application/json",
@@ -165,21 +166,24 @@ class ElasticSink:
 
     Args:
         connection: how to reach the cluster.
+        bulk_path: where bulk requests go, for looks at what lets nothing else pass.
 
     Raises:
         ConfigError: several logins, or a wrong cloud id.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, bulk_path: str = BULK_PATH) -> None:
         login = authorization(connection)
         self._login = {"authorization": login} if login is not None else {}
         configs = nodes(connection)
         self._client = AsyncElasticsearch(
             configs,
             http_compress=connection.compress,
-            serializers=dict.fromkeys(_MIMETYPES, RAW),
+            serializers=dict.fromkeys(MIMETYPES, RAW),
             node_pool_class=_Nodes,
+            node_class=Node,
         )
+        self._bulk_path = bulk_path
         self._pool = cast("_Nodes", self._client.transport.node_pool)
         self._timeout_seconds = connection.timeout_seconds
         self._look_seconds = min(_LOOK_SECONDS, connection.timeout_seconds)
@@ -191,7 +195,7 @@ class ElasticSink:
         Raises:
             SinkError: no answer came, so the outcome is unknown.
         """
-        return await self._perform("POST", path, body, _HEADERS)
+        return await self._perform("POST", path, body, BULK_HEADERS)
 
     async def ask(self, method: str, path: str, body: bytes | None = None) -> Answer:
         """Send a request that isn't about documents, JSON if anything, and return the answer, whatever it says.
@@ -207,18 +211,16 @@ class ElasticSink:
         Asks for what costs nothing and needs no privilege, only a login.
         """
         try:
-            answer = await self._perform("GET", "/", None, {"accept": ACCEPT}, self._look_seconds)
+            found = await find_obstacle(self._ask_shortly, self._bulk_path)
         except SinkError as error:
             return str(error)
-        # 403 is an answer to a login that was accepted, of a user who may write but not look at the cluster.
-        if answer.status == _UNAUTHORIZED:
-            return f"Elasticsearch answered {answer.status}: it doesn't accept the login"
-        if answer.status in NOT_THERE_YET:
-            return f"Elasticsearch answered {answer.status}: it is not there yet"
-        return None
+        return str(found) if found is not None else None
+
+    async def _ask_shortly(self, method: str, path: str, headers: Mapping[str, str]) -> Answer:
+        return await self._perform(method, path, None, headers, self._look_seconds)
 
     async def _perform(
-        self, method: str, path: str, body: bytes | None, headers: dict[str, str], seconds: float | None = None
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], seconds: float | None = None
     ) -> Answer:
         """Send a request to a node; where it can't be reached at all, and so has seen nothing of it, to the next.
 
@@ -246,7 +248,7 @@ class ElasticSink:
                 raise SinkError(f"no answer from Elasticsearch: {error}") from error
             if self._pool.away:
                 self._look_after_nodes()
-            return Answer(meta.status, answer if isinstance(answer, bytes) else b"", _retry_after(meta.headers))
+            return as_answer(meta, answer, path)
         raise SinkError("no answer from Elasticsearch: it has no nodes")
 
     def _look_after_nodes(self) -> None:
@@ -263,13 +265,15 @@ class ElasticSink:
             await asyncio.gather(*(self._look(node) for node in list(self._pool.away.values())))
 
     async def _look(self, node: BaseNode) -> None:
-        headers = cast("HttpHeaders", {"accept": ACCEPT, **self._login})
-        with suppress(TransportError, OSError, ValueError):
-            seconds = self._look_seconds
+        async def ask(method: str, path: str, headers: Mapping[str, str]) -> Answer:
+            sent = cast("HttpHeaders", {**headers, **self._login})
             answer = await cast("BaseAsyncNode", node).perform_request(
-                "GET", "/", headers=headers, request_timeout=seconds
+                method, path, headers=sent, request_timeout=self._look_seconds
             )
-            if answer.meta.status not in NOT_THERE_YET:
+            return as_answer(answer.meta, answer.body, path)
+
+        with suppress(TransportError, OSError, ValueError):
+            if await find_obstacle(ask, self._bulk_path) is None:
                 self._pool.mark_live(node)
 
     async def close(self) -> None:
@@ -300,10 +304,3 @@ def sentence(error: TransportError) -> str:
 def _cause(error: TransportError) -> BaseException | None:
     """Return what aiohttp said; the transport empties its own list of causes."""
     return error.__cause__ or error.__context__
-
-
-def _retry_after(headers: HttpHeaders) -> float:
-    try:
-        return max(0.0, float(headers.get("retry-after") or 0))
-    except ValueError:  # a date, which Elasticsearch doesn't send
-        return 0.0

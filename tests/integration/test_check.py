@@ -296,7 +296,7 @@ def test_logins_and_privileges(
         login = {"ELASTICSEARCH_USERNAME": name, "ELASTICSEARCH_PASSWORD": password}
         return check(secured, ELASTICSEARCH_URL=url, **login, **settings)
 
-    assert len(told("elastic", SECRET + "-not").about("doesn't accept the login (401)", "problem")) == 1
+    assert len(told("elastic", SECRET + "-not").about("401: it doesn't accept the login", "problem")) == 1
     assert told("elastic", SECRET).about("lacks") == []
     (forbidden,) = told("pikachu", SECRET, INDEX="closed").about("lacks", "problem")
     assert "'pikachu' lacks index" in forbidden["what"]

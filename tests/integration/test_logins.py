@@ -193,6 +193,7 @@ class Recorder:
                 recorder.requests.append((self.command, self.headers.get("authorization")))
                 self.send_response(recorder.status)
                 self.send_header("content-type", "application/json")
+                self.send_header("x-elastic-product", "Elasticsearch")
                 self.send_header("content-length", "2")
                 self.end_headers()
                 self.wfile.write(b"{}")

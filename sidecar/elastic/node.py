@@ -1,0 +1,98 @@
+"""One node of a cluster over aiohttp, without redirects, and the question whether it is an Elasticsearch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from elastic_transport import AiohttpHttpNode
+from yarl import URL
+
+from sidecar.core.bulk import ACCEPT, CONTENT_TYPE
+from sidecar.core.responder import NOT_READY, PRODUCT_HEADER, is_own, obstacle, pointed_at
+from sidecar.ports import Answer
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    import aiohttp
+    from elastic_transport import ApiResponseMeta, HttpHeaders
+
+    from sidecar.core.responder import Obstacle
+
+    Ask = Callable[[str, str, Mapping[str, str]], Awaitable[Answer]]
+
+BULK_HEADERS = {"accept": ACCEPT, "content-type": CONTENT_TYPE}
+_ROOT_HEADERS = {"accept": "application/json"}
+"""Plain: versions before 8 refuse a type that names a version, and would not tell theirs."""
+BULK_PATH = "/_bulk"
+
+
+class _Session:
+    """The session of a node, which answers a redirect as it answers everything else.
+
+    aiohttp follows redirects unless each request says no, and elastic_transport has no option for that. On the way a
+    POST becomes a GET, and a login for another host is dropped.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    def request(self, method: str, url: str, **options: Any) -> object:  # noqa: ANN401 - aiohttp's options
+        """Send a request, and return its answer even if that is a redirect."""
+        return self._session.request(method, url, allow_redirects=False, **options)
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._session.close()
+
+
+class Node(AiohttpHttpNode):
+    """A node of elastic_transport that follows no redirect."""
+
+    def _create_aiohttp_session(self) -> None:
+        super()._create_aiohttp_session()
+        if self.session is not None:
+            self.session = cast("aiohttp.ClientSession", _Session(self.session))
+
+
+def as_answer(meta: ApiResponseMeta, body: object, path: str) -> Answer:
+    """Return a response as an answer.
+
+    Args:
+        meta: what the transport says of it.
+        body: as it came.
+        path: that was asked for, with query.
+    """
+    headers, node = meta.headers, meta.node
+    base = URL.build(scheme=node.scheme, host=node.host, port=node.port, path=node.path_prefix, encoded=True)
+    return Answer(
+        meta.status,
+        body if isinstance(body, bytes) else b"",
+        _retry_after(headers),
+        headers.get(PRODUCT_HEADER) or "",
+        pointed_at(str(base), path, headers.get("location") or ""),
+    )
+
+
+async def find_obstacle(ask: Ask, bulk_path: str = BULK_PATH) -> Obstacle | None:
+    """Return why Elasticsearch can't be used now; None if it can. It takes a login, and no privilege.
+
+    `GET /` tells the version. Restricted users and some distributions are refused it, by Elasticsearch's own errors,
+    which is proof enough. A proxy may let nothing pass but bulk requests: so an empty one decides if something else
+    answers, and Elasticsearch refuses that before it looks at privileges.
+
+    Args:
+        ask: sends a request without a body, by method, path and headers.
+        bulk_path: where bulk requests go.
+    """
+    answer = await ask("GET", "/", _ROOT_HEADERS)
+    if not is_own(answer) and answer.status not in NOT_READY:
+        answer = await ask("POST", bulk_path, BULK_HEADERS)
+    return obstacle(answer)
+
+
+def _retry_after(headers: HttpHeaders) -> float:
+    try:
+        return max(0.0, float(headers.get("retry-after") or 0))
+    except ValueError:  # a date, which Elasticsearch doesn't send
+        return 0.0
