@@ -24,6 +24,7 @@ from sidecar.core.template import (
     MissingFieldError,
     Scene,
     format_time,
+    lowered,
     text_of,
 )
 
@@ -117,7 +118,7 @@ def _filler(hole: Hole) -> Column:
         texts: list[bytes] = values  # type: ignore[assignment] # by now
         if not all(map(bytes.isascii, texts)):
             _note_what_is_no_text(texts, chunk)
-        return texts
+        return list(map(lowered, texts)) if hole.is_lowered else texts
 
     return fill
 

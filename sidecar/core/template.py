@@ -1,6 +1,9 @@
 """One small language wherever a value comes from the message: literal text with ``{field}``.
 
-    {field}  {field|default}  {field:%Y.%m.%d}  {field:%Y.%m.%d|default}  {{ and }} for braces
+    {field}  {field|default}  {field:%Y.%m.%d}  {field:%Y.%m.%d|default}  {field!lower}  {{ and }} for braces
+
+``!lower`` stands before a format and a default, and puts all that comes out of the braces into lower case: names of
+indices have no capitals.
 
 Compiled once, at the start; a mistake is an error that points at the character. Values come out as bytes that are valid
 UTF-8: data, never syntax.
@@ -52,6 +55,7 @@ _MILLISECONDS_FROM = 100_000_000_000
 IS_ENCODED = properties.FIELDS["content_encoding"][0] >> 8
 """The bit for a ``content_encoding`` in the first octet of properties."""
 _TOKEN = re.compile(r"\{\{|\}\}|\{|\}")
+_LOWER = "lower"
 
 
 class TemplateError(SidecarError):
@@ -180,12 +184,14 @@ class Hole(NamedTuple):
         style: of a time, as for ``strftime``; empty: as ISO 8601 has it.
         default: what stands for it where it is absent; None: the message is rejected.
         fill: returns what stands for it; raises `MissingFieldError` where that is nothing.
+        is_lowered: in lower case, which `fill` sees to.
     """
 
     field: str
     style: str
     default: bytes | None
     fill: Render
+    is_lowered: bool = False
 
 
 class Template:
@@ -299,18 +305,29 @@ def _compile(text: str) -> list[bytes | Hole]:
 
 def _hole(text: str, at: int, inside: str) -> Hole:
     spec, bar, default = inside.partition("|")
-    field, colon, style = spec.partition(":")
+    name, colon, style = spec.partition(":")
+    field, bang, conversion = name.partition("!")
     if "{" in inside:
         raise TemplateError(text, at + inside.index("{"), "a { inside of braces")
     if colon and field not in _TIMES:
         raise TemplateError(text, at + len(field), f"a format on {field!r}, which is no time ({', '.join(_TIMES)} are)")
     if colon and not style:
         raise TemplateError(text, at + len(field), "an empty format")
+    if bang and conversion != _LOWER:
+        raise TemplateError(text, at + len(field) + 1, f"{conversion!r} is not a conversion; there is !{_LOWER}")
     getter = _getter(field, style)
     if getter is None:
         raise TemplateError(text, at, f"{field!r} is no field; there are {', '.join(FIELDS)}")
     spare = default.encode() if bar else None
-    return Hole(field, style, spare, _filler(field, getter, spare))
+    fill = _filler(field, getter, spare)
+    if bang:
+        return Hole(field, style, spare, lambda scene: lowered(fill(scene)), is_lowered=True)
+    return Hole(field, style, spare, fill)
+
+
+def lowered(text: bytes) -> bytes:
+    """Return a text, which is valid UTF-8, in lower case."""
+    return text.lower() if text.isascii() else text.decode().lower().encode()
 
 
 def _getter(field: str, style: str) -> Getter | None:

@@ -16,7 +16,7 @@ from tests.builders import examples, ledger, long_string, message, properties
 
 NOW = 1_700_000_000.0
 texts = st.sampled_from(
-    [b"", b"a", b"a b", b'q"', b"\xc3\xa9", b"\xff", b"\n", b"10", b"007", b"0", b"x" * 200, b"_up"]
+    [b"", b"a", b"A b", b'q"', b"\xc3\xa9", b"\xc3\x89", b"\xff", b"\n", b"10", b"007", b"0", b"x" * 200, b"_up"]
 )
 raw_values = (
     texts.map(long_string)
@@ -59,7 +59,12 @@ hole = st.sampled_from([
     "body.o.0.k", "now", "now:%Y", "timestamp", "timestamp:%Y", "priority", "routing_key", "exchange", "queue",
     "sha256", "item",
 ])  # fmt: skip
-filled = st.builds(lambda field, spare: f"{{{field}{spare}}}", hole, st.sampled_from(["", "|", "|z"]))
+filled = st.builds(
+    lambda field, lower, spare: f"{{{field.replace(':', f'{lower}:') if ':' in field else field + lower}{spare}}}",
+    hole,
+    st.sampled_from(["", "", "!lower"]),
+    st.sampled_from(["", "|", "|z", "|Z"]),
+)
 templates = st.lists(filled | st.sampled_from(["x", "x%", "{{", '"']), min_size=1, max_size=3).map(
     lambda all_: Template("".join(all_))
 )
