@@ -7,11 +7,11 @@ and a hold begins where nothing succeeds any more.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.core import bulk
 from sidecar.core.copies import Letter, delay_seconds, may_go_round, own_doing, rounds
+from sidecar.core.guard import kind_of
 from sidecar.core.pacing import backoff_seconds
 from sidecar.core.policy import OUTCOMES, Course, Fate, Rule, Verdict, decide, judge, judge_request
 from sidecar.core.properties import published_at
@@ -60,7 +60,7 @@ class Concluding:
         self._dice = place.dice
         self._log = place.log
         self._wall_clock = place.wall_clock
-        self._refused_in_a_row: Counter[str] = Counter()  # by error type, since something was stored
+        self._guard = place.guard
         # Where all messages have one target and that is blocked, everything waits; where they have several, the others'
         # messages may just be rare.
         one_target = plan.recipe.path_index is not None
@@ -178,36 +178,22 @@ class Concluding:
         letters, delayed = fates.letters, fates.delayed
         guarded: list[Letter] = []
         if fates.stored:
-            self._refused_in_a_row.clear()
+            self._guard.stored()
             self._waiting_in_a_row = 0
         else:
-            letters, guarded = self._guard(fates.letters, self._plan.reject_guard)
-            delayed, kept = self._guard(fates.delayed, self._blocked_guard)
+            letters, guarded = self._guard.split(fates.letters)
+            delayed, kept = self._guard.split(fates.delayed, self._blocked_guard)
             guarded += kept
             self._waiting_in_a_row += len(fates.waiting)
         if guarded:
+            for letter in guarded:
+                letter.message.attempts -= 1  # it is the document's kind that is on trial, not this one
             self._hold_back(batch, guarded, probe=probe)
         elif fates.waiting and self._waiting_in_a_row >= self._waiting_guard:
             self._wait(batch, fates, results, probe=probe)
         elif len(fates.throttled) < len(results):
             self._heard()
         return letters, delayed
-
-    def _guard(self, letters: list[Letter], most: int) -> tuple[list[Letter], list[Letter]]:
-        """Split what was refused into what may leave and what may not, since too many of its kind came in a row.
-
-        A broken mapping would empty the queue into the dead letters otherwise; and where every target is blocked, the
-        whole queue would go round and round.
-        """
-        passed: list[Letter] = []
-        guarded: list[Letter] = []
-        for letter in letters:
-            if most and self._refused_in_a_row[letter.error_type] >= most:
-                guarded.append(letter)
-            else:
-                self._refused_in_a_row[letter.error_type] += 1
-                passed.append(letter)
-        return passed, guarded
 
     def _wait(self, batch: Batch, fates: _Fates, results: list[Result], *, probe: bool) -> None:
         """Hold until the target of what waits in place takes it: nothing else comes before that."""
@@ -218,13 +204,18 @@ class Concluding:
         self._put_again(again)
         fates.waiting.clear()
 
+    def _may_leave(self, batch: Batch, letter: Letter, *, probe: bool) -> bool:
+        """Whether the only message of a batch may be rejected; hold if too many of its kind came in a row."""
+        _, guarded = self._guard.split([letter])
+        if guarded:
+            self._hold_back(batch, guarded, probe=probe)
+        return not guarded
+
     def _hold_back(self, batch: Batch, guarded: list[Letter], *, probe: bool) -> None:
         example = guarded[0]
-        for letter in guarded:
-            letter.message.attempts -= 1  # it is the document's kind that is on trial, not this one
-        count = self._refused_in_a_row[example.error_type]
-        reason = f"{count} documents in a row were refused: {example.error_type}: {example.detail}"
-        self._hold(f"guard {example.error_type}", reason, probe=probe)
+        kind = kind_of(example.reason, example.error_type)
+        reason = f"{self._guard.refused(example)} documents in a row were refused: {kind}: {example.detail}"
+        self._hold(f"guard {kind}", reason, probe=probe)
         again = batch.again([letter.message for letter in guarded])
         again.ready_at = 0.0
         self._put_again(again)
@@ -363,19 +354,22 @@ class Concluding:
         if course is Course.THROTTLED:
             self._crowded(batch, sent_at, 1.0, str(fault), probe=probe, retry_after_seconds=answer.retry_after_seconds)
         elif course is Course.SPLIT_SIZE:
-            self._heard()
-            self._split_size(batch, fault)
+            self._split_size(batch, fault, probe=probe)
         elif course is Course.SPLIT_FAULT:
             self._split_fault(batch, fault, probe=probe)
         else:
             self._hold(f"{fault.status} {fault.error_type}", str(fault), probe=probe)
             self._put_again(batch)
 
-    def _split_size(self, batch: Batch, fault: Fault) -> None:
+    def _split_size(self, batch: Batch, fault: Fault, *, probe: bool) -> None:
         if len(batch.messages) == 1:
             detail = f"Elasticsearch refuses a request of {batch.body_bytes} bytes that holds nothing but this document"
-            self._settling.reject([Letter(batch.messages[0], "too-large", detail, fault.status, fault.error_type)])
+            letter = Letter(batch.messages[0], "too-large", detail, fault.status, fault.error_type)
+            if self._may_leave(batch, letter, probe=probe):
+                self._heard()
+                self._settling.reject([letter])
             return
+        self._heard()
         self._outbox.max_bytes = max(1, min(self._outbox.max_bytes, batch.body_bytes // 2))
         self._split(batch, "too_large")
 
@@ -394,8 +388,10 @@ class Concluding:
         (message,) = batch.messages
         detail = bulk.blank(fault.reason, message.source or message.body)
         if self._succeeded_sent_at >= self._suspects.since(message, batch.suspected_at):
-            self._heard()
-            self._settling.reject([Letter(message, "rejected", detail, fault.status, fault.error_type)])
+            letter = Letter(message, "rejected", detail, fault.status, fault.error_type)
+            if self._may_leave(batch, letter, probe=probe):
+                self._heard()
+                self._settling.reject([letter])
         else:
             kind = f"{fault.status} {fault.error_type}"
             self._hold(kind, f"{kind}: {detail}", probe=probe)
@@ -422,7 +418,9 @@ class Concluding:
         # A probe that fails says that the outage goes on: it counts against nobody.
         suspect = not probe and batch.unanswered > 1
         if suspect and len(batch.messages) == 1 and not self._may_try_again(batch.messages[0]):
-            self._settling.reject([Letter(batch.messages[0], "retries-exhausted", reason)])
+            letter = Letter(batch.messages[0], "retries-exhausted", reason)
+            if self._may_leave(batch, letter, probe=probe):
+                self._settling.reject([letter])
             return
         self._account.retries["unanswered"] += len(batch.messages)
         if suspect and len(batch.messages) > 1:
@@ -469,7 +467,7 @@ class Concluding:
             self._settling.write_acks()
 
     def _store(self, messages: list[Message]) -> None:
-        self._refused_in_a_row.clear()
+        self._guard.stored()
         self._waiting_in_a_row = 0
         self._settling.store(messages)
 

@@ -53,7 +53,12 @@ class Keeper(Protocol):
 
     @property
     def held(self) -> str | None:
-        """Why nothing but probes is sent, or None."""
+        """Why nothing but probes is sent, or nothing more is admitted, or None."""
+        ...
+
+    @property
+    def requests_held(self) -> bool:
+        """Whether nothing but probes is sent."""
         ...
 
     @property
@@ -64,6 +69,11 @@ class Keeper(Protocol):
     @property
     def probing(self) -> bool:
         """Whether a probe is out."""
+        ...
+
+    @property
+    def working(self) -> bool:
+        """Whether admitted messages are being stored as ever, since only the admission of others is held."""
         ...
 
     @property
@@ -332,9 +342,9 @@ class Consuming:
     # Consuming -------------------------------------------------------------------------------------------------------
 
     async def _begin(self, session: BrokerSession) -> None:
-        """Begin to consume; after a hold with one batch, of which a single item goes first."""
+        """Begin to consume; after a hold of requests with one batch, of which a single item goes first."""
         held = self._keeper.held is not None
-        if held:
+        if self._keeper.requests_held:  # otherwise what ends the hold may be far behind
             self._window.narrow()
         self.prefetch = self._window.prefetch(*self._held(session))
         self._settled_items = 0
@@ -384,7 +394,8 @@ class Consuming:
         if probes != self._asked_for:
             self._asked, self._asked_for = 0, probes
         # What is on its way would be there twice, or stored twice; a probe that hangs is not waited for.
-        on_its_way = self._keeper.copies_on_their_way or (self._keeper.probing and self._asked < _ASKED_MOST)
+        keeper = self._keeper
+        on_its_way = keeper.copies_on_their_way or keeper.working or (keeper.probing and self._asked < _ASKED_MOST)
         if on_its_way or probes < self._probes_before + _LEAST_PROBES:
             self._asked += 1
             self._give_up_at = self._now() + _ASK_AGAIN_SECONDS

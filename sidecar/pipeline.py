@@ -18,11 +18,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sidecar.admission import Admission
 from sidecar.consuming import Consuming
 from sidecar.core.account import Account
 from sidecar.core.batcher import Batch, Batcher
 from sidecar.core.coalesce import Coalescer, uncover
 from sidecar.core.copies import Letter
+from sidecar.core.guard import RejectGuard
 from sidecar.core.order import Order
 from sidecar.core.outbox import Outbox
 from sidecar.core.pacing import Pacing, Permit
@@ -84,6 +86,17 @@ class Pipeline:
         self._dice = dice
         self._wall_clock = wall_clock
         self._composer = trade.composer(self._make_id)
+        guard = RejectGuard(plan.reject_guard)
+        self._guard = guard
+        self._admission = Admission(
+            plan,
+            guard,
+            trade.composer(self._make_id),
+            dice=dice,
+            log=log,
+            wall_clock=wall_clock,
+            changed=self._hold_changed,
+        )
         self._order = Order()
         coalesces = plan.recipe.coalesce != "none"
         self._batcher = Batcher(plan.batch_max_items, plan.batch_max_bytes, plan.batch_max_age_seconds, folds=coalesces)
@@ -101,7 +114,7 @@ class Pipeline:
         self._outbox = Outbox(plan.batch_max_items, plan.batch_max_bytes, joins=plan.batches_join)
         self._gathers_singly = plan.recipe.gathers_singly
         self._chunks: asyncio.Queue[list[Message]] = asyncio.Queue()
-        self._left: list[Message] = []  # of a chunk, for which there is no room yet
+        self._left: list[Message] = []  # came, and can't be admitted yet: there is no room, or the guard says so
         self._unadmitted = 0
         self._consuming = Consuming(
             Window(plan.memory_limit_bytes, plan.prefetch, plan.batch_max_items),
@@ -120,6 +133,7 @@ class Pipeline:
                 settling=self._settling,
                 outbox=self._outbox,
                 pacing=self.pacing,
+                guard=guard,
                 account=self.account,
                 hold_changed=self._hold_changed,
                 dice=dice,
@@ -143,18 +157,28 @@ class Pipeline:
 
     @property
     def held(self) -> str | None:
-        """Why nothing but probes is sent, or None."""
-        return self.pacing.held
+        """Why nothing but probes is sent, or nothing more is admitted, or None."""
+        return self.pacing.held or self._admission.held
+
+    @property
+    def requests_held(self) -> bool:
+        """Whether nothing but probes is sent."""
+        return self.pacing.held is not None
 
     @property
     def probes(self) -> int:
-        """How many probes were sent, ever."""
-        return self._probes
+        """How many probes were sent, or tried to encode, ever."""
+        return self._probes + self._admission.looks
 
     @property
     def probing(self) -> bool:
         """Whether a probe is out."""
         return self.pacing.probing
+
+    @property
+    def working(self) -> bool:
+        """Whether admitted messages are being stored as ever, since only the admission of others is held."""
+        return self.pacing.held is None and bool(self._in_flight or self._outbox or self._batcher.open_groups)
 
     @property
     def copies_on_their_way(self) -> bool:
@@ -165,6 +189,7 @@ class Pipeline:
         """Return what is happening at this moment."""
         session, pacing, consuming, now = self._session, self.pacing, self._consuming, self._now()
         ledgers = session.ledgers if session is not None else []
+        hold = pacing if pacing.held is not None else self._admission
         return State(
             account=self.account,
             queues=tuple(ledger.queue for ledger in ledgers),
@@ -172,10 +197,10 @@ class Pipeline:
             reached_broker=self.account.sessions > 0,
             reached_elasticsearch=consuming.reached,
             unready=self._unready(),
-            held=pacing.held,
-            held_seconds=now - pacing.held_since if pacing.held is not None else 0.0,
-            next_try_seconds=max(0.0, pacing.pause_until() - now),
-            breaker=pacing.breaker,
+            held=hold.held,
+            held_seconds=now - hold.held_since if hold.held is not None else 0.0,
+            next_try_seconds=max(0.0, self._next_try() - now),
+            breaker="open" if self._admission.held is not None else pacing.breaker,
             copies_held=self._settling.copying.held,
             in_flight=sum(ledger.open for ledger in ledgers),
             in_flight_bytes=sum(ledger.held_bytes for ledger in ledgers),
@@ -185,15 +210,20 @@ class Pipeline:
             failures=self._settling.failures.groups(),
         )
 
+    def _next_try(self) -> float:
+        """Return when something is sent again, or tried to encode, in seconds of the loop's clock."""
+        admits = self.pacing.held is not None or self._admission.held is None
+        return self.pacing.pause_until() if admits else self._admission.try_at
+
     def _unready(self) -> Unready | None:
         """Return why nothing is consumed or stored now; what has to be mended first comes first."""
         consuming = self._consuming
         if self._session is None:
             return Unready("not-connected", "there is no connection to RabbitMQ")
         if consuming.waiting:
-            return Unready(self._plan.far.waiting, consuming.unavailable_reason or self.pacing.held or "")
-        if self.pacing.held is not None:
-            return Unready("held", self.pacing.held)
+            return Unready(self._plan.far.waiting, consuming.unavailable_reason or self.held or "")
+        if self.held is not None:
+            return Unready("held", self.held)
         if self._settling.copying.held is not None:
             return Unready("dead-letters-held", self._settling.copying.held)
         if not consuming.begun:
@@ -300,6 +330,7 @@ class Pipeline:
     def try_now(self) -> None:
         """Probe at once, whatever pause there is."""
         self.pacing.try_now()
+        self._admission.try_now()
         self._wake.set()
 
     def changed(self) -> None:
@@ -334,9 +365,38 @@ class Pipeline:
             await self._prepare(chunk)
             while self._left and not self._draining:
                 self._wake.set()
-                await self._consuming.room(lambda: self._unadmitted)
-                if not self._draining:
+                if self._guard.room:
+                    await self._consuming.room(lambda: self._unadmitted)
+                else:
+                    await self._sit_out()
+                if self._left and not self._draining:
                     self._admit(self._left)
+
+    async def _sit_out(self) -> None:
+        """Wait until the guard lets more messages go, or none wait any more: those that come meanwhile wait as well."""
+        while not self._draining:
+            self._collect()
+            if not self._left:
+                return
+            if await self._admission.look(self._left):
+                await self._prepare_left()
+                return
+            await self._admission.pause()
+
+    def _collect(self) -> None:
+        """Have what came wait behind what waits; forget what the broker has again."""
+        while not self._chunks.empty():
+            self._left += self._chunks.get_nowait()
+        live = [message for message in self._left if not message.ledger.closed]
+        self._unadmitted -= len(self._left) - len(live)
+        self._left = live
+
+    async def _prepare_left(self) -> None:
+        """Prepare what waits, some of it again: what was made of it before may be an exception."""
+        prepare = self._plan.recipe.prepare
+        if prepare is not None:
+            async with self._preparing:
+                await prepare(self._left)
 
     async def _prepare(self, chunk: list[Message]) -> None:
         """Admit a chunk, after what has to be waited for before; one after the other, in order."""
@@ -358,23 +418,31 @@ class Pipeline:
             return
 
     def _admit(self, chunk: list[Message]) -> None:
-        """Make items of messages, as far as there is room."""
+        """Make items of messages, as far as there is room, and as far as no row of rejects becomes too long."""
         self._unadmitted -= len(chunk)
         self._left = []
         if chunk[0].ledger.closed:  # an epoch ends between two chunks, never inside one
             return
+        while chunk and not self._left and (room := self._guard.room):
+            self._encode(chunk[:room])
+            chunk = chunk[room:]
+        self._left += chunk
+        self._unadmitted += len(self._left)
+        if self._window_full():
+            self._wake.set()
+
+    def _encode(self, messages: list[Message]) -> None:
+        """Make items of messages, as far as there is room for the bytes."""
         self._composer.room_bytes = self._consuming.room_bytes
-        composed, rejects = self._composer.compose(chunk, self._wall_clock())
+        composed, rejects = self._composer.compose(messages, self._wall_clock())
+        self._left = self._composer.left
+        self._admission.note(messages[: len(messages) - len(self._left)], composed, rejects)
         if rejects:
             self._refuse(rejects)
         if self._coalescer is None:
             self._batch(self._order.enter(composed))
         else:
             self._coalesce(self._coalescer, composed)
-        self._left = self._composer.left
-        self._unadmitted += len(self._left)
-        if self._window_full():
-            self._wake.set()
 
     def _refuse(self, rejects: list[Reject]) -> None:
         """Have those dead-lettered that can't be stored; of those without a reason there is nothing to be stored."""

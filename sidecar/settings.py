@@ -512,8 +512,9 @@ class Settings(AmqpSettings):
     reject_guard: int = Field(
         1000,
         ge=0,
-        description="so many rejects of one error type in a row with nothing stored between them: hold instead of "
-        "emptying the queue into the dead letters; 0: off",
+        description="so many rejects of one kind in a row: hold instead of emptying the queue into the dead letters. "
+        "A reject before the request counts until a later message can be encoded; a reject by the answer counts until "
+        "a document is stored; 0: off",
     )
     hold_max: Seconds = Field(
         300.0,

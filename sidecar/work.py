@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sidecar.core.account import Account
     from sidecar.core.batcher import Batch
     from sidecar.core.compose import Reject
+    from sidecar.core.guard import RejectGuard
     from sidecar.core.message import Message
     from sidecar.core.outbox import Outbox
     from sidecar.core.pacing import Pacing
@@ -54,6 +55,7 @@ class Workplace:
         settling: settles messages whose fate is known.
         outbox: takes batches that go again.
         pacing: is told what the other side thinks of our pace, and of holds.
+        guard: says which rejects are too many of a kind in a row.
         account: where everything is counted.
         hold_changed: to be called when a hold began or ended.
         dice: the only source of chance.
@@ -64,6 +66,7 @@ class Workplace:
     settling: Settling
     outbox: Outbox
     pacing: Pacing
+    guard: RejectGuard
     account: Account
     hold_changed: Callable[[], None]
     dice: random.Random

@@ -42,3 +42,5 @@ SINK = Far(
     "sink.resumed",
 )
 """Another exchange (``SIDECAR_SINK=amqp``)."""
+HANDLER = ELASTICSEARCH._replace(waiting="waiting-for-handler", held="handler.held", resumed="handler.resumed")
+"""A program's own code (the library): nobody asks whether it can be reached, and it is never throttled."""

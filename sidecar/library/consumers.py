@@ -26,6 +26,7 @@ import structlog
 from sidecar.amqp.session import open_session
 from sidecar.app import App
 from sidecar.core.compose import Recipe
+from sidecar.core.far import HANDLER
 from sidecar.core.template import Template
 from sidecar.library.handling import Handling
 from sidecar.library.settings import load
@@ -212,6 +213,8 @@ class _Life(ABC):
             delayed_retry_max_rounds=settings.delayed_retry_max_rounds,
             delayed_retry_delay_seconds=settings.delayed_retry_delay,
             on_reject=settings.on_reject,
+            reject_guard=settings.reject_guard,
+            far=HANDLER,
             dead_letter_exchange=settings.dead_letter_exchange,
             dead_letter_routing_key=settings.dead_letter_routing_key,
         )

@@ -58,6 +58,12 @@ class ConsumerSettings(AmqpSettings):
     on_reject: Literal["dead-letter", "broker", "discard"] = Field(
         "dead-letter", description="what becomes of dead letters: published, left to the queue's policy, or thrown away"
     )
+    reject_guard: int = Field(
+        1000,
+        ge=0,
+        description="so many messages in a row that can't be batched (`batch_key` and the like need what they lack): "
+        "hold instead of emptying the queue into the dead letters; 0: off",
+    )
     delayed_retry_max_rounds: int = Field(3, ge=0, description="how often a message is delayed, then a dead letter")
     delayed_retry_delay: Annotated[Seconds, Field(ge=0.001, le=LONGEST_DELAY_SECONDS)] = Field(
         10.0, description="delay of the first round, doubled each round, at most 5 minutes"
@@ -111,6 +117,7 @@ class Options(TypedDict, total=False):
     on_exception: Verdict
     on_missing_verdict: Verdict
     on_reject: Literal["dead-letter", "broker", "discard"]
+    reject_guard: int
     delayed_retry_max_rounds: int
     delayed_retry_delay: float | str
     retry_delay_min: float | str

@@ -278,6 +278,24 @@ def test_what_is_unroutable_may_leave(choice: str, verdict: str) -> None:
     play(lambda: Chain(on_unroutable=choice), scenario)
 
 
+def test_the_guard_keeps_a_missing_header_from_emptying_this_queue() -> None:
+    """Messages that can't be addressed never reach the far broker; they hold as those that it refuses."""
+
+    async def scenario(world: Chain) -> None:
+        for number in range(100):
+            world.broker.publish(QUEUE, b"%d" % number)
+        await world.start()
+        await world.until(lambda: world.pipeline.held)
+        await asyncio.sleep(60)
+        assert "20 messages in a row were rejected: missing-field: the message has no header.to" in str(
+            world.pipeline.held
+        )
+        assert len(world.dead_letters) == 20
+        assert len(world.log.named("sink.held")) == 1
+
+    play(lambda: Chain(routing_key=Template("{header.to}"), reject_guard=20), scenario)
+
+
 def test_the_guard_keeps_a_missing_queue_from_emptying_this_one() -> None:
     """A thousand dead letters ``unroutable`` in a row are nobody's message's fault."""
 

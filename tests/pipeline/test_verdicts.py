@@ -202,6 +202,43 @@ def test_the_guard_holds_instead_of_emptying_the_queue_into_the_dead_letters() -
     play(lambda: World(reject_guard=30), scenario)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_guard_holds_what_is_too_large_for_a_proxy(seed: int) -> None:
+    """413 for each document alone is a limit of the proxy's, too: many in a row hold, and go on when it takes them."""
+
+    async def scenario(world: World) -> None:
+        world.elastic.max_content_bytes = 20
+        world.publish_many(80)
+        await world.start()
+        await world.until(lambda: world.pipeline.held)
+        await asyncio.sleep(200)
+        assert world.dead.total() == 10
+        assert "10 documents in a row were refused" in str(world.pipeline.held)
+        world.guilty.update(dict.fromkeys(world.dead))
+        world.elastic.max_content_bytes = 100_000
+        await world.until_settled(within=300)
+        world.judge()
+        assert len(world.elastic.documents) == 70
+
+    play(lambda: World(seed, reject_guard=10), scenario)
+
+
+def test_conflicts_in_a_row_hold_as_well() -> None:
+    """Where they are dead letters: a second run over the same messages, or versions that are all too old."""
+
+    async def scenario(world: World) -> None:
+        for number in range(80):
+            world.elastic.documents[INDEX, f"id-{number}"] = b"{}"
+            world.publish(b'{"n":%d}' % number, f"id-{number}", guilty=True)
+        await world.start()
+        await world.until(lambda: world.pipeline.held)
+        await asyncio.sleep(100)
+        assert len(world.dead_letters) == 10
+        assert "version_conflict_engine_exception" in str(world.pipeline.held)
+
+    play(lambda: World(action="create", choices=Choices(on_conflict="dead-letter"), reject_guard=10), scenario)
+
+
 def test_without_a_guard_all_are_dead_lettered() -> None:
     """`0` turns it off."""
 

@@ -14,6 +14,7 @@ PEACE_AT_SECONDS = 60.0
 _LAST_PUBLISH_SECONDS = 40.0
 _COMPANION_SHARE = 0.3
 _COALESCING_SHARE = 0.3
+_GUARDED_SHARE = 0.1
 BEACONS = 10
 """Good messages at the end of each day: an item at fault is only blamed when others pass."""
 
@@ -59,6 +60,11 @@ class Publication(NamedTuple):
     def guilty(self) -> bool:
         """Whether it deserves the dead-letter queue; a delete looks at no body."""
         return self.kind not in ("good", "lines") and self.action != "delete"
+
+    @property
+    def unfit(self) -> bool:
+        """Whether no request can be made of it."""
+        return self.kind in ("malformed", "array") and self.action != "delete"
 
 
 class Fault(NamedTuple):
@@ -125,6 +131,7 @@ class Setting:
     consumer_timeout_seconds: float = 0.0
     delivery_limit: int = 0
     coalesce: str = "none"
+    reject_guard: int = 1000
 
     @property
     def by_recipe(self) -> bool:
@@ -181,7 +188,24 @@ def draw(seed: int) -> Day:
     dice = random.Random(f"simulation {seed}")
     setting = _setting(dice)
     setting = replace(setting, coalesce=_coalescing(random.Random(f"coalescing {seed}"), setting))
-    return Day(seed, setting, _messages(dice, setting), _faults(dice, setting))
+    return _guarded(
+        random.Random(f"guard {seed}"), Day(seed, setting, _messages(dice, setting), _faults(dice, setting))
+    )
+
+
+def _guarded(dice: random.Random, day: Day) -> Day:
+    """Return some days with a small guard and a run of messages that can't be encoded, longer than it allows.
+
+    All that waits for the guard fits into memory: what ends the hold may be at the end of the queue.
+    """
+    if dice.random() >= _GUARDED_SHARE:
+        return day
+    most = dice.choice((2, 5, 10))
+    first, count = dice.randrange(len(day.messages)), dice.randrange(most, 4 * most)
+    run = [one._replace(kind="malformed") for one in day.messages[first : first + count]]
+    messages = (*day.messages[:first], *run, *day.messages[first + count :])
+    setting = replace(day.setting, reject_guard=most, prefetch=200, memory_limit_bytes=1 << 26)
+    return replace(day, setting=setting, messages=messages)
 
 
 def _coalescing(dice: random.Random, setting: Setting) -> str:

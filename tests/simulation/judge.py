@@ -134,6 +134,7 @@ class Judge:
         self._open: dict[int, list[tuple[Life, Sent]]] = {}  # the requests in which a message is
         self._moments = itertools.count(1)  # to tell what came first
         self._answered_at: dict[tuple[str, str], dict[int, int]] = {}  # the last moment, by document and message
+        self._row_of: dict[int, tuple[Life, int]] = {}  # what no request can be made of: how many fit ones came before
         self._succeeded_sent_at: dict[Life, float] = {}  # when the last request left that was answered item by item
 
     def fault(self, rule: str, detail: str, number: int | None = None) -> None:
@@ -181,6 +182,10 @@ class Judge:
         for stored in chunk:
             fate = self.fates[self._by_body[stored.body]]
             fate.deliveries += 1
+            if fate.publication.unfit:
+                self._row_of[fate.publication.number] = life, life.fit
+            else:
+                life.fit += 1
             fate.delivered_at = fate.delivered_at or next(self._moments)
             # It left the order when it was rejected, and its copy was never confirmed: now it comes late.
             fate.uncertain |= fate.deliveries > 1 and not fate.publication.guilty and self._deserves(fate)
@@ -248,6 +253,20 @@ class Judge:
         discarded = self.setting.on_reject == "discard" and self._deserves(fate)
         if not (fate.applied or conflict or fate.dead or fate.delays or discarded or self._covered(fate)):
             self._about(number, "acked unstored")
+        if self.setting.on_reject == "discard":
+            self._left(number)
+
+    def _left(self, number: int) -> None:
+        """Note that a message left as a reject: of those in a row, no more do than the guard allows.
+
+        A fit one ends the row; those that came behind it let it go on for once each.
+        """
+        if number not in self._row_of:
+            return
+        life, row = self._row_of[number]
+        life.unfit_left[row] += 1
+        if life.unfit_left[row] > self.setting.reject_guard * (1 + life.fit - row):
+            self._about(number, "guard", f"{life.unfit_left[row]} rejects in a row left {life.name}")
 
     @staticmethod
     def _own_doing(fate: Fate) -> bool:
@@ -271,6 +290,7 @@ class Judge:
         fate = self.fates[number]
         fate.dead += 1
         self.dead += 1
+        self._left(number)
         if not self._deserves(fate):
             self._about(number, "innocent dead")
         if self.setting.on_reject != "dead-letter":
@@ -412,8 +432,9 @@ class Judge:
         for life in self._lives:
             if life.over:
                 continue
-            if life.well and life.pipeline.held is not None:
-                self.fault("held", f"{life.name} is held, though all of a request was stored: {life.pipeline.held}")
+            held = life.pipeline.pacing.held
+            if life.well and held is not None:
+                self.fault("held", f"{life.name} is held, though all of a request was stored: {held}")
             life.well = False
             account = life.pipeline.account
             received = account.received.total()

@@ -21,6 +21,7 @@ from sidecar.core.bulk import Result
 from sidecar.core.coalesce import Coalescer, Operation
 from sidecar.core.compose import Composer
 from sidecar.core.copies import Letter
+from sidecar.core.guard import RejectGuard
 from sidecar.core.ledger import GONE, OPEN, STORED, Ledger, Settlement
 from sidecar.core.order import Order
 from sidecar.core.outbox import Outbox
@@ -313,6 +314,11 @@ def _blocked_is_dead(rule: Any, choices: Any, **rest: Any) -> Any:
     return policy.Fate.DEAD_LETTER if dead else _decide(rule, choices, **rest)
 
 
+@_planted("retry", (RejectGuard, "note"))
+def _rejects_before_a_request_do_not_count(self: RejectGuard, outcomes: Any) -> None:
+    """The guard doesn't see messages that no request can be made of."""
+
+
 # Halving -------------------------------------------------------------------------------------------------------------
 
 
@@ -351,7 +357,7 @@ _split_fault = Concluding._split_fault
 
 
 @_planted("halving", (Concluding, "_split_size"))
-def _too_large_goes_again(self: Concluding, batch: Batch, fault: Any) -> None:
+def _too_large_goes_again(self: Concluding, batch: Batch, fault: Any, *, probe: bool) -> None:
     """A request that is too large (413) goes again as it is, for ever."""
     self._go_again(batch, "throttled")
 

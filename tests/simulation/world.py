@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+from collections import Counter
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -96,6 +97,8 @@ class Life:
         received: messages that the broker's side handed to it.
         late: those of them that came after SIGTERM.
         well: the last thing that it heard of Elasticsearch, in this turn of the loop, is that a request was stored.
+        fit: messages that came and that a request can be made of.
+        unfit_left: the others that left, by how many fit ones came before them.
         crashed: it was killed.
         over: it isn't there any more.
     """
@@ -106,7 +109,8 @@ class Life:
         self.name = f"sidecar {place}" + (f", life {number}" if number else "")
         self.client = Client(world.elastic)
         self.sessions: list[SimulatedSession] = []
-        self.received = 0
+        self.received = self.fit = 0
+        self.unfit_left: Counter[int] = Counter()
         self.late: dict[Stored, None] = {}
         self.largest_chunk_bytes = 0
         self.crashed = self.over = self.well = False
@@ -523,6 +527,7 @@ def _plan(day: Day) -> Plan:
             on_index_blocked=setting.on_index_blocked,  # type: ignore[arg-type]
         ),
         on_reject=setting.on_reject,  # type: ignore[arg-type]
+        reject_guard=setting.reject_guard,
     )
 
 
