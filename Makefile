@@ -10,8 +10,9 @@ STAMP := $(VENV)/.complete
 # Apart, so that nobody who tests has to get what only the documentation is built with.
 DOCS_VENV := .docs-venv
 DOCS_STAMP := $(DOCS_VENV)/.complete
-# Test files run in three processes, each with servers of its own: most of their time is waiting.
-SIDE_BY_SIDE = -n 3 --dist loadfile --no-loadscope-reorder
+# Three processes run the tests with servers, each with servers of its own, and mostly wait; a fourth runs the others
+# meanwhile (tests/scheduling.py).
+SIDE_BY_SIDE = -n 4 --dist loadfile --no-loadscope-reorder
 SECONDS_OF_CHAOS = $(or $(SECONDS),600)
 COMPOSE = docker compose --file deploy/compose.yaml
 DAYS_TO_SIMULATE = $(if $(findstring -,$(SEEDS)),$(SEEDS),0-$(or $(SEEDS),10000))

@@ -14,6 +14,7 @@ from tests.servers.amqp import Amqp
 from tests.servers.choose import (
     Broker,
     Cluster,
+    GivenServer,
     MissingServerError,
     own_broker,
     own_cluster,
@@ -27,14 +28,45 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
 SERVER_FOLDERS = ("integration", "contract", "faults")
+BREAKABLE = frozenset({"breakable_broker", "breakable_cluster"})
 _HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test under the folders that need servers."""
+    """Mark every test under the folders that need servers, and sort: first those that break the session's servers.
+
+    A server that is killed when others have left hundreds of queues and indices there takes long to come back.
+    """
     for item in items:
         if item.path.is_relative_to(_HERE) and item.path.relative_to(_HERE).parts[0] in SERVER_FOLDERS:
             item.add_marker(pytest.mark.server)
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    """Return 0 for a test that breaks servers, 1 for one that uses them, 2 for any other."""
+    if not BREAKABLE.isdisjoint(getattr(item, "fixturenames", ())):
+        return 0
+    return 1 if item.get_closest_marker("server") else 2
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Have `tests.scheduling` say which worker runs what."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    # Imported here: without xdist all tests can be run as well, one after the other.
+    from tests.scheduling import Lanes
+
+    return Lanes(config, log)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let tests with servers go first."""
+    if os.environ.get("PYTEST_XDIST_WORKER") and item.get_closest_marker("server") is None:
+        from tests.scheduling import step_back
+
+        step_back()
 
 
 def obtain(start: Callable[[], Any]) -> Any:
@@ -49,7 +81,7 @@ def obtain(start: Callable[[], Any]) -> Any:
 
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[Broker]:
-    """One RabbitMQ for the session. Tests that stop, freeze or configure one use `rabbitmq_factory`."""
+    """One RabbitMQ for the session. Tests that configure one use `rabbitmq_factory`; see also `breakable_broker`."""
     broker: Broker = obtain(shared_broker)
     yield broker
     broker.close()
@@ -57,8 +89,30 @@ def rabbitmq() -> Iterator[Broker]:
 
 @pytest.fixture(scope="session")
 def elasticsearch() -> Iterator[Cluster]:
-    """One Elasticsearch for the session. Tests that stop, freeze or configure one use `elasticsearch_factory`."""
+    """One Elasticsearch for the session. Tests that configure one use `elasticsearch_factory`."""
     cluster: Cluster = obtain(shared_cluster)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="session")
+def breakable_broker(rabbitmq: Broker) -> Iterator[Broker]:
+    """A RabbitMQ that tests stop, kill and freeze, and leave running: the session's, unless that is somebody else's."""
+    if not isinstance(rabbitmq, GivenServer):
+        yield rabbitmq
+        return
+    broker: Broker = obtain(own_broker)
+    yield broker
+    broker.close()
+
+
+@pytest.fixture(scope="session")
+def breakable_cluster(elasticsearch: Cluster) -> Iterator[Cluster]:
+    """An Elasticsearch of the same kind."""
+    if not isinstance(elasticsearch, GivenServer):
+        yield elasticsearch
+        return
+    cluster: Cluster = obtain(own_cluster)
     yield cluster
     cluster.close()
 

@@ -26,11 +26,11 @@ def test_a_plan_comes_from_its_seed_alone() -> None:
     assert len(kinds) == 19
 
 
-def test_a_short_chaos_adds_up(victim_broker: Any, victim_cluster: Any, tmp_path: Path) -> None:
+def test_a_short_chaos_adds_up(breakable_broker: Any, breakable_cluster: Any, tmp_path: Path) -> None:
     """Every message is a document or a dead letter as it must be, and each account adds up."""
     plan = make_plan(SHORT_SEED, SHORT_SECONDS, tiny_pool=False)
     print(describe(plan))
-    chaos = Chaos(plan, Servers(victim_broker, victim_cluster), tmp_path, print)
+    chaos = Chaos(plan, Servers(breakable_broker, breakable_cluster), tmp_path, print)
     chaos.run()
     report(chaos, print)
     assert chaos.verdict.discrepancies == []

@@ -21,13 +21,13 @@ MOST_DELIVERIES = 2
 
 
 @pytest.fixture
-def impatient(victim_broker: Any) -> Iterator[Any]:
+def impatient(breakable_broker: Any) -> Iterator[Any]:
     """Return a broker that waits for an ack for a few seconds only; what it is told is forgotten afterwards."""
-    victim_broker.rabbitmqctl("eval", f"application:set_env(rabbit, consumer_timeout, {1000 * TIMEOUT_SECONDS}).")
-    victim_broker.rabbitmqctl("eval", f"application:set_env(rabbit, channel_tick_interval, {TICK_MILLISECONDS}).")
-    yield victim_broker
-    victim_broker.rabbitmqctl("eval", "application:set_env(rabbit, consumer_timeout, 1800000).")
-    victim_broker.rabbitmqctl("eval", "application:set_env(rabbit, channel_tick_interval, 60000).")
+    breakable_broker.rabbitmqctl("eval", f"application:set_env(rabbit, consumer_timeout, {1000 * TIMEOUT_SECONDS}).")
+    breakable_broker.rabbitmqctl("eval", f"application:set_env(rabbit, channel_tick_interval, {TICK_MILLISECONDS}).")
+    yield breakable_broker
+    breakable_broker.rabbitmqctl("eval", "application:set_env(rabbit, consumer_timeout, 1800000).")
+    breakable_broker.rabbitmqctl("eval", "application:set_env(rabbit, channel_tick_interval, 60000).")
 
 
 def test_a_hold_longer_than_the_consumer_timeout(scene: Scene, impatient: Any) -> None:

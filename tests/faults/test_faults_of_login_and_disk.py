@@ -42,7 +42,7 @@ def users_file(password: str) -> str:
 
 
 @pytest.fixture
-def locked(victim_broker: Any, unique_name: str, tmp_path: Path) -> Iterator[Scene]:
+def locked(breakable_broker: Any, unique_name: str, tmp_path: Path) -> Iterator[Scene]:
     """Return a scene whose Elasticsearch knows a user by a file, and lets in who shows no password at all."""
     settings = {
         "xpack.security.authc.anonymous.username": "test",
@@ -51,8 +51,8 @@ def locked(victim_broker: Any, unique_name: str, tmp_path: Path) -> Iterator[Sce
     }
     files = {"users": users_file(OLD), "users_roles": f"superuser:{USER}\n"}
     cluster = obtain(lambda: own_cluster(settings, password="of-nobody", files=files))
-    http, amqp = Proxy(cluster.url, http=True), Proxy(victim_broker.amqp_url)
-    scene = Scene(victim_broker, cluster, unique_name, tmp_path, http=http, amqp=amqp)
+    http, amqp = Proxy(cluster.url, http=True), Proxy(breakable_broker.amqp_url)
+    scene = Scene(breakable_broker, cluster, unique_name, tmp_path, http=http, amqp=amqp)
     yield scene
     scene.close()
     http.close()

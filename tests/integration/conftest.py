@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import obtain
 from tests.integration.bench import Bench
 from tests.integration.between import Proxy
-from tests.servers.choose import own_broker, own_cluster
+from tests.servers.choose import own_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,23 +52,20 @@ def cramped() -> Iterator[Any]:
     server.close()
 
 
-@pytest.fixture(scope="session")
-def breakable_servers() -> Iterator[Servers]:
-    """Return servers that tests may break one after the other: starting a pair for each would take most of the time."""
-    rabbitmq = obtain(own_broker)
-    elasticsearch = obtain(own_cluster)
-    yield Servers(rabbitmq, elasticsearch)
-    elasticsearch.close()
-    rabbitmq.close()
+@pytest.fixture
+def breakable_servers(breakable_broker: Any, breakable_cluster: Any) -> Iterator[Servers]:
+    """Return servers that the test may break; afterwards they run again, on the same data."""
+    servers = Servers(breakable_broker, breakable_cluster)
+    yield servers
+    for server in servers:
+        server.thaw()
+        server.start()
 
 
 @pytest.fixture
-def breakable(make_bench: Callable[[Any, Any], Bench], breakable_servers: Servers) -> Iterator[Bench]:
-    """Return a bench on servers that the test may break; afterwards they run again, on the same data."""
-    yield make_bench(*breakable_servers)
-    for server in breakable_servers:
-        server.thaw()
-        server.start()
+def breakable(make_bench: Callable[[Any, Any], Bench], breakable_servers: Servers) -> Bench:
+    """Return a bench on servers that the test may break."""
+    return make_bench(*breakable_servers)
 
 
 @pytest.fixture
