@@ -17,8 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import orjson
-from dotenv import dotenv_values
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -28,6 +36,7 @@ from pydantic_settings import (
 )
 from yarl import URL
 
+from sidecar.core import dotenv
 from sidecar.core.address import DEFAULT_HTTP_ADDRESS, MAX_PORT, split_address
 from sidecar.core.compose import (
     ACTIONS,
@@ -40,6 +49,15 @@ from sidecar.core.copies import LONGEST_DELAY_SECONDS
 from sidecar.core.correlation import set_size, whole_number
 from sidecar.core.document import MAX_DOCUMENT_BYTES, RefusedError
 from sidecar.core.fields import FieldNameError, Fields
+from sidecar.core.names import (
+    LONGEST_DELAY_SUFFIX,
+    MAX_NAME_BYTES,
+    name_fault,
+    table_fault,
+    text_fault,
+    without_last_line_break,
+)
+from sidecar.core.service_links import is_service_link
 from sidecar.core.template import Template, TemplateError
 from sidecar.errors import ConfigError
 
@@ -48,7 +66,6 @@ if TYPE_CHECKING:
 
 PREFIX = "SIDECAR_"
 _FILE = "_FILE"
-_KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_.+)?$|_PORT$|_PORT_.+$")
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 _SIZE_UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
@@ -60,17 +77,29 @@ _QUOTED = re.compile(r"""(['"]).*\1""")
 _FINGERPRINT = re.compile(r"[0-9A-Fa-f]{2}(?::?[0-9A-Fa-f]{2}){31}")
 _REFERENCE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
 _VISIBLE = re.compile(r"[!-~]+")
+_LIST_PART = re.compile(r"(?:\\[\\,]|[^,])+")
+_ESCAPED = re.compile(r"\\([\\,])")
+_MAX_SECONDS = 366 * 24 * 3600.0
+_MAX_BYTES = 1 << 50
+_SPAN_LINES = frozenset({"list", "URLs", "JSON object"})
+"""Kinds of values that may be written over several lines."""
+_MOST_BYTES_OF_A_FILE = 1 << 20
 _EMPTY_SAYS_SOMETHING = frozenset({"http_address"})
 """Settings for which an empty value isn't none at all."""
 
 
 def _duration(value: object) -> object:
-    return _with_unit(value, _DURATION_UNITS, "a duration such as 500ms, 1s, 5m, or seconds")
+    number = _with_unit(value, _DURATION_UNITS, "a duration such as 500ms, 1s, 5m, or seconds")
+    if isinstance(number, float) and number > _MAX_SECONDS:
+        raise ValueError("must be at most a year")
+    return number
 
 
 def _size(value: object) -> object:
     number = _with_unit(value, _SIZE_UNITS, "a size such as 5MiB, 10MB, or bytes")
-    return int(number) if isinstance(number, float) else number
+    if isinstance(number, int | float) and number > _MAX_BYTES:
+        raise ValueError("must be at most 1 PiB")
+    return int(number) if isinstance(number, float) and number == number else number  # noqa: PLR0124 - not a number
 
 
 def _with_unit(value: object, units: Mapping[str, float], wanted: str) -> object:
@@ -83,10 +112,29 @@ def _with_unit(value: object, units: Mapping[str, float], wanted: str) -> object
     return float(match[1]) * unit
 
 
+def split_list(text: str) -> tuple[str, ...]:
+    r"""Return the parts of a list: split at commas, without the space around them, and without empty ones.
+
+    ``\,`` is a comma and ``\\`` a backslash; any other backslash stands for itself.
+
+    Args:
+        text: as it is given.
+    """
+    parts = (_ESCAPED.sub(r"\1", part.strip()) for part in _LIST_PART.findall(text))
+    return tuple(part for part in parts if part)
+
+
+def join_list(parts: Iterable[str]) -> str:
+    """Return a list as it is given: `split_list` returns `parts` again.
+
+    Args:
+        parts: none of them empty, or with space at either end.
+    """
+    return ",".join(re.sub(r"\\(?=[\\,]|$)|,", r"\\\g<0>", part) for part in parts)
+
+
 def _split(value: object) -> object:
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return value
+    return split_list(value) if isinstance(value, str) else value
 
 
 def _template(text: str) -> str:
@@ -217,6 +265,36 @@ def _address(text: str) -> str:
     return text
 
 
+def _name_of(name: str) -> str:
+    fault = name_fault(name)
+    if fault is not None:
+        raise ValueError(fault)
+    return name
+
+
+def _names(names: tuple[str, ...]) -> tuple[str, ...]:
+    for at, name in enumerate(names, 1):
+        fault = name_fault(name)
+        if fault is not None:
+            raise ValueError(f"its name {at} {fault}" if len(names) > 1 else fault)
+    return names
+
+
+def _patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    for pattern in patterns:
+        fault = text_fault(pattern)
+        if fault is not None:
+            raise ValueError(fault)
+    return patterns
+
+
+def _arguments(table: dict[str, Any]) -> dict[str, Any]:
+    fault = table_fault(table)
+    if fault is not None:
+        raise ValueError(fault)
+    return table
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """What people call values of a type, where the type alone doesn't say it."""
@@ -233,7 +311,9 @@ class Otherwise:
 
 Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0), Kind("duration")]
 Bytes = Annotated[int, BeforeValidator(_size), Field(gt=0), Kind("size")]
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), Kind("list")]
+Name = Annotated[str, AfterValidator(_name_of)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_names), Kind("list")]
+Patterns = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_patterns), Kind("list")]
 TemplateText = Annotated[str, AfterValidator(_template), Kind("template")]
 ActionText = Annotated[str, AfterValidator(_action), Kind("choice or template")]
 IdText = Annotated[str, AfterValidator(_id), Kind("choice or template")]
@@ -267,7 +347,9 @@ def _urls(schemes: tuple[str, ...]) -> AfterValidator:
 FieldTemplates = Annotated[
     dict[str, Any], NoDecode, BeforeValidator(_json_object), AfterValidator(_fields), Kind("JSON object")
 ]
-JsonObject = Annotated[dict[str, Any], NoDecode, BeforeValidator(_json_object), Kind("JSON object")]
+Arguments = Annotated[
+    dict[str, Any], NoDecode, BeforeValidator(_json_object), AfterValidator(_arguments), Kind("JSON object")
+]
 AmqpUrls = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), _urls(("amqp", "amqps")), Kind("URLs")]
 HttpUrls = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), _urls(("http", "https")), Kind("URLs")]
 
@@ -297,7 +379,7 @@ class AmqpSettings(BaseSettings):
         (SecretStr("amqp://guest:guest@localhost:5672/"),),
         description="one or more, comma-separated; tried in turn on reconnect; `amqps://` for TLS",
     )
-    amqp_queue: Words = Field(description="one or more queues, comma-separated; all feed the same aggregator")
+    amqp_queue: Names = Field(description="one or more queues, comma-separated; all feed the same aggregator")
     amqp_declare: Literal["missing", "never"] = Field(
         "missing",
         description="`missing`: create what is absent, never fail over arguments of what exists; "
@@ -306,14 +388,14 @@ class AmqpSettings(BaseSettings):
     amqp_queue_type: Literal["classic", "quorum"] = Field(
         "quorum", description="type of a queue that the sidecar creates; delay and dead-letter queues are quorum always"
     )
-    amqp_queue_arguments: JsonObject = Field({}, description="JSON object, for the work queue only")
-    amqp_consumer_arguments: JsonObject = Field({}, description="JSON object (priority, …)")
-    amqp_exchange: str | None = Field(None, description="exchange to create and bind to")
-    amqp_exchange_type: str = Field("direct", description="`direct`, `fanout`, `topic`, `headers`, or a plug-in's")
-    amqp_routing_keys: Annotated[Words, Otherwise("queue's name")] = Field(
+    amqp_queue_arguments: Arguments = Field({}, description="JSON object, for the work queue only")
+    amqp_consumer_arguments: Arguments = Field({}, description="JSON object (priority, …)")
+    amqp_exchange: Name | None = Field(None, description="exchange to create and bind to")
+    amqp_exchange_type: Name = Field("direct", description="`direct`, `fanout`, `topic`, `headers`, or a plug-in's")
+    amqp_routing_keys: Annotated[Names, Otherwise("queue's name")] = Field(
         (), description="comma-separated binding keys"
     )
-    amqp_binding_arguments: JsonObject = Field({}, description="JSON object (headers exchange)")
+    amqp_binding_arguments: Arguments = Field({}, description="JSON object (headers exchange)")
     amqp_prefetch: Annotated[int | None, Otherwise("derived")] = Field(
         None,
         gt=0,
@@ -324,10 +406,25 @@ class AmqpSettings(BaseSettings):
     amqp_key_file: File | None = Field(
         None, description="mutual TLS: the client's key, PEM; not needed where the certificate's file holds it"
     )
-    dead_letter_exchange: Annotated[str, Otherwise("default exchange")] = Field("", description="where rejects go")
-    dead_letter_routing_key: Annotated[str | None, Otherwise("`<queue>.dead`")] = Field(
+    dead_letter_exchange: Annotated[Name, Otherwise("default exchange")] = Field("", description="where rejects go")
+    dead_letter_routing_key: Annotated[Name | None, Otherwise("`<queue>.dead`")] = Field(
         None, description="routing key of rejects"
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _look_at_text(cls, value: object, info: ValidationInfo) -> object:
+        """Apply what holds for the text of every setting, whether the environment or a program gives it."""
+        if isinstance(value, list | tuple):
+            return tuple(without_last_line_break(part) if isinstance(part, str) else part for part in value)
+        if not isinstance(value, str):
+            return value
+        value = without_last_line_break(value)
+        kinds = {mark.name for mark in cls.model_fields[info.field_name or ""].metadata if isinstance(mark, Kind)}
+        fault = text_fault(value, spans_lines=bool(kinds & _SPAN_LINES))
+        if fault is not None:
+            raise ValueError(fault)
+        return value
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -338,10 +435,45 @@ class AmqpSettings(BaseSettings):
 
     def _problems(self) -> list[str]:
         """Return what is wrong between settings: all of it, so that it is mended in one go."""
-        problems = [] if self.amqp_queue else ["SIDECAR_AMQP_QUEUE names no queue"]
+        problems = self._queue_problems()
         if self.amqp_key_file is not None and self.amqp_cert_file is None:
             problems.append("SIDECAR_AMQP_KEY_FILE is the key of a certificate: SIDECAR_AMQP_CERT_FILE is missing")
+        if self.amqp_exchange is None:
+            problems += self._without(
+                "amqp_exchange", "amqp_exchange_type", "amqp_routing_keys", "amqp_binding_arguments"
+            )
+        if self.dead_letter_routing_key is None:
+            problems += self._too_long(".dead", "SIDECAR_DEAD_LETTER_ROUTING_KEY names another one")
         return problems
+
+    def _queue_problems(self) -> list[str]:
+        return [] if self.amqp_queue else ["SIDECAR_AMQP_QUEUE names no queue"]
+
+    def _given(self, fields: Iterable[str]) -> list[str]:
+        """Return which of `fields` say something else than their defaults, as the environment names them."""
+        given = self.model_fields_set.intersection(fields)
+        return [
+            _name(name)
+            for name, field in type(self).model_fields.items()
+            if name in given and getattr(self, name) != field.default
+        ]
+
+    def _without(self, missing: str, *fields: str) -> list[str]:
+        """Return the settings that mean nothing without another one, which is missing."""
+        return [f"{name} has no effect without {_name(missing)}" for name in self._given(fields)]
+
+    def _too_long(self, suffix: str, remedy: str) -> list[str]:
+        """Return the queues whose name leaves no room for that of a queue that belongs to them."""
+        return [
+            f"SIDECAR_AMQP_QUEUE: a name of {size} bytes leaves no room for the queue <name>{suffix}, which RabbitMQ "
+            f"limits to {MAX_NAME_BYTES} bytes; {remedy}"
+            for size in (len(queue.encode()) for queue in self.amqp_queue)
+            if size + len(suffix) > MAX_NAME_BYTES
+        ]
+
+    def _delay_problems(self) -> list[str]:
+        most = MAX_NAME_BYTES - len(LONGEST_DELAY_SUFFIX)
+        return self._too_long(LONGEST_DELAY_SUFFIX, f"use a queue whose name has at most {most} bytes")
 
 
 ELASTICSEARCH_ONLY = frozenset({
@@ -352,6 +484,10 @@ ELASTICSEARCH_ONLY = frozenset({
     "delayed_retry_max_rounds", "on_conflict", "on_index_missing", "on_index_blocked", "mappings_dir", "mappings_apply",
 })  # fmt: skip
 """Settings that mean nothing with ``SIDECAR_SINK=amqp``."""
+_TLS_OF_AMQP = ("amqp_ca_file", "amqp_cert_file", "amqp_key_file")
+_TLS_OF_ELASTICSEARCH = (
+    "elasticsearch_ca_file", "elasticsearch_fingerprint", "elasticsearch_cert_file", "elasticsearch_key_file",
+)  # fmt: skip
 SINK_ONLY = frozenset({
     "sink_amqp_url", "sink_exchange", "sink_exchange_type", "sink_routing_key", "sink_envelope", "on_unroutable",
 })  # fmt: skip
@@ -369,10 +505,10 @@ class Settings(AmqpSettings):
     sink_amqp_url: Annotated[AmqpUrls, Otherwise("`SIDECAR_AMQP_URL`")] = Field(
         (), description="`SIDECAR_SINK=amqp`: where to publish, as `SIDECAR_AMQP_URL`; the same files for TLS"
     )
-    sink_exchange: Annotated[str, Otherwise("default exchange")] = Field(
+    sink_exchange: Annotated[Name, Otherwise("default exchange")] = Field(
         "", description="`SIDECAR_SINK=amqp`: exchange to publish to, created where it is absent"
     )
-    sink_exchange_type: str = Field(
+    sink_exchange_type: Name = Field(
         "direct", description="`direct`, `fanout`, `topic`, `headers`, or a plug-in's, for an exchange that is created"
     )
     sink_routing_key: TemplateText = Field(
@@ -409,7 +545,7 @@ class Settings(AmqpSettings):
     index: Annotated[TemplateText, Otherwise("required")] = Field(
         "", description="where documents go: index, alias or data stream"
     )
-    index_allow: Annotated[Words, Otherwise("any name that begins with a letter or digit")] = Field(
+    index_allow: Annotated[Patterns, Otherwise("any name that begins with a letter or digit")] = Field(
         (),
         description="comma-separated patterns (`logs-*`); an index name outside them is a reject",
     )
@@ -471,7 +607,7 @@ class Settings(AmqpSettings):
     bulk_concurrency: int = Field(
         4, gt=0, description="most requests in flight; the adaptive limit moves between 1 and this"
     )
-    bulk_timeout: Seconds = Field(60.0, description="one request")
+    bulk_timeout: Seconds = Field(20.0, description="one request")
     bulk_compress: bool = Field(default=False, description="gzip")
     memory_limit: Bytes = Field(
         64 * 1024 * 1024, description="bytes of messages held at once; one message above it is admitted alone"
@@ -551,7 +687,7 @@ class Settings(AmqpSettings):
         return max(self.batch_max_items, self._set_items or 0)
 
     def _problems(self) -> list[str]:
-        problems = super()._problems() + self._prefetch_problems()
+        problems = super()._problems() + self._delay_problems() + self._prefetch_problems()
         if self.retry_delay_min > self.retry_delay_max:
             problems.append("SIDECAR_RETRY_DELAY_MIN is above SIDECAR_RETRY_DELAY_MAX")
         if self.mappings_apply and self.mappings_dir is None:
@@ -566,14 +702,23 @@ class Settings(AmqpSettings):
             *self._operation_problems(),
         ]
 
-    def _given(self, fields: frozenset[str]) -> list[str]:
-        """Return which of `fields` say something else than their defaults, as the environment names them."""
-        given = fields & self.model_fields_set
-        return [
-            _name(name)
-            for name, field in type(self).model_fields.items()
-            if name in given and getattr(self, name) != field.default
-        ]
+    @property
+    def without_effect(self) -> list[str]:
+        """Settings that are given and change nothing, with what they would need; none of them keeps it from working."""
+        found = self._without("version", "version_type") if self.version is None else []
+        if self.sink == "amqp" and not self.sink_exchange:
+            found += self._without("sink_exchange", "sink_exchange_type")
+        sides: list[tuple[str, tuple[SecretStr, ...], tuple[str, ...], str]]
+        sides = [("amqps", (*self.amqp_url, *self.sink_amqp_url), _TLS_OF_AMQP, "SIDECAR_AMQP_URL")]
+        if self.elasticsearch_cloud_id is None:
+            sides += [("https", self.elasticsearch_url, _TLS_OF_ELASTICSEARCH, "SIDECAR_ELASTICSEARCH_URL")]
+        for scheme, urls, fields, needed in sides:
+            if not any(url.get_secret_value().startswith(f"{scheme}://") for url in urls):
+                found += [
+                    f"{name} has no effect: {needed} doesn't begin with {scheme}://, so nothing is encrypted"
+                    for name in self._given(fields)
+                ]
+        return found
 
     def _sink_problems(self) -> list[str]:
         problems = [
@@ -692,13 +837,48 @@ class Settings(AmqpSettings):
 
 
 def _url_problem(text: str, schemes: tuple[str, ...]) -> str | None:
+    fault = text_fault(text)
+    if fault is not None:
+        return fault
+    scheme, separator, rest = text.partition("://")
+    if scheme not in schemes or not separator:
+        return f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)} and name a host"
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if "#" in rest or "@" in rest[len(authority) :] or "[" in authority.rpartition("@")[0]:
+        return _PERCENT_ENCODE
     try:
         url = URL(text)
         _ = url.port
     except ValueError:
-        return "is not a URL"
-    if url.scheme not in schemes or not url.host:
+        return f"is not a valid URL. {_PERCENT_ENCODE_USER}"
+    if not url.host:
         return f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)} and name a host"
+    return _query_problem(url) if "amqp" in schemes else None
+
+
+_PERCENT_ENCODE_USER = (
+    "In its user and password special characters must be percent-encoded: / as %2F, # as %23, ? as %3F, @ as %40, "
+    ": as %3A, [ as %5B, % as %25"
+)
+_PERCENT_ENCODE = f"contains #, or @ or [ where no URL can have them. {_PERCENT_ENCODE_USER}"
+
+
+_URL_PARAMETERS = frozenset({"auth", "heartbeat", "name", "timeout"})
+
+
+def _query_problem(url: URL) -> str | None:
+    """Return what is wrong with what a URL of AMQP says behind its ``?``."""
+    unknown = len(url.query.keys() - _URL_PARAMETERS)
+    if unknown:
+        return (
+            f"has {unknown} parameter(s) that the sidecar doesn't know; it knows {', '.join(sorted(_URL_PARAMETERS))}"
+        )
+    for name in ("heartbeat", "timeout"):
+        value = url.query.get(name)
+        if value is not None and whole_number(value.encode(), MAX_PREFETCH) is None:
+            return f"has a {name} that is not a whole number up to {MAX_PREFETCH:,}"
+    if url.query.get("auth", "plain") not in {"plain", "amqplain", "external"}:
+        return "has an auth that is not plain, amqplain or external"
     return None
 
 
@@ -712,6 +892,24 @@ def load(environment: Mapping[str, str]) -> Settings:
         ConfigError: with every problem, none of them quoting a value.
     """
     return _load(Settings, environment, {})
+
+
+def load_without_required(environment: Mapping[str, str]) -> tuple[Settings, list[str]]:
+    """Return the settings for a command that moves nothing, and which of those are missing that `load` requires.
+
+    Raises:
+        ConfigError: with every problem, but for those that are missing.
+    """
+    found = given(environment)
+    absent = [field for field in _STAND_INS if field not in found.texts and field not in found.files]
+    if found.texts.get("sink") == "amqp":
+        absent = [field for field in absent if field not in ELASTICSEARCH_ONLY]
+    settings = load({**environment, **{_name(field): _STAND_INS[field] for field in absent}})
+    return settings, [_name(field) for field in absent]
+
+
+_STAND_INS = {"amqp_queue": "any", "index": "{queue}"}
+"""For settings that are required; the index is a template, which SIDECAR_INDEX_ALLOW can't refuse beforehand."""
 
 
 def load_amqp(environment: Mapping[str, str], **given: object) -> AmqpSettings:
@@ -770,24 +968,48 @@ def _one_of(field: str, text: str | None, path: str) -> str:
     name = _name(field)
     if text:
         raise ValueError(f"{name} and {name}{_FILE} are both given; one goes")
+    fault = text_fault(path)
+    if fault is not None:
+        raise ValueError(f"{name}{_FILE}: the path {fault}")
     try:
-        content = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+        with Path(path).open("rb") as file:
+            data = file.read(_MOST_BYTES_OF_A_FILE + 1)
+        content = without_last_line_break(data.decode())
     except (OSError, ValueError) as error:
         raise ValueError(f"{name}{_FILE}: {path} can't be read ({_why(error)})") from None
+    if len(data) > _MOST_BYTES_OF_A_FILE:
+        raise ValueError(f"{name}{_FILE}: {path} is larger than {_MOST_BYTES_OF_A_FILE:,} bytes")
     if not content:
         raise ValueError(f"{name}{_FILE}: {path} is empty")
     return content
 
 
-def _texts(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: text for name, text in {**_dotenv(), **environment}.items() if name.startswith(PREFIX)}
+def _texts(environment: Mapping[str, str], prefix: str = PREFIX) -> dict[str, str]:
+    """Return what the environment and ``.env`` say, by names that begin with `prefix`.
+
+    Raises:
+        ConfigError: ``.env`` can't be read, or not where it says something by such a name.
+    """
+    said = {**_dotenv(prefix), **environment}
+    return {name: without_last_line_break(text) for name, text in said.items() if name.startswith(prefix)}
 
 
-def _dotenv() -> dict[str, str]:
+def _dotenv(prefix: str) -> dict[str, str]:
     try:
-        return {name: text for name, text in dotenv_values(".env").items() if text is not None}
+        text = Path(".env").read_bytes().decode()
+    except (FileNotFoundError, IsADirectoryError):  # a folder of that name is a virtual environment of Python's
+        return {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f".env can't be read ({_why(error)})"]) from None
+    entries = [entry for entry in dotenv.read(text) if not entry.name or entry.name.startswith(prefix)]
+    problems = [
+        f".env, line {entry.line}: {f'{entry.name} ' if entry.name else ''}{entry.problem}"
+        for entry in entries
+        if entry.problem is not None
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return {entry.name: entry.value for entry in entries}
 
 
 def load_own(kind: type[_Kind], environment: Mapping[str, str], prefix: str | None, options: dict[str, Any]) -> _Kind:
@@ -804,8 +1026,7 @@ def load_own(kind: type[_Kind], environment: Mapping[str, str], prefix: str | No
     """
     names = {}
     if prefix is not None:
-        told = {**_dotenv(), **environment}
-        names = {PREFIX + name.removeprefix(prefix): text for name, text in told.items() if name.startswith(prefix)}
+        names = {PREFIX + name.removeprefix(prefix): text for name, text in _texts(environment, prefix).items()}
     unknown = [
         f"{name} is no setting{_hint(name, kind.model_fields)}" for name in options if name not in kind.model_fields
     ]
@@ -876,14 +1097,21 @@ def _unknown_names(names: Mapping[str, str]) -> list[str]:
     problems = []
     for name in names:
         bare = name.removeprefix(PREFIX)
-        if bare in known or bare in in_files or _KUBERNETES.search(name):
+        if bare in known or bare in in_files or is_service_link(name, names):
             continue
         candidates = known | in_files if bare.endswith(_FILE) else known
         near = [bare + _FILE] if bare + _FILE in known else []
-        near = near or difflib.get_close_matches(bare, sorted(candidates), n=1, cutoff=0.7)
+        near = near or difflib.get_close_matches(bare, sorted(candidates), n=1, cutoff=0.7) or _only_one(bare, known)
         hint = f": did you mean {PREFIX}{near[0]}?" if near else "; `sidecar config` lists what there is"
         problems.append(f"{name} is no setting{hint}")
     return problems
+
+
+def _only_one(bare: str, known: Iterable[str]) -> list[str]:
+    """Return the setting that begins with the same word, if only one does."""
+    word = bare.partition("_")[0] + "_"
+    found = [name for name in known if name.startswith(word)]
+    return found if len(found) == 1 else []
 
 
 def _explain(error: ValidationError, wrong: set[str]) -> list[str]:

@@ -13,6 +13,7 @@ from sidecar.errors import ConfigError
 File = str | Path
 
 _SHA256_HEX = re.compile(r"[0-9a-f]{64}")
+_NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST"})
 _WHERE_IN_OPENSSL = re.compile(r"\s*\(_ssl\.c:\d+\)$")
 
 
@@ -58,6 +59,8 @@ def explain(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         detail = getattr(error, "verify_message", None) or error.args[-1]
         return f"the server's certificate is not trusted: {detail}"
+    if isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS:
+        return "no TLS connection: the port doesn't speak TLS (is the scheme of the URL right?)"
     if isinstance(error, ssl.SSLError):
         text = str(error.args[-1]) if error.args else type(error).__name__
         return f"no TLS connection: {_WHERE_IN_OPENSSL.sub('', text)}"

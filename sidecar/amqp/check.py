@@ -28,7 +28,7 @@ from yarl import URL
 
 from sidecar.amqp.rights import lacking, lacking_to_publish
 from sidecar.amqp.topology import quorum_arguments, work_arguments
-from sidecar.amqp.wire import FAILURES, connect, end, pass_on_if_ours
+from sidecar.amqp.wire import FAILURES, TlsPortError, connect, end, pass_on_if_ours
 from sidecar.core.check import Finding
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ async def _check(
 
 
 async def _look_at_all(look: _Look, topology: Topology, on_reject: str) -> list[Finding]:
-    findings = []
+    findings = await _none_of_several(look, topology)
     for queue in dict.fromkeys(topology.queues):
         findings += await _queue(look, topology, _Wanted(queue, work_arguments(topology)))
         findings += await _dead_letter_queue(look, topology, queue)
@@ -136,6 +136,8 @@ def _unreached(url: URL, error: BaseException, text: str, reach: Reach) -> Findi
         mend = "mend user and password in SIDECAR_AMQP_URL; the user guest may log in from the broker's own host only"
     elif isinstance(error, AuthenticationError):
         what, mend = text, "change the way to log in, or enable it on the broker"
+    elif isinstance(error, TlsPortError):
+        what, mend = text, "set SIDECAR_AMQP_URL to amqps:// and the TLS port (5671), or amqp:// and the other (5672)"
     elif "TLS" in text or "certificate" in text:
         what = text
         mend = "see that the port speaks TLS, and that SIDECAR_AMQP_CA_FILE holds the authority of its certificate"
@@ -230,6 +232,20 @@ async def _queue(look: _Look, topology: Topology, wanted: _Wanted) -> list[Findi
         what = f"another connection has it for itself: {_text(refusal)}"
         return [Finding("problem", wanted.where, what, "declare the queue without exclusive, or name another one")]
     return [_refused(wanted.where, refusal)]
+
+
+async def _none_of_several(look: _Look, topology: Topology) -> list[Finding]:
+    """Return whether all of several queues would be created: their names may be one name with commas in it."""
+    names = tuple(dict.fromkeys(topology.queues))
+    if len(names) < 2 or not topology.declare:  # noqa: PLR2004 - several
+        return []
+    for name in names:
+        refusal = await look.ask(lambda channel, name=name: channel.queue_declare(name, passive=True))  # type: ignore[misc]
+        if not isinstance(refusal, ChannelNotFoundEntity):
+            return []
+    what = f"none of its {len(names)} queues exists; sidecar run would create them all"
+    mend = r"if it is one name that contains commas, write each of them as \,; otherwise nothing needs to be done"
+    return [Finding("warning", "SIDECAR_AMQP_QUEUE", what, mend)]
 
 
 def _missing(topology: Topology, wanted: _Wanted) -> Finding:

@@ -19,6 +19,7 @@ from aiormq.tools import censor_url
 from yarl import URL
 
 from sidecar import tls
+from sidecar.amqp.methods import leave_names_to_the_broker
 from sidecar.core import frames
 from sidecar.core.frames import HEARTBEAT, Inbound
 from sidecar.errors import BrokerError, WireError
@@ -32,11 +33,18 @@ if TYPE_CHECKING:
 
 # What it has to say about a lost connection we say ourselves, once and with the reason; its debug lines hold bodies.
 logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+leave_names_to_the_broker()
 
 FAILURES = (AMQPError, OSError, RuntimeError, asyncio.CancelledError)
 """What aiormq raises when a connection ends under a call; it also cancels what it waits for. A time-out is an
 OSError."""
 
+SPEAKS_TLS = "the port speaks TLS: use amqps:// instead of amqp://"
+_SAYS_NOTHING = (
+    "the server closed the connection without an answer: does the port belong to RabbitMQ, and does it speak TLS "
+    "(amqps:// instead of amqp://)?"
+)
+_TLS_ALERT = b"\x15\x03"
 _CLOSE_SECONDS = 5.0
 _HEARTBEAT_SECONDS = 5.0
 _UNLIMITED = 1 << 40
@@ -44,6 +52,10 @@ _HOW_TO_LOG_IN = (
     "logging in by certificate takes its plug-in rabbitmq_auth_mechanism_ssl, EXTERNAL among its auth_mechanisms, and a"
     " certificate of ours; or put user and password into the URL"
 )
+
+
+class TlsPortError(AMQPConnectionError):
+    """``amqp://`` leads to a port that speaks TLS, or seems to."""
 
 
 class Wire(asyncio.StreamReaderProtocol):
@@ -56,6 +68,7 @@ class Wire(asyncio.StreamReaderProtocol):
     Attributes:
         inbound: says what is taken.
         close_reason: what RabbitMQ said when it closed the connection.
+        heard: the first piece of the stream.
         writer: asyncio's writer on the same transport, for its flow control.
         on_blocked: gets the reason why RabbitMQ takes no publishes (a resource alarm), or None when it does again.
     """
@@ -74,6 +87,7 @@ class Wire(asyncio.StreamReaderProtocol):
         self._transport: asyncio.Transport | None = None
         self._clock = loop.time
         self._closing: str | None = None
+        self.heard = b""
         self._ended = False  # the broker says nothing more; its transport may not know yet
         self.close_reason: str | None = None
 
@@ -86,12 +100,15 @@ class Wire(asyncio.StreamReaderProtocol):
         """Take what is ours, pass the rest on."""
         if self._closing is not None:
             return
+        if not self.heard:
+            self.heard = data
+            if data.startswith(_TLS_ALERT):
+                self._end_by(SPEAKS_TLS)
+                return
         try:
             taken = self.inbound.feed(data)
         except WireError as error:
-            self._closing = f"RabbitMQ sent something that is not AMQP: {error}"
-            if self._transport is not None:
-                self._transport.abort()
+            self._end_by(f"RabbitMQ sent something that is not AMQP: {error}")
             return
         if taken.passed:
             self._look_at_passed(taken.passed)
@@ -104,6 +121,10 @@ class Wire(asyncio.StreamReaderProtocol):
             if now - self._passed_at > _HEARTBEAT_SECONDS:
                 self._passed_at = now
                 super().data_received(HEARTBEAT)
+
+    def _end_by(self, reason: str) -> None:
+        self._closing = reason
+        self.abort()
 
     def _look_at_passed(self, passed: bytes) -> None:
         self.close_reason = frames.close_reason(passed) or self.close_reason
@@ -261,6 +282,11 @@ async def connect(
         # aiormq expected another frame than the one that says why, over a virtual host that isn't there for instance.
         reason = factory.wire.close_reason if factory.wire is not None else None
         raise AMQPConnectionError(f"RabbitMQ closed the connection: {reason or error}") from error
+    except AMQPConnectionError as error:
+        made = factory.wire
+        if url.scheme == "amqp" and made is not None and (not made.heard or made.heard.startswith(_TLS_ALERT)):
+            raise TlsPortError(SPEAKS_TLS if made.heard else _SAYS_NOTHING) from error
+        raise
     wire = factory.wire
     assert wire is not None
     wire.inbound.frame_max = connection.connection_tune.frame_max or 0

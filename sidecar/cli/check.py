@@ -32,7 +32,27 @@ _ARROW = f"{'':<7}  -> "
 async def _check(settings: Settings, reaching: Reach, far_side: Look) -> list[Finding]:
     urls = tuple(url.get_secret_value() for url in settings.amqp_url)
     sides = await asyncio.gather(amqp.check(urls, reaching, topology(settings), settings.on_reject), far_side(reaching))
-    return by_severity([finding for side in (*sides, traps(_traits(settings)), _circles(settings)) for finding in side])
+    own = (traps(_traits(settings)), _circles(settings), _without_effect(settings), _proxies(settings, os.environ))
+    return by_severity([finding for side in (*sides, *own) for finding in side])
+
+
+def _without_effect(settings: Settings) -> list[Finding]:
+    mend = "unset it, or set what it needs"
+    return [Finding("warning", what.partition(" ")[0], what, mend) for what in settings.without_effect]
+
+
+def _proxies(settings: Settings, environment: Mapping[str, str]) -> list[Finding]:
+    """Return whether the environment names an HTTP proxy, which other programs would use on the way."""
+    if settings.sink == "amqp":
+        return []
+    variables = {scheme: (f"{scheme}_proxy", f"{scheme}_proxy".upper()) for scheme in ("http", "https")}
+    schemes = {url.get_secret_value().partition("://")[0] for url in settings.elasticsearch_url}
+    named = [name for scheme in sorted(schemes) for name in variables.get(scheme, ()) if environment.get(name)]
+    what = "the sidecar connects to Elasticsearch directly: it doesn't use HTTP proxies"
+    mend = (
+        "if only the proxy can reach Elasticsearch, put a reverse proxy there and name it in SIDECAR_ELASTICSEARCH_URL"
+    )
+    return [Finding("note", name, what, mend) for name in named]
 
 
 def _circles(settings: Settings) -> list[Finding]:

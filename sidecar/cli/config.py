@@ -18,8 +18,20 @@ from pydantic import SecretStr
 from yarl import URL
 
 from sidecar.cli import fail
+from sidecar.core import dotenv
 from sidecar.errors import ConfigError
-from sidecar.settings import PREFIX, Given, Kind, Otherwise, Settings, given, load
+from sidecar.settings import (
+    PREFIX,
+    Given,
+    Kind,
+    Otherwise,
+    Settings,
+    given,
+    join_list,
+    load,
+    load_without_required,
+    split_list,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +43,6 @@ if TYPE_CHECKING:
 MASK = "***"
 NONE, REQUIRED, MISSING, EMPTY = "none", "required", "not given", "empty"
 _LOGIN_IN_URL = re.compile(r"://[^/\s]*@")
-_ORDINARY = re.compile(r"[A-Za-z0-9_.,:/@%+=*-]*")
 _LEAST_COLUMNS, _ENDLESS_COLUMNS = 120, 10_000
 _PLAIN_TYPES = {bool: "true or false", int: "number", float: "number", str: "text", SecretStr: "secret"}
 
@@ -113,7 +124,7 @@ def _is_secret(field: FieldInfo) -> bool:
 def _shown(text: str, field: FieldInfo) -> str:
     """Return a value as it was given, but for what is secret in it."""
     if _type(field) == "URLs":
-        return ",".join(_url(part.strip()) for part in text.split(","))
+        return join_list(_url(part) for part in split_list(text))
     if _is_secret(field):
         return MASK
     return _LOGIN_IN_URL.sub(f"://{MASK}@", text)  # a URL where none belongs
@@ -151,7 +162,7 @@ def _spelled(field: FieldInfo) -> str | None:
     if field.is_required() or value is None or value in ((), ""):
         return None
     if isinstance(value, tuple):
-        return ",".join(part.get_secret_value() if isinstance(part, SecretStr) else str(part) for part in value)
+        return join_list(part.get_secret_value() if isinstance(part, SecretStr) else str(part) for part in value)
     if isinstance(value, bool):
         return str(value).lower()
     return _with_unit(value, _type(field))
@@ -253,18 +264,11 @@ def _default_note(row: Row) -> str:
 
 def _assignment(row: Row) -> str:
     if row.file is not None:
-        return f"{row.name}_FILE={_quoted(row.file)}"
-    line = f"{row.name}={_quoted(row.value or '')}"
+        return f"{row.name}_FILE={dotenv.quote(row.file)}"
+    line = f"{row.name}={dotenv.quote(row.value or '')}"
     if row.is_masked:
         return f"# {line}  (given, not shown)"
     return line if row.is_given or row.default == REQUIRED else f"# {line}"
-
-
-def _quoted(text: str) -> str:
-    if _ORDINARY.fullmatch(text):
-        return text
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def _as_table(listed: list[Row]) -> str:
@@ -302,7 +306,8 @@ FORMATS: Mapping[str, Callable[[list[Row]], str]] = {
 def command(*, style: str) -> None:
     """List every setting: name, type, default, present value (secrets masked), meaning.
 
-    Where the settings can't work, their problems follow on standard error, and the exit status is 2.
+    Problems with the settings follow on standard error, and the exit status is 2. Settings that are required and
+    missing are named there as well, but to list what there is, none of them is needed.
     """
     try:
         found = given(os.environ)
@@ -310,6 +315,17 @@ def command(*, style: str) -> None:
         fail(error)
     click.echo(FORMATS[style](rows(found)), nl=False)
     try:
-        load(os.environ)
+        _, missing = load_without_required(os.environ)
     except ConfigError as error:
-        fail(error)
+        fail(_with_missing(error))
+    if missing:
+        click.echo(f"sidecar: sidecar run requires {' and '.join(missing)}", err=True)
+
+
+def _with_missing(error: ConfigError) -> ConfigError:
+    """Return all problems, those with settings that are missing included."""
+    try:
+        load(os.environ)
+    except ConfigError as all_of_them:
+        return all_of_them
+    return error

@@ -457,7 +457,8 @@ class _Desk:
     @classmethod
     def of(cls, queue: str | None) -> _Desk:
         """Return the desk for a queue that was named, or for that of the settings."""
-        settings = load_amqp(os.environ, amqp_queue=(queue,) if queue else None)
+        # A queue that is named here is the dead-letter queue itself: nothing is added to its name.
+        settings = load_amqp(os.environ, amqp_queue=(queue,) if queue else None, dead_letter_routing_key=queue or None)
         return cls(settings, queue or _dead_letter_queue(settings))
 
     def run(self, work: Callable[[LetterBox, asyncio.Event], Awaitable[Returned]]) -> Returned:

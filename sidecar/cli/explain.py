@@ -26,7 +26,7 @@ from sidecar.core.letters import header_values, property_values
 from sidecar.core.message import Message
 from sidecar.core.policy import Course, Fate, Verdict
 from sidecar.core.staging import Stager, Stamp
-from sidecar.settings import PREFIX, Settings, given, load
+from sidecar.settings import PREFIX, Settings, given, join_list, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -156,7 +156,7 @@ def _settings(queue: str | None) -> Settings:
     """Return the settings; the queue need not be among them, for nothing is consumed here."""
     environment = dict(os.environ)
     if not _knows_queue():
-        environment[QUEUE_SETTING] = (queue or _NO_QUEUE).replace(",", " ")
+        environment[QUEUE_SETTING] = join_list((queue or _NO_QUEUE,))
     return load(environment)
 
 

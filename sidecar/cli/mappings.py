@@ -15,7 +15,7 @@ from sidecar.cli.wiring import elasticsearch
 from sidecar.elastic import mappings
 from sidecar.elastic.sink import ElasticSink
 from sidecar.errors import RefusedTemplateError, SinkError
-from sidecar.settings import PREFIX, Settings, given, load
+from sidecar.settings import load_without_required
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -62,7 +62,7 @@ def apply(*, folder: Path | None) -> None:
 
 
 def _do(work: Callable[[Ask, list[Template]], Awaitable[list[Change]]], folder: Path | None) -> list[Change]:
-    settings = _settings()
+    settings, _ = load_without_required(os.environ)
     templates = mappings.load(folder or Path(settings.mappings_dir or DEFAULT_FOLDER))
     connection = elasticsearch(settings)
 
@@ -78,13 +78,6 @@ def _do(work: Callable[[Ask, list[Template]], Awaitable[list[Change]]], folder: 
     except (SinkError, RefusedTemplateError) as error:
         click.echo(f"sidecar: {error}", err=True)
         sys.exit(EXIT_FAILED)
-
-
-def _settings() -> Settings:
-    """Return the settings; neither queue nor index need be among them, for nothing is moved here."""
-    found = given(os.environ)
-    absent = {"amqp_queue", "index"} - found.texts.keys() - found.files.keys()
-    return load({**os.environ, **{PREFIX + name.upper(): "any" for name in absent}})
 
 
 def _state(change: Change) -> str:

@@ -11,7 +11,7 @@ from sidecar.amqp.outlet import Outlet
 from sidecar.core import properties
 from sidecar.library.settings import load_kind
 from sidecar.ports import Copy
-from sidecar.settings import AmqpSettings, Words
+from sidecar.settings import AmqpSettings, Names
 from sidecar.wiring import reach, topology
 
 if TYPE_CHECKING:
@@ -93,10 +93,10 @@ def _value(value: str | bool | int) -> bytes:  # noqa: FBT001 - a header's value
 class PublisherSettings(AmqpSettings):
     """What a publisher can be told: how to reach RabbitMQ, and what to declare there."""
 
-    amqp_queue: Words = Field((), description="queues to create where they are absent, and to bind to the exchange")
+    amqp_queue: Names = Field((), description="queues to create where they are absent, and to bind to the exchange")
 
-    def _problems(self) -> list[str]:
-        return [problem for problem in super()._problems() if "AMQP_QUEUE" not in problem]
+    def _queue_problems(self) -> list[str]:
+        return []
 
 
 class PublisherOptions(TypedDict, total=False):

@@ -78,7 +78,7 @@ class ConsumerSettings(AmqpSettings):
         return self.amqp_prefetch or min(MAX_PREFETCH, self.batch_max_items * (self.workers + 2))
 
     def _problems(self) -> list[str]:
-        problems = super()._problems()
+        problems = super()._problems() + self._delay_problems()
         if self.prefetch > MAX_PREFETCH:
             problems.append(f"SIDECAR_AMQP_PREFETCH is {self.prefetch}; the protocol takes at most {MAX_PREFETCH}")
         if self.prefetch < self.batch_max_items:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from pathlib import Path  # noqa: TC003 - pytest looks at the annotations of fixtures
@@ -10,11 +9,12 @@ from typing import Any, Protocol
 
 import pytest
 from click.testing import CliRunner, Result
-from dotenv import dotenv_values
 
 from sidecar.cli import cli
 from sidecar.cli.config import FORMATS, readme_table
+from sidecar.core import dotenv
 from sidecar.settings import PREFIX, Settings, load
+from tests import compose_dotenv
 
 NAMES = [PREFIX + name.upper() for name in Settings.model_fields]
 REQUIRED = {"SIDECAR_AMQP_QUEUE": "work", "SIDECAR_INDEX": "logs"}
@@ -196,7 +196,8 @@ def test_the_format_env_can_be_read_back(listed: Listed, tmp_path: Path) -> None
     }
     result = listed("env", given)
     assert (result.exit_code, result.stderr) == (0, "")
-    read = dotenv_values(stream=io.StringIO(result.stdout))
+    read = {entry.name: entry.value for entry in dotenv.read(result.stdout)}
+    assert read == compose_dotenv.read(result.stdout)
     assert read == {name: text for name, text in given.items() if name != "SIDECAR_AMQP_URL"}
     assert "# SIDECAR_BATCH_MAX_AGE=1s\n" in result.stdout
 
@@ -204,7 +205,30 @@ def test_the_format_env_can_be_read_back(listed: Listed, tmp_path: Path) -> None
 def test_the_format_env_is_a_file_to_begin_with(listed: Listed) -> None:
     """Without any setting, only what is required isn't a comment."""
     result = listed("env", {})
-    assert dotenv_values(stream=io.StringIO(result.stdout)) == {"SIDECAR_AMQP_QUEUE": "", "SIDECAR_INDEX": ""}
+    given = {entry.name: entry.value for entry in dotenv.read(result.stdout)}
+    assert given == {"SIDECAR_AMQP_QUEUE": "", "SIDECAR_INDEX": ""}
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({}, ["sidecar: sidecar run requires SIDECAR_AMQP_QUEUE and SIDECAR_INDEX"]),
+        ({"SIDECAR_AMQP_QUEUE": "q"}, ["sidecar: sidecar run requires SIDECAR_INDEX"]),
+        ({"SIDECAR_INDEX_ALLOW": "a-*"}, ["sidecar: sidecar run requires SIDECAR_AMQP_QUEUE and SIDECAR_INDEX"]),
+        (
+            {"SIDECAR_SINK": "amqp", "SIDECAR_SINK_EXCHANGE": "e"},
+            ["sidecar: sidecar run requires SIDECAR_AMQP_QUEUE"],
+        ),
+        (REQUIRED, []),
+    ],
+)
+def test_nothing_is_required_to_list_what_there_is(
+    listed: Listed, environment: dict[str, str], says: list[str]
+) -> None:
+    """A beginner's first command lists the settings, says what is missing, and succeeds."""
+    result = listed("table", environment)
+    assert (result.exit_code, result.stderr.splitlines()) == (0, says)
+    assert [name for name in NAMES if name not in result.stdout] == []
 
 
 def test_every_default_that_is_shown_is_taken_as_a_value(listed: Listed) -> None:

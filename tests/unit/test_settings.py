@@ -53,7 +53,7 @@ def test_the_defaults_are_those_of_the_contract(loaded: Load) -> None:
     assert [url.get_secret_value() for url in settings.elasticsearch_url] == ["http://localhost:9200"]
     assert [url.get_secret_value() for url in settings.amqp_url] == ["amqp://guest:guest@localhost:5672/"]
     assert (settings.batch_max_items, settings.batch_max_bytes, settings.batch_max_age) == (1000, 5 << 20, 1.0)
-    assert (settings.bulk_concurrency, settings.bulk_timeout, settings.bulk_compress) == (4, 60.0, False)
+    assert (settings.bulk_concurrency, settings.bulk_timeout, settings.bulk_compress) == (4, 20.0, False)
     assert (settings.retry_max_attempts, settings.retry_delay_min, settings.retry_delay_max) == (5, 0.5, 30.0)
     assert (settings.amqp_queue_type, settings.amqp_declare, settings.action, settings.id) == (
         "quorum", "missing", "index", "auto",
@@ -123,6 +123,7 @@ def test_lists_are_separated_by_commas(loaded: Load) -> None:
     settings = loaded(
         SIDECAR_AMQP_QUEUE=" a, b,,c ",
         SIDECAR_AMQP_URL="amqp://u:p@one/,amqps://two/v",
+        SIDECAR_AMQP_EXCHANGE="e",
         SIDECAR_AMQP_ROUTING_KEYS="k.#",
     )
     assert settings.amqp_queue == ("a", "b", "c")
@@ -174,22 +175,48 @@ def test_unknown_names_are_errors_with_a_hint(loaded: Load, name: str, hint: str
     assert problem.endswith(hint)
 
 
+SERVICE_LINKS = {
+    "SIDECAR_SERVICE_HOST": "10.0.0.1",
+    "SIDECAR_SERVICE_PORT": "9180",
+    "SIDECAR_SERVICE_PORT_HTTP": "9180",
+    "SIDECAR_PORT": "tcp://10.0.0.1:9180",
+    "SIDECAR_PORT_9180_TCP": "tcp://10.0.0.1:9180",
+    "SIDECAR_PORT_9180_TCP_PROTO": "tcp",
+    "SIDECAR_PORT_9180_TCP_PORT": "9180",
+    "SIDECAR_PORT_9180_TCP_ADDR": "10.0.0.1",
+    "SIDECAR_HTTP_SERVICE_HOST": "fd00::1",
+    "SIDECAR_HTTP_SERVICE_PORT": "80",
+    "SIDECAR_HTTP_PORT": "tcp://[fd00::1]:80",
+    "SIDECAR_DNS_PORT_53_UDP": "udp://10.0.0.2:53",
+    "SIDECAR_DNS_PORT_53_UDP_PROTO": "udp",
+}
+
+
+def test_what_kubernetes_injects_is_ignored(loaded: Load) -> None:
+    """A Service called ``sidecar`` must not keep its own pods from starting."""
+    assert loaded(**SERVICE_LINKS).index == "logs"
+
+
 @pytest.mark.parametrize(
-    "name",
+    ("name", "value", "hint"),
     [
-        "SIDECAR_SERVICE_HOST",
-        "SIDECAR_SERVICE_PORT",
-        "SIDECAR_SERVICE_PORT_HTTP",
-        "SIDECAR_PORT",
-        "SIDECAR_PORT_9180_TCP",
-        "SIDECAR_PORT_9180_TCP_ADDR",
-        "SIDECAR_METRICS_SERVICE_HOST",
-        "SIDECAR_METRICS_PORT_80_TCP_PROTO",
+        ("SIDECAR_HTTP_PORT", "9555", "SIDECAR_HTTP_ADDRESS"),
+        ("SIDECAR_HTTP_PORT", "0.0.0.0:9555", "SIDECAR_HTTP_ADDRESS"),
+        ("SIDECAR_HTTP_PORT", "tcp://elasticsearch:9555", "SIDECAR_HTTP_ADDRESS"),
+        ("SIDECAR_PORT", "9180", "`sidecar config`"),
+        ("SIDECAR_SERVICE_PORT", "9180", "`sidecar config`"),  # no host beside it
+        ("SIDECAR_SERVICE_HOST", "elasticsearch", "`sidecar config`"),
+        ("SIDECAR_AMQP_PORT_5672_TCP_PORT", "5673", "`sidecar config`"),
+        ("SIDECAR_AMQP_PORT_5672_TCP_PROTO", "udp", "`sidecar config`"),
+        ("SIDECAR_AMQP_PORT_5672_TCP_ADDR", "rabbitmq", "`sidecar config`"),
+        ("SIDECAR_AMQP_PORT", "5672", ""),
     ],
 )
-def test_what_kubernetes_injects_is_ignored(loaded: Load, name: str) -> None:
-    """A Service called ``sidecar`` must not keep its own pods from starting."""
-    assert loaded(**{name: "tcp://10.0.0.1:9180"}).index == "logs"
+def test_what_only_looks_like_kubernetes_is_named(loaded: Load, name: str, value: str, hint: str) -> None:
+    """By its value: a setting that somebody mistyped must not be ignored."""
+    (problem,) = problems(loaded, **{name: value})
+    assert problem.startswith(f"{name} is no setting")
+    assert hint in problem
 
 
 def test_names_of_others_are_nobodys_business(loaded: Load) -> None:
@@ -339,7 +366,7 @@ def test_settings_are_frozen(loaded: Load) -> None:
         {"SIDECAR_AMQP_CA_FILE": "hunter2"},
         {"SIDECAR_ELASTICSEARCH_FINGERPRINT": "hunter2"},
         {"SIDECAR_ELASTICSEARCH_CLOUD_ID": "hunter2"},
-        {"SIDECAR_ELASTICSEARCH_API_KEY": "hunter2\n"},
+        {"SIDECAR_ELASTICSEARCH_API_KEY": "hunter2\nx"},
         {"SIDECAR_ELASTICSEARCH_USERNAME": "hunter2:"},
         {"SIDECAR_ELASTICSEARCH_API_KEY": "hunter2", "SIDECAR_ELASTICSEARCH_BEARER_TOKEN": "hunter2"},
     ],

@@ -1,0 +1,55 @@
+"""What is changed in pamqp, which writes and reads the methods of AMQP for aiormq: names are RabbitMQ's to judge.
+
+pamqp checks names against the grammar of AMQP 0-9-1 (ASCII letters, digits and a few marks; at most 127 characters for
+an exchange) and raises ValueError. RabbitMQ takes any UTF-8 of at most 255 bytes, and answers if it doesn't. So nothing
+is checked here; what can't be written at all is a matter of the settings (`sidecar.core.names`).
+
+A reason that RabbitMQ gives is cut at 255 bytes, perhaps within a character of a long name: it is read all the same.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pamqp import commands, decode
+
+if TYPE_CHECKING:
+    from pamqp.base import Frame
+
+_WITH_NAMES: tuple[type[Frame], ...] = (
+    commands.Connection.Open,
+    commands.Exchange.Declare,
+    commands.Exchange.Delete,
+    commands.Exchange.Bind,
+    commands.Exchange.Unbind,
+    commands.Queue.Declare,
+    commands.Queue.Bind,
+    commands.Queue.Unbind,
+    commands.Queue.Purge,
+    commands.Queue.Delete,
+    commands.Basic.Consume,
+    commands.Basic.Publish,
+    commands.Basic.Return,
+    commands.Basic.Deliver,
+    commands.Basic.Get,
+    commands.Basic.GetOk,
+)
+
+
+def leave_names_to_the_broker() -> None:
+    """Have pamqp write and read every name; once for the process."""
+    for method in _WITH_NAMES:
+        method.validate = _accept  # type: ignore[assignment, method-assign]
+    decode.METHODS["shortstr"] = _short_string
+
+
+def _accept(_: Frame) -> None:
+    """Accept the names of a method."""
+
+
+def _short_string(data: bytes) -> tuple[int, str]:
+    """Return the bytes that a short string takes, and the string."""
+    if not data:
+        raise ValueError("a short string is missing")
+    end = 1 + data[0]
+    return end, data[1:end].decode(errors="replace")

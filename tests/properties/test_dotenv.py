@@ -1,0 +1,114 @@
+"""`.env` files: what is written is read, by us and by ``docker compose``, and what is read is what compose reads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest import mock
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from sidecar.cli import cli
+from sidecar.core import dotenv
+from sidecar.settings import given as said
+from sidecar.settings import join_list, split_list
+from tests import compose_dotenv
+from tests.compose_dotenv import ComposeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+AWKWARD = st.sampled_from(
+    ["'", '"', "\\", "$", "${HOME}", "$HOME", "$$", "#", " #", "=", ",", "\\,", "\n", "\r\n", "\t", "é", "\u2028",
+     "\xa0", "%", "{header.x}", "a", "b c", "\\n", "\\'", '\\"', "\\$", "\\0101", "\\c", "`", "!", ":", "export "]
+)  # fmt: skip
+TEXTS = st.one_of(
+    st.lists(AWKWARD, max_size=8).map("".join), st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+)
+LINES = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["A=", "export B=", "C =", "D= ", "E: ", "F", "A:"]), TEXTS).map("".join),
+        st.builds(lambda text: f"Q='{text}'", TEXTS),
+        st.builds(lambda text: f'R="{text}"', TEXTS),
+        st.builds(lambda text: f"# {text}", TEXTS),
+        TEXTS,
+    ),
+    max_size=6,
+).map("\n".join)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Work in a folder without a ``.env``."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("dotenv"))
+    yield
+    os.chdir(before)
+
+
+@given(TEXTS)
+@example("it's \\")
+@example("a\\'b")
+@example("${HOME} $$ $x")
+@example('{"a": "\\\\", "b": "it\'s"}')
+def test_what_is_written_is_read_by_us_and_by_compose(value: str) -> None:
+    """Whatever stands in a value."""
+    text = f"# before\nNAME={dotenv.quote(value)}\nLAST=1\n"
+    read = {entry.name: entry.value for entry in dotenv.read(text)}
+    assert read == compose_dotenv.read(text) == {"NAME": value, "LAST": "1"}
+
+
+@given(LINES)
+@example("A='a\\\\' # x")
+@example("A= # x")
+@example('A="\\\\$x"')
+@example('A="\\0101 \\0400 \\018"')
+def test_what_we_read_compose_reads(text: str) -> None:
+    """Any file: what we take from it, without a problem, is what compose takes; and what it refuses, we do."""
+    entries = dotenv.read(text)
+    if any(entry.problem for entry in entries):
+        return
+    assert {entry.name: entry.value for entry in entries} == compose_dotenv.read(text)
+
+
+@given(LINES)
+def test_what_compose_refuses_is_a_problem(text: str) -> None:
+    """But for a name alone at the very end, which says nothing."""
+    try:
+        compose_dotenv.read(text + "\n")
+    except ComposeError:
+        assert any(entry.problem for entry in dotenv.read(text + "\n"))
+
+
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(
+    ["SIDECAR_INDEX", "SIDECAR_AMQP_QUEUE", "SIDECAR_AMQP_QUEUE_ARGUMENTS", "SIDECAR_FIELDS", "SIDECAR_BATCH_KEY",
+     "SIDECAR_AMQP_EXCHANGE", "SIDECAR_ELASTICSEARCH_USERNAME", "SIDECAR_ROUTING", "SIDECAR_INDEX_ALLOW"],
+    TEXTS.map(lambda text: "".join(text.replace("\0", "").split("://"))),
+)))  # fmt: skip
+def test_settings_are_read_as_config_writes_them(elsewhere: None, values: dict[str, str]) -> None:
+    """Also those that can't work: whoever looks for a mistake finds it again. (Logins in URLs are masked.)"""
+    del elsewhere
+    inherited = {name: text for name, text in os.environ.items() if not name.upper().startswith("SIDECAR_")}
+    file = Path(".env")
+    file.unlink(missing_ok=True)
+    with mock.patch.dict(os.environ, inherited | values, clear=True):
+        before = said(os.environ).texts
+        result = CliRunner().invoke(cli, ["config", "--format", "env"])
+        assert result.exit_code in {0, 2}, result.output
+    file.write_bytes(result.stdout_bytes)
+    with mock.patch.dict(os.environ, inherited, clear=True):
+        assert said(os.environ).texts == before
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["a", ",", "\\", " b", "é"]), min_size=1).map("".join).map(str.strip).filter(bool)
+    )
+)
+def test_lists_are_split_as_they_were_joined(parts: list[str]) -> None:
+    r"""``\,`` is a comma and ``\\`` a backslash."""
+    assert split_list(join_list(parts)) == tuple(parts)
