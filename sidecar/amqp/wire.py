@@ -289,6 +289,9 @@ async def connect(
         raise
     wire = factory.wire
     assert wire is not None
+    if not isinstance(connection.server_properties.get("capabilities"), dict):
+        wire.abort()
+        raise AMQPConnectionError("the server isn't RabbitMQ: it names no capabilities")
     wire.inbound.frame_max = connection.connection_tune.frame_max or 0
     return connection, wire
 
