@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from elastic_transport import AiohttpHttpNode
@@ -25,6 +27,8 @@ BULK_HEADERS = {"accept": ACCEPT, "content-type": CONTENT_TYPE}
 _ROOT_HEADERS = {"accept": "application/json"}
 """Plain: versions before 8 refuse a type that names a version, and would not tell theirs."""
 BULK_PATH = "/_bulk"
+MAX_RETRY_AFTER_SECONDS = 3600.0
+"""The longest pause that an answer may ask for: there is a probe at least once an hour."""
 
 
 class _Session:
@@ -68,7 +72,7 @@ def as_answer(meta: ApiResponseMeta, body: object, path: str) -> Answer:
     return Answer(
         meta.status,
         body if isinstance(body, bytes) else b"",
-        _retry_after(headers),
+        retry_after(headers),
         headers.get(PRODUCT_HEADER) or "",
         pointed_at(str(base), path, headers.get("location") or ""),
     )
@@ -91,8 +95,14 @@ async def find_obstacle(ask: Ask, bulk_path: str = BULK_PATH) -> Obstacle | None
     return obstacle(answer)
 
 
-def _retry_after(headers: HttpHeaders) -> float:
+def retry_after(headers: HttpHeaders) -> float:
+    """Return the seconds that an answer asks to wait: a number, or a date as proxies write it. Never for ever."""
+    asked = headers.get("retry-after") or ""
     try:
-        return max(0.0, float(headers.get("retry-after") or 0))
-    except ValueError:  # a date, which Elasticsearch doesn't send
-        return 0.0
+        seconds = float(asked)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(asked).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 0.0
+    return min(seconds, MAX_RETRY_AFTER_SECONDS) if seconds > 0 else 0.0  # which NaN isn't
