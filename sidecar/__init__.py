@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Publisher,
         Verdict,
         consume,
+        dumps,
     )
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "consume",
+    "dumps",
 ]
 
 

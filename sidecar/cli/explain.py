@@ -18,9 +18,10 @@ import orjson
 
 from sidecar.cli import EXIT_FAILED
 from sidecar.cli.recipe import choices, recipe, staging
-from sidecar.core import bulk, policy, properties
+from sidecar.core import bulk, exact_json, policy, properties
 from sidecar.core.compose import Composer, Reject
 from sidecar.core.copies import delay_seconds, may_go_round, own_doing
+from sidecar.core.document import has_metadata, metadata_name
 from sidecar.core.ledger import Ledger
 from sidecar.core.letters import header_values, property_values
 from sidecar.core.message import Message
@@ -73,7 +74,9 @@ def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str
 
 def _property_options(function: Callable[..., None]) -> Callable[..., None]:
     for name in ("timestamp", "content_type", "app_id", "type", "correlation_id", "message_id"):
-        text = f"The property {name}" + (" (seconds or milliseconds since 1970)." if name == "timestamp" else ".")
+        text = f"The property {name}" + (
+            " (seconds since 1970, or milli-, micro- or nanoseconds)." if name == "timestamp" else "."
+        )
         function = click.option(f"--{name.replace('_', '-')}", f"property_{name}", help=text)(function)
     return function
 
@@ -149,6 +152,9 @@ def command(
         answer = {"request": _course(bulk.Fault(status, error_type, error_reason))}
     elif status is not None:
         answer = {"verdict": _verdict(message, bulk.Result(status, error_type, error_reason), made, settings)}
+    refused = next(filter(None, map(_refused, accepted)), "")
+    if refused:
+        answer["warning"] = refused
     _tell_request(bulk.path(made.path_index), bulk.body(accepted), (group, answer), message, style)
 
 
@@ -301,8 +307,22 @@ def _tell_request(
     if group:
         click.echo(f"\n{_told_group(message)}")
     for told in answer.values():
-        assert isinstance(told, dict)
-        _tell(told)
+        if isinstance(told, dict):
+            _tell(told)
+        else:
+            click.echo(f"\nwarning: {told}")
+
+
+def _refused(message: Message) -> str:
+    """Return why Elasticsearch will refuse a document, as far as that can be told by its names; empty if it can't."""
+    try:
+        content = exact_json.read(message.source or b"{}")
+    except exact_json.JsonError:
+        return ""
+    if message.action in {"update", "upsert"} and isinstance(content, dict):
+        content = content.get("doc")
+    name = metadata_name(content)
+    return has_metadata(name).detail if name else ""
 
 
 # What would be done --------------------------------------------------------------------------------------------------

@@ -19,11 +19,12 @@ def recipe(settings: Settings) -> Recipe:
     """Return what becomes of messages; the templates were checked with the settings."""
     if settings.sink == "amqp":
         return _of_passing_on(settings)
+    most_bytes = min(MAX_DOCUMENT_BYTES, settings.memory_limit)
     hook = None
     if settings.transform is not None:
         from sidecar.library.transforming import load
 
-        hook = load(settings.transform)
+        hook = load(settings.transform, most_bytes)
     modes: dict[str, IdMode] = {"auto": "auto", "generated": "generated", "none": "none"}
     return Recipe(
         index=Template(settings.index),
@@ -37,7 +38,7 @@ def recipe(settings: Settings) -> Recipe:
         index_allow=settings.index_allow,
         content=settings.content,
         fields=Fields({name: Template(text) for name, text in settings.fields.items()}) if settings.fields else None,
-        most_bytes=min(MAX_DOCUMENT_BYTES, settings.memory_limit),
+        most_bytes=most_bytes,
         batch_key=_template(settings.batch_key),
         batch_flush_when=_template(settings.batch_flush_when),
         batch_complete_count=_template(settings.batch_complete_count),

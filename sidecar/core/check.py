@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
+from sidecar.core.document import METADATA
 from sidecar.core.staging import ACTION
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def traps(traits: Traits) -> list[Finding]:
         *every,
         *_identity(traits.recipe),
         *_midnight(traits.recipe),
+        *_metadata(traits.recipe),
         *_versions(traits.recipe),
         *_coalesce(traits.recipe),
     ]
@@ -154,6 +156,17 @@ def _midnight(recipe: Recipe) -> list[Finding]:
     )
     mend = "use {timestamp} or a field of the body in place of {now}"
     return [Finding("warning", "SIDECAR_INDEX", what, mend)]
+
+
+def _metadata(recipe: Recipe) -> list[Finding]:
+    read = {field for template in recipe.templates for field in template.fields}
+    names = sorted(field for field in read if field.startswith("body.") and field.split(".")[1] in METADATA)
+    if not names or recipe.content == "text" or recipe.constant_action == "delete":
+        return []
+    refused = "a field that Elasticsearch refuses inside a document"
+    what = f"{{{names[0]}}} reads {refused}: every message that has it is rejected"
+    fix = "publish it under another name, or have SIDECAR_TRANSFORM move it to one"
+    return [Finding("warning" if recipe.constant_action is None else "problem", f"{{{names[0]}}}", what, fix)]
 
 
 def _versions(recipe: Recipe) -> list[Finding]:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from sidecar.core import properties
+from sidecar.core import exact_json, properties
 from sidecar.core.content import is_plain
+from sidecar.core.document import RefusedError, metadata_name
 from sidecar.core.properties import LONG_STRING, STRING_OVERHEAD, header_column, short_column
 from sidecar.core.template import (
     IS_ENCODED,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     Read = Callable[["Chunk"], Values]
     Column = Callable[["Chunk"], list[bytes]]
 
+_METADATA = b'"_'
+"""How the names begin that Elasticsearch keeps for itself."""
 LOOKING_BACK = frozenset({"now", "exchange", "routing_key"})
 """Fields that a copy from the delay queue answers as at its first delivery."""
 
@@ -137,6 +140,8 @@ def _reader(hole: Hole) -> Read:
     if field in SHORT_PROPERTIES:
         read_short = short_column(field)
         return lambda chunk: list(read_short(chunk.properties))
+    if style and field != "now":
+        return _one_by_one(hole)
     if field.startswith("header."):
         return _header_reader(field.removeprefix("header.").encode())
     if field.startswith("body."):
@@ -169,28 +174,34 @@ def _header_reader(name: bytes) -> Read:
 
 
 def _body_reader(path: list[str]) -> Read:
-    loads = orjson.loads
+    loads, find = orjson.loads, exact_json.find
 
     def read(chunk: Chunk) -> Values:
         values: Values = []
         add = values.append
-        for message in chunk.messages:
+        bodies = [message.body for message in chunk.messages]
+        may_be_refused = any(map(contains, bodies, repeat(_METADATA)))
+        for body in bodies:
             try:
-                value = loads(message.body)
+                content = value = loads(body)
                 for step in path:
                     value = value[step]
-            except (orjson.JSONDecodeError, KeyError):
-                add(None)
-            except TypeError as error:  # arrays have a say as well
+            except orjson.JSONDecodeError as error:  # there are bodies that only a slower look can read
                 add(error)
+                continue
+            except (KeyError, TypeError):
+                value = None
+            if value is None:
+                value = find(content, path)
+            kind = type(value)
+            if may_be_refused and metadata_name(content):
+                add(TypeError())
+            elif kind is str:
+                add(value.encode())
+            elif kind is int:
+                add(b"%d" % value)
             else:
-                kind = type(value)
-                if kind is str:
-                    add(value.encode())
-                elif kind is int:
-                    add(b"%d" % value)
-                else:
-                    add(None if value is None else TypeError())
+                add(None if value is None else TypeError())
         return values
 
     return read
@@ -209,9 +220,12 @@ def _one_by_one(hole: Hole) -> Read:
             else:
                 scene.turn_to(message)
             try:
-                values.append(hole.fill(scene))
+                value = hole.fill(scene)
+                values.append(TypeError() if metadata_name(scene.parsed) else value)
             except MissingFieldError:
                 values.append(None)
+            except (RefusedError, properties.PropertiesError) as error:
+                values.append(error)
         return values
 
     return read

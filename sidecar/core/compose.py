@@ -22,7 +22,9 @@ from sidecar.core.document import (
     RefusedError,
     document,
     fragment,
+    has_metadata,
     json_string,
+    metadata_name,
 )
 from sidecar.core.lines import CLOSING, MAX_ID_BYTES, IndexNames, Lines
 from sidecar.core.properties import STRING_OVERHEAD, PropertiesError, header, short_reader
@@ -277,7 +279,7 @@ class Composer:
             try:
                 if place in odd:
                     message.line, message.key = b"", None  # what columns say of it means nothing
-                    self._compose_one(message, Scene(message, chunk.now, self._recipe.most_bytes))
+                    self._compose_one(message, self._scene(message, chunk.now))
                 else:
                     source = document(body) if place in unusual else body
                     message.becomes(fields.splice(source, rows[place]) if fields is not None and rows else source)
@@ -304,7 +306,7 @@ class Composer:
         scene: Scene | None = None
         for message in messages:
             if scene is None:
-                scene = Scene(message, now, self._recipe.most_bytes)
+                scene = self._scene(message, now)
             else:
                 scene.turn_to(message)
             try:
@@ -324,7 +326,7 @@ class Composer:
         for message in messages:
             message.parts = None
             try:
-                parts = self._parts(message, Scene(message, now, self._recipe.most_bytes))
+                parts = self._parts(message, self._scene(message, now))
             except REFUSALS as why:
                 rejects.append(reject(message, why))
                 continue
@@ -339,6 +341,9 @@ class Composer:
             if self._room < 0:
                 self.left = list(messages)
         return composed, rejects
+
+    def _scene(self, message: Message, now: float) -> Scene:
+        return Scene(message, now, self._recipe.most_bytes, text=self._recipe.content == "text")
 
     def _is_used_up(self, message: Message) -> bool:
         """Note what a document takes beside its message; return whether no more may."""
@@ -368,7 +373,7 @@ class Composer:
     def _compose_part(self, part: Message, now: float) -> None:
         if part.parts is None:
             return  # a signal
-        scene = Scene(part, now, part=True)
+        scene = Scene(part, now, part=True, text=self._recipe.content == "text")
         if self._recipe.transform is not None and part.parts.count == 1:
             scene.item = None  # what becomes one document has the message's id
         self._compose_one(part, scene)
@@ -438,6 +443,8 @@ class Composer:
         body = scene.content()
         if self._recipe.content == "text":
             line = text_document(body)
+        elif name := metadata_name(scene.parsed):
+            raise has_metadata(name)
         elif action in {"update", "upsert"}:
             line = fragment(body)
         else:

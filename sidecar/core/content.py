@@ -7,6 +7,7 @@ and nothing goes on once the bound is reached. One stream is undone, and what fo
 from __future__ import annotations
 
 import zlib
+from codecs import BOM_UTF8
 from typing import TYPE_CHECKING
 
 import orjson
@@ -96,11 +97,12 @@ def _inflated(body: bytes, window: int, name: str, most_bytes: int) -> bytes:
 
 
 def text_document(text: bytes) -> bytes:
-    """Return text as a document: ``{"message": …}``, on one line.
+    """Return text as a document: ``{"message": …}``, on one line. A byte order mark before it is left out.
 
     Raises:
         RefusedError: it is not UTF-8, or is larger than Elasticsearch takes.
     """
+    text = text.removeprefix(BOM_UTF8)
     try:
         decoded = text.decode()
     except UnicodeDecodeError as error:

@@ -5,14 +5,19 @@ What only concerns the document itself is Elasticsearch's to say, of that item a
 
 from __future__ import annotations
 
-import json
+from codecs import BOM_UTF8
 
 import orjson
 
-from sidecar.core.spelling import no_constant
+from sidecar.core import exact_json
 
 MAX_DOCUMENT_BYTES = 100 * 1024 * 1024
 """What Elasticsearch takes by default (``http.max_content_length``) as the body of a whole request."""
+
+METADATA = frozenset(
+    ("_id", "_index", "_routing", "_source", "_version", "_seq_no", "_field_names", "_ignored", "_nested_path")
+)
+"""Names that every Elasticsearch refuses inside a document, at its top level."""
 
 LINE_BREAK = 10  # as a number: `in` looks for bytes four times slower
 SPACE = b" \t\r\n"
@@ -42,7 +47,7 @@ def too_large(size_bytes: int) -> RefusedError:
 
 def not_utf8(error: UnicodeDecodeError, body: bytes) -> RefusedError:
     """Return the refusal of a body that is no text."""
-    return RefusedError("malformed", f"the body is not UTF-8: byte {error.start} of {len(body)}")
+    return RefusedError("malformed", exact_json.not_utf8(body, error))
 
 
 def not_text(what: str) -> RefusedError:
@@ -51,7 +56,7 @@ def not_text(what: str) -> RefusedError:
 
 
 def document(body: bytes) -> bytes:
-    """Return `body` as one line that holds one JSON object, or refuse it.
+    """Return `body` as one line that holds one JSON object, or refuse it. A byte order mark before it is left out.
 
     Raises:
         RefusedError: it is none, or Elasticsearch wouldn't take one of this size.
@@ -65,11 +70,13 @@ def document(body: bytes) -> bytes:
         and len(body) <= MAX_DOCUMENT_BYTES
     ):
         return body  # as most are: all of the look in C
-    body = body.strip(SPACE)
+    body = body.removeprefix(BOM_UTF8).strip(SPACE)
     if len(body) > MAX_DOCUMENT_BYTES:
         raise too_large(len(body))
     if not body:
         raise RefusedError("malformed", "the body is empty")
+    if exact_json.is_wide(body):
+        raise RefusedError("malformed", "the body looks like UTF-16 or UTF-32; it must be UTF-8")
     if body[:1] != b"{" or body[-1:] != b"}":
         raise RefusedError("malformed", "the body is not a JSON object: it doesn't begin with { and end with }")
     if not body.isascii():
@@ -80,25 +87,10 @@ def document(body: bytes) -> bytes:
     if LINE_BREAK not in body:
         return body
     # A line break ends a bulk line. In valid JSON it can only stand between tokens, where a space means the same.
-    position = _json_error(body)
+    position = exact_json.error_at(body)
     if position is not None:
         raise RefusedError("malformed", f"the body has line breaks and is not valid JSON: at byte {position}")
     return body.replace(b"\n", b" ")
-
-
-def _json_error(body: bytes) -> int | None:
-    """Return where `body` stops being one JSON value, or None when it is one."""
-    try:
-        orjson.loads(body)
-    except orjson.JSONDecodeError:
-        # orjson refuses some JSON that Elasticsearch takes (lone surrogates, huge numbers): the slower one decides.
-        try:
-            json.loads(body, parse_constant=no_constant)
-        except json.JSONDecodeError as error:
-            return len(error.doc[: error.pos].encode(errors="replace"))
-        except (ValueError, RecursionError):
-            return 0
-    return None
 
 
 def fragment(body: bytes) -> bytes:
@@ -111,7 +103,7 @@ def fragment(body: bytes) -> bytes:
         RefusedError: it is none.
     """
     line = document(body)
-    position = _json_error(line)
+    position = exact_json.error_at(line)
     if position is not None:
         raise RefusedError("malformed", f"the body is not valid JSON: at byte {position}")
     return line
@@ -131,3 +123,17 @@ def json_string(data: bytes, what: str) -> bytes:
         return orjson.dumps(data.decode())
     except UnicodeDecodeError:
         raise not_text(what) from None
+
+
+def metadata_name(content: object) -> str:
+    """Return the first name of a document that Elasticsearch refuses inside of it; empty if there is none."""
+    for name in content if isinstance(content, dict) else ():
+        if name[:1] == "_" and name.partition(".")[0] in METADATA:
+            return str(name)
+    return ""
+
+
+def has_metadata(name: str) -> RefusedError:
+    """Return the refusal of a document with such a name."""
+    what = f"the document has the field {name}, which Elasticsearch refuses inside a document"
+    return RefusedError("malformed", f"{what}: give it another name, or leave it out (SIDECAR_TRANSFORM)")

@@ -6,12 +6,12 @@ value wins, and is nearly never looked for in earnest: a search for the name's b
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
+from sidecar.core import document, exact_json
 from sidecar.core.columns import as_json, column
 from sidecar.core.document import json_string
 
@@ -24,15 +24,12 @@ if TYPE_CHECKING:
 Rows = list[tuple[bytes, ...]]
 """Texts to add to each of several documents."""
 
-METADATA = frozenset(
-    ("_id", "_index", "_routing", "_source", "_type", "_version", "_seq_no", "_primary_term", "_field_names",
-     "_ignored", "_nested_path", "_size", "_tier", "_data_stream_timestamp"),
-)  # fmt: skip
-"""Names that Elasticsearch keeps for itself: it refuses documents with them."""
+_RESERVED = document.METADATA | {"_type", "_primary_term", "_size", "_tier", "_data_stream_timestamp"}
+"""Names that some Elasticsearch keeps for itself, by its version and plugins."""
 
 
 _QUOTE, _BACKSLASH = b'"\\'
-_EMPTY = re.compile(rb"\{[ \t\r\n]*\}").match
+_EMPTY = re.compile(rb"\{(?:[ \t\r\n]|/\*(?:[^*]|\*(?!/))*\*/|//[^\r\n]*[\r\n])*\}").match
 
 
 class FieldNameError(ValueError):
@@ -130,7 +127,7 @@ class Fields:
 def _spliced(line: bytes, added: bytes) -> bytes:
     if not added:
         return line
-    # `{}` may have spaces in it.
+    # `{}` may have spaces in it, and comments.
     comma = b"," if line[1] == _QUOTE or not _EMPTY(line) else b""
     return b"{" + added + comma + line[1:]
 
@@ -139,7 +136,7 @@ def _check(name: str, templates: Mapping[str, Template]) -> None:
     path = name.split(".")
     if not all(part.strip() for part in path):
         raise FieldNameError("a field's name is empty, or has an empty part between its dots")
-    if name in METADATA:
+    if path[0] in _RESERVED:
         raise FieldNameError(f"{name} is Elasticsearch's own; no document may have such a field")
     for end in range(1, len(path)):
         outer = ".".join(path[:end])
@@ -177,23 +174,8 @@ def _lacks(line: bytes, path: list[str], owners: list[bytes], escaped: re.Patter
 
 
 def _is_absent(line: bytes, path: list[str]) -> bool:
-    """Whether a document, read, has no such field; what is no JSON is Elasticsearch's to refuse, as it is."""
+    """Whether a document, read, has no such field; what is not JSON is Elasticsearch's to refuse, as it is."""
     try:
-        document = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        try:
-            document = json.loads(line)
-        except (ValueError, RecursionError):
-            return False
-    return not _has(document, path)
-
-
-def _has(value: object, path: list[str]) -> bool:
-    """Whether the field, or anything in the place of an object around it, is there."""
-    if not isinstance(value, dict):
-        return True
-    for end in range(1, len(path) + 1):
-        name = ".".join(path[:end])
-        if name in value and (end == len(path) or _has(value[name], path[end:])):
-            return True
-    return False
+        return not exact_json.has(exact_json.read(line), path)
+    except exact_json.JsonError:
+        return False

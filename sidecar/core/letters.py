@@ -12,6 +12,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
+from sidecar.core import times
 from sidecar.core.copies import TOKEN_HEADER, copy_properties
 from sidecar.core.properties import (
     FIELDS,
@@ -27,7 +28,6 @@ from sidecar.core.properties import (
     text_value,
 )
 from sidecar.core.template import FIRST_EXCHANGE, FIRST_ROUTING_KEY, RECEIVED_AT, RETRY_COUNT
-from sidecar.core.times import iso
 
 if TYPE_CHECKING:
     from sidecar.core.message import Message
@@ -182,13 +182,9 @@ def _text(value: object) -> str:
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 
-def _time(seconds: object) -> str:
-    if not isinstance(seconds, int):
-        return ""
-    try:
-        return iso(seconds)
-    except (ValueError, OverflowError, OSError):
-        return ""
+def _time(number: object) -> str:
+    moment = times.read(number) if isinstance(number, int) else None
+    return times.as_text(moment) if moment is not None else ""
 
 
 # Choosing and grouping -----------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ by replacement. Two such merges are one merge of the merged only where that is s
 
 from __future__ import annotations
 
-from sidecar.core.spelling import skip_space, value
+from sidecar.core.exact_json import skip_space, value
 
 
 def merged(first: bytes, later: bytes) -> bytes | None:

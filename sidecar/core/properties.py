@@ -11,6 +11,8 @@ import struct
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from sidecar.core.times import since_epoch
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -37,7 +39,6 @@ FIELDS: dict[str, tuple[int, int]] = {
 _MORE_FLAGS = 0x0001
 _NOTHING_ALIKE = b"none begins like this"
 _TOO_SHORT = "the properties end too early"
-_NO_SECONDS = 100_000_000_000  # since 1970, the year 5138; milliseconds since 1973
 _BELIEVED_SECONDS = 366 * 86_400.0
 
 _FIXED_WIDTHS = dict(zip(b"tbBsuIilLfdDTV\x00", (1, 1, 1, 2, 2, 4, 4, 8, 8, 4, 8, 5, 8, 0, 0), strict=True))
@@ -212,7 +213,7 @@ def number(properties: bytes, name: str) -> int | None:
 def published_at(properties: bytes, now: float) -> float | None:
     """Return when a message says that it was published, in seconds since 1970; None where that isn't to be believed.
 
-    The property has whole seconds by the standard; some publishers send milliseconds.
+    The property has whole seconds by the standard; some publishers send milliseconds, microseconds or nanoseconds.
 
     Args:
         properties: raw.
@@ -224,7 +225,10 @@ def published_at(properties: bytes, now: float) -> float | None:
         return None
     if timestamp is None:
         return None
-    seconds = timestamp / 1000 if timestamp > _NO_SECONDS else float(timestamp)
+    moment = since_epoch(timestamp)
+    if moment is None:
+        return None
+    seconds = moment.timestamp()
     return seconds if abs(now - seconds) < _BELIEVED_SECONDS else None
 
 

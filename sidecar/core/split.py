@@ -7,11 +7,14 @@ those at fault; the good ones stay stored.
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
-from sidecar.core.document import SPACE, RefusedError, not_utf8
+from sidecar.core import exact_json
+from sidecar.core.document import SPACE, RefusedError
+from sidecar.core.exact_json import JsonError, skip_space
 from sidecar.core.message import Message
-from sidecar.core.spelling import skip_space, value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,12 +41,11 @@ def split(message: Message, body: bytes, mode: Mode, most_bytes: int) -> list[Me
     Raises:
         RefusedError: the body is no such thing, holds no document, or too many.
     """
-    pieces = _elements(body) if mode == "array" else _lines(body)
-    bodies: list[bytes] = []
-    for piece in pieces:
-        bodies.append(piece)
-        if len(bodies) * PART_BYTES > most_bytes:
-            raise RefusedError("too-large", f"the message holds more than {len(bodies) - 1:,} documents")
+    body = body.removeprefix(BOM_UTF8)
+    most = most_bytes // PART_BYTES
+    bodies = _elements(body, most) if mode == "array" else list(islice(_lines(body), most + 1))
+    if len(bodies) > most:
+        raise RefusedError("too-large", f"the message holds more than {most:,} documents")
     if not bodies:
         raise RefusedError("malformed", "the message holds no document")
     parts = Parts(message, len(bodies))
@@ -61,38 +63,47 @@ def _lines(body: bytes) -> Iterator[bytes]:
         at = end + 1
 
 
-def _elements(body: bytes) -> Iterator[bytes]:
-    """Yield the elements of a JSON array, as they are spelled."""
+def _elements(body: bytes, most: int) -> list[bytes]:
+    """Return the elements of a JSON array, as they are spelled: `most` of them, and one more if there are more."""
     try:
-        text = body.strip(SPACE).decode()
-    except UnicodeDecodeError as error:
-        raise not_utf8(error, body) from None
-    if text[:1] != "[" or text[-1:] != "]":
-        raise RefusedError("malformed", "the body is not a JSON array: it doesn't begin with [ and end with ]")
-    at = skip_space(text, 1)
-    end = len(text) - 1
-    while at < end:
+        text = exact_json.decoded(body.strip(SPACE))
+        if text[:1] != "[" or text[-1:] != "]":
+            why = "the body is not a JSON array: it doesn't begin with [ and end with ]"
+            raise RefusedError("malformed", why)
         try:
-            _, after = value(text, at)
-        except (ValueError, RecursionError):
-            raise _broken(text, at) from None
+            return list(islice(_cut(text, text), most + 1))
+        except JsonError:
+            blank = exact_json.without_comments(text)
+            if blank is text:
+                raise
+            return list(islice(_cut(text, blank), most + 1))
+    except JsonError as error:
+        raise RefusedError("malformed", error.why) from None
+
+
+def _cut(text: str, read: str) -> Iterator[bytes]:
+    """Yield the elements of an array.
+
+    Args:
+        text: what they are cut from, from [ to ].
+        read: the same text, without its comments if it has any.
+    """
+    at, end = skip_space(read, 1), len(read) - 1
+    while at < end:
+        _, after = exact_json.value(read, at)
         if after > end:
-            raise _broken(text, at)
+            raise exact_json.error_in(read, at)
         yield text[at:after].encode()
-        at = skip_space(text, after)
+        at = skip_space(read, after)
         if at == end:
             return
-        if text[at] != ",":
-            raise _broken(text, at)
-        at = skip_space(text, at + 1)
+        if read[at] != ",":
+            raise exact_json.error_in(read, at)
+        at = skip_space(read, at + 1)
         if at == end:
-            raise _broken(text, at)
+            raise exact_json.error_in(read, at)
     if at != end:
-        raise _broken(text, at)
-
-
-def _broken(text: str, at: int) -> RefusedError:
-    return RefusedError("malformed", f"the body is not a valid JSON array: at byte {len(text[:at].encode())}")
+        raise exact_json.error_in(read, at)
 
 
 class Parts:

@@ -7,20 +7,19 @@ elsewhere (`sidecar.core.copies`). Headers remember the first delivery, so that 
 
 from __future__ import annotations
 
-import json
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import orjson
 
-from sidecar.core import properties
+from sidecar.core import exact_json, properties
 from sidecar.core.compose import REFUSALS, Reject, reject
 from sidecar.core.copies import DELIVERY_COUNT, TOKEN_HEADER, copy_properties
-from sidecar.core.document import RefusedError, json_string, not_utf8
+from sidecar.core.document import RefusedError, json_string
 from sidecar.core.groups import Groups
 from sidecar.core.properties import FIELDS, PropertiesError, short_reader, text_value
-from sidecar.core.spelling import no_constant
 from sidecar.core.template import FIRST_EXCHANGE, FIRST_ROUTING_KEY, RECEIVED_AT, RETRY_COUNT, Scene, Template
 from sidecar.core.times import iso
 
@@ -145,7 +144,7 @@ def enveloped(message: Message, scene: Scene) -> bytes:
         RefusedError: the body is no JSON, or there is too much of it.
     """
     body = scene.content()
-    _check_json(body)
+    body = _checked(body)
     told = [(name, what, template.render(scene)) for name, what, template in _TOLD]
     parts = [name + json_string(value, what) for name, what, value in told if value]
     headers = _headers(message.properties)
@@ -155,18 +154,12 @@ def enveloped(message: Message, scene: Scene) -> bytes:
     return b"{" + b",".join(parts) + b"}"
 
 
-def _check_json(body: bytes) -> None:
-    """Refuse what is no JSON value: it would make the envelope none."""
-    try:
-        orjson.loads(body)
-    except orjson.JSONDecodeError:
-        # orjson refuses some JSON that Elasticsearch takes (lone surrogates, huge numbers): the slower one decides.
-        try:
-            json.loads(body.decode(), parse_constant=no_constant)
-        except UnicodeDecodeError as error:
-            raise not_utf8(error, body) from None
-        except (ValueError, RecursionError):
-            raise RefusedError("malformed", "the body is not valid JSON, which an envelope takes") from None
+def _checked(body: bytes) -> bytes:
+    """Return what is one JSON value, or refuse it: anything else would make the envelope none."""
+    body = body.removeprefix(BOM_UTF8)
+    if exact_json.error_at(body) is not None:
+        raise RefusedError("malformed", "the body is not valid JSON, which an envelope takes")
+    return body
 
 
 def _headers(raw: bytes) -> bytes:

@@ -5,6 +5,9 @@
 ``!lower`` stands before a format and a default, and puts all that comes out of the braces into lower case: names of
 indices have no capitals.
 
+A default stands for what is absent, and for nothing else: what is there and can't be read as asked (a body that is not
+JSON, a text that is not UTF-8, a time that is none) rejects the message as malformed.
+
 Compiled once, at the start; a mistake is an error that points at the character. Values come out as bytes that are valid
 UTF-8: data, never syntax.
 """
@@ -12,18 +15,16 @@ UTF-8: data, never syntax.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
-from sidecar.core import properties
+from sidecar.core import exact_json, properties, times
 from sidecar.core.content import plain_body
-from sidecar.core.document import MAX_DOCUMENT_BYTES
+from sidecar.core.document import MAX_DOCUMENT_BYTES, SPACE, RefusedError
 from sidecar.core.properties import LONG_STRING, STRING_OVERHEAD
 from sidecar.errors import SidecarError
 
@@ -50,8 +51,6 @@ FIRST_EXCHANGE, FIRST_ROUTING_KEY = b"sidecar-exchange", b"sidecar-routing-key"
 REMEMBERS = b"sidecar-re"
 """How the names begin of which one is on whatever remembers; most messages have none, and one look tells."""
 
-_MILLISECONDS_FROM = 100_000_000_000
-"""AMQP timestamps are seconds; many publishers send milliseconds. In seconds this number is the year 5138."""
 IS_ENCODED = properties.FIELDS["content_encoding"][0] >> 8
 """The bit for a ``content_encoding`` in the first octet of properties."""
 _TOKEN = re.compile(r"\{\{|\}\}|\{|\}")
@@ -92,13 +91,14 @@ class Scene:
         now: seconds since 1970.
         most_bytes: a compressed body that holds more is refused.
         part: the message is one document of several, and its body is that.
+        text: the body is a text (``SIDECAR_CONTENT=text``): one that is not JSON has no fields.
 
     Attributes:
         received_at: when it was first delivered here, in seconds since 1970.
         item: the place of the document in its message, from 0; None where a message is a document.
     """
 
-    __slots__ = ("_body", "_content", "_first_route", "_most_bytes", "_now", "item", "message", "received_at")
+    __slots__ = ("_body", "_content", "_first_route", "_most_bytes", "_now", "_text", "item", "message", "received_at")
 
     item: int | None
     _body: object
@@ -106,9 +106,16 @@ class Scene:
     _first_route: tuple[bytes, bytes] | None
 
     def __init__(
-        self, message: Message, now: float, most_bytes: int = MAX_DOCUMENT_BYTES, *, part: bool = False
+        self,
+        message: Message,
+        now: float,
+        most_bytes: int = MAX_DOCUMENT_BYTES,
+        *,
+        part: bool = False,
+        text: bool = False,
     ) -> None:
         self._now = now
+        self._text = text
         self._most_bytes = most_bytes
         self.turn_to(message)
         if part:
@@ -137,10 +144,9 @@ class Scene:
         if not was_delayed and None in (exchange, routing_key, moment):
             return  # what was passed on has all three: somebody else uses one of these names
         self._first_route = exchange or b"", routing_key or b""
-        with suppress(ValueError, OverflowError):
-            seconds = datetime.fromisoformat((moment or b"").decode(errors="replace")).timestamp()
-            datetime.fromtimestamp(seconds, UTC)  # raises for what is outside of the years 1 to 9999
-            self.received_at = seconds
+        received = times.read(moment)
+        if received is not None:
+            self.received_at = received.timestamp()
 
     @property
     def exchange(self) -> bytes:
@@ -163,13 +169,44 @@ class Scene:
         return self._content
 
     def body(self) -> object:
-        """Return the parsed body; None where it is no JSON."""
+        """Return the parsed body, in which numbers may be rounded; None if it is empty.
+
+        Raises:
+            RefusedError: it is not JSON.
+        """
         if self._body is _UNPARSED:
+            content = self.content()
             try:
-                self._body = orjson.loads(self.content())
-            except orjson.JSONDecodeError:
+                self._body = exact_json.read(content)
+            except exact_json.JsonError as error:
+                if content.strip(SPACE) and not self._text:
+                    raise RefusedError("malformed", error.why) from None
                 self._body = None
         return self._body
+
+    @property
+    def parsed(self) -> object:
+        """The parsed body, if anything asked for it; else None."""
+        return None if self._body is _UNPARSED else self._body
+
+    def find(self, path: list[str]) -> object:
+        """Return what stands at a path in the body, numbers as they are spelled; None if it is absent.
+
+        Raises:
+            RefusedError: the body is not JSON.
+        """
+        content = self.body()
+        found: Any = content
+        try:
+            for step in path:
+                found = found[step]
+        except (KeyError, TypeError):
+            found = None
+        if found is None:  # absent, or spelled with dots, or in an array
+            found = exact_json.find(content, path)
+        if isinstance(found, float | list | dict):
+            found = exact_json.find(exact_json.read_exactly(self.content()), path)
+        return found
 
 
 def _long_string(value: bytes | None) -> bytes | None:
@@ -250,12 +287,14 @@ def _filler(field: str, get: Getter, default: bytes | None) -> Render:
             value = get(scene)
             if isinstance(value, bytes):
                 if not value.isascii():
-                    value.decode()  # raises for what is no text
+                    value.decode()  # raises for what is not text
                 return value
             if value is not None:
                 return text_of(value)
-        except (properties.PropertiesError, UnicodeDecodeError, RecursionError, orjson.JSONEncodeError):
-            pass  # no text, or nested too deeply to be written as one
+        except UnicodeError as error:
+            raise RefusedError("malformed", f"{field} is not a text: {_why_no_text(error)}") from None
+        except (RecursionError, TypeError):
+            raise RefusedError("malformed", f"{field} is nested too deeply to be a text") from None
         if default is None:
             raise MissingFieldError(field)
         return default
@@ -263,11 +302,17 @@ def _filler(field: str, get: Getter, default: bytes | None) -> Render:
     return fill
 
 
+def _why_no_text(error: UnicodeError) -> str:
+    half = isinstance(error, UnicodeEncodeError)  # of what was read from JSON: \\ud83d without what belongs to it
+    return "it holds half of a surrogate pair, which UTF-8 can't hold" if half else "it is not UTF-8"
+
+
 def text_of(value: object) -> bytes:
     """Return the text of what isn't text: compact JSON, for what is neither a number nor a boolean.
 
     Raises:
-        orjson.JSONEncodeError, RecursionError: it is nested too deeply.
+        UnicodeEncodeError: it holds half of a surrogate pair.
+        TypeError, RecursionError: it is nested too deeply.
     """
     if isinstance(value, bool):
         return b"true" if value else b"false"
@@ -309,10 +354,12 @@ def _hole(text: str, at: int, inside: str) -> Hole:
     field, bang, conversion = name.partition("!")
     if "{" in inside:
         raise TemplateError(text, at + inside.index("{"), "a { inside of braces")
-    if colon and field not in _TIMES:
-        raise TemplateError(text, at + len(field), f"a format on {field!r}, which is no time ({', '.join(_TIMES)} are)")
-    if colon and not style:
-        raise TemplateError(text, at + len(field), "an empty format")
+    if colon and field not in _TIMES and not field.startswith(_PREFIXES):
+        known = ", ".join((*_TIMES, *(f"{prefix}NAME" for prefix in _PREFIXES)))
+        what = f"a format on {field!r}, which is not a time ({known} may be)"
+        raise TemplateError(text, at + len(field), what)
+    if colon and "%" not in style:
+        raise TemplateError(text, at + len(field), "a format without %: write one as for strftime, such as %Y.%m.%d")
     if bang and conversion != _LOWER:
         raise TemplateError(text, at + len(field) + 1, f"{conversion!r} is not a conversion; there is !{_LOWER}")
     getter = _getter(field, style)
@@ -335,7 +382,7 @@ def _getter(field: str, style: str) -> Getter | None:
         read = properties.short_reader(field)
         return lambda scene: read(scene.message.properties)
     if field == "timestamp":
-        return lambda scene: _moment(properties.number(scene.message.properties, "timestamp"), style)
+        return _timestamp_getter(style)
     if field == "now":
         return lambda scene: format_time(scene.received_at, style)
     if field == "priority":
@@ -345,9 +392,9 @@ def _getter(field: str, style: str) -> Getter | None:
     if field in _PLAIN:
         return _ROUTE[field]
     if field.startswith("header.") and field != "header.":
-        return _header_getter(field.removeprefix("header.").encode())
+        return _time_getter(field, _header_getter(field.removeprefix("header.").encode()), style)
     if field.startswith("body.") and field != "body.":
-        return _body_getter(field.removeprefix("body.").split("."))
+        return _time_getter(field, _body_getter(field.removeprefix("body.").split(".")), style)
     return None
 
 
@@ -359,22 +406,38 @@ _ROUTE: dict[str, Getter] = {
 }
 
 
-def _moment(value: int | None, style: str) -> bytes | None:
-    if value is None:
-        return None
-    return format_time(value / 1000 if value >= _MILLISECONDS_FROM else value, style)
+def _timestamp_getter(style: str) -> Getter:
+    def get(scene: Scene) -> bytes | None:
+        number = properties.number(scene.message.properties, "timestamp")
+        return _formatted("timestamp", number, style) if number is not None else None
+
+    return get
+
+
+def _time_getter(field: str, get: Getter, style: str) -> Getter:
+    """Return what reads a field, as a time if it has a format."""
+    if not style:
+        return get
+
+    def get_time(scene: Scene) -> bytes | None:
+        value = get(scene)
+        return _formatted(field, value, style) if value is not None else None
+
+    return get_time
+
+
+def _formatted(field: str, value: object, style: str) -> bytes:
+    moment = times.read(value)
+    if moment is None:
+        known = "write it as ISO 8601, or seconds, milliseconds, microseconds or nanoseconds since 1970"
+        raise RefusedError("malformed", f"{field} is not a time: {known}")
+    return times.as_text(moment, style).encode()
 
 
 @lru_cache(maxsize=64)  # all messages of a chunk have the same `now`
-def format_time(seconds: float, style: str) -> bytes | None:
-    """Return a time, in seconds since 1970, as a text; None where there is no such year."""
-    try:
-        moment = datetime.fromtimestamp(seconds, UTC)
-    except (ValueError, OverflowError, OSError):
-        return None
-    if style:
-        return moment.strftime(style).encode()
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z").encode()
+def format_time(seconds: float, style: str) -> bytes:
+    """Return a time, in seconds since 1970, as a text."""
+    return times.as_text(datetime.fromtimestamp(seconds, UTC), style).encode()
 
 
 def _header_getter(name: bytes) -> Getter:
@@ -391,25 +454,7 @@ def _header_getter(name: bytes) -> Getter:
 
 def _body_getter(path: list[str]) -> Getter:
     def get(scene: Scene) -> object:
-        value: Any = scene.body()
-        try:
-            for step in path:
-                value = value[step]
-        except (KeyError, TypeError):  # absent, or not objects all the way
-            value = _walk(scene.body(), path)
-        if isinstance(value, float):  # its spelling in the document may be another: 1e2, or 23 digits
-            value = _walk(json.loads(scene.content(), parse_float=str, parse_int=str), path)
-        return value
+        found = scene.find(path)
+        return exact_json.write(found) if isinstance(found, list | dict) else found
 
     return get
-
-
-def _walk(value: object, path: list[str]) -> object:
-    for step in path:
-        if isinstance(value, dict):
-            value = value.get(step)
-        elif isinstance(value, list) and step.isdigit() and int(step) < len(value):
-            value = value[int(step)]
-        else:
-            return None
-    return value

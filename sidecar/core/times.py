@@ -1,12 +1,80 @@
-"""Moments as people and programs write them."""
+"""Times as people and programs write them: read from whatever is common, and written in UTC."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import re
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_UNITS = ((10**11, 1), (10**14, 10**3), (10**17, 10**6), (10**20, 10**9))
+"""A number below each of these counts seconds, milliseconds, microseconds, nanoseconds since 1970.
+
+Each stands for the year 5138 in its own unit, and for 1973 in the next: no time of today can be taken for another.
+"""
+_NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,2})?")
+_BRIEF = re.compile(r"([0-9]{4})(?:-([0-9]{2}))?")
+_BASIC_DATE_CHARACTERS = 8
+_MAX_CHARACTERS = 64
+
+
+def since_epoch(number: float | Decimal) -> datetime | None:
+    """Return the time that a number since 1970 means, its unit by its magnitude; None if there is no such time.
+
+    Args:
+        number: of seconds, milliseconds, microseconds or nanoseconds.
+    """
+    magnitude: Any = abs(number)
+    unit = next((unit for limit, unit in _UNITS if magnitude < limit), None)  # none of NaN
+    if unit is None:
+        return None
+    scaled = number * 1_000_000
+    microseconds = round(scaled / unit) if isinstance(number, float) else int(scaled // unit)
+    try:
+        return _EPOCH + timedelta(microseconds=microseconds)
+    except OverflowError:
+        return None
+
+
+def read(value: object) -> datetime | None:
+    """Return the time that a value means; None if it means none.
+
+    Args:
+        value: a text as ISO 8601 has it (without a zone it is UTC; a date alone is its midnight), or a number since
+            1970 (see `since_epoch`), also as a text.
+    """
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return since_epoch(value)
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            return None
+    if not isinstance(value, str) or len(value) > _MAX_CHARACTERS:
+        return None
+    return _of_text(value.strip())
+
+
+def _of_text(text: str) -> datetime | None:
+    if brief := _BRIEF.fullmatch(text):
+        text = f"{brief[1]}-{brief[2] or '01'}-01"
+    elif len(text) != _BASIC_DATE_CHARACTERS and _NUMBER.fullmatch(text):
+        try:
+            return since_epoch(Decimal(text))
+        except InvalidOperation:
+            return None
+    try:
+        moment = datetime.fromisoformat(text.upper())
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 def iso(seconds: float) -> str:
-    """Return a moment in ISO 8601, UTC, with milliseconds.
+    """Return a time in ISO 8601, UTC, with milliseconds.
 
     Args:
         seconds: since 1970.
@@ -14,4 +82,16 @@ def iso(seconds: float) -> str:
     Raises:
         ValueError, OverflowError, OSError: it is outside of the years 1 to 9999.
     """
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return as_text(datetime.fromtimestamp(seconds, UTC))
+
+
+def as_text(moment: datetime, style: str = "") -> str:
+    """Return a time of UTC as a text.
+
+    Args:
+        moment: the time.
+        style: as for ``strftime``; empty: ISO 8601 with milliseconds.
+    """
+    if style:
+        return moment.strftime(style)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

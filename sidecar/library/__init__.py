@@ -4,6 +4,7 @@ A consumer is the same pipeline as the sidecar's, with another trade (`sidecar.w
 gives a verdict for each message. Sessions, batches, settling, dead letters, rounds and the drain are the sidecar's own.
 """
 
+from sidecar.core.exact_json import write as dumps
 from sidecar.library.consumers import BatchConsumer, Consumer, consume
 from sidecar.library.messages import Message
 from sidecar.library.publishing import Outgoing, Publisher
@@ -25,4 +26,5 @@ __all__ = [
     "Publisher",
     "Verdict",
     "consume",
+    "dumps",
 ]

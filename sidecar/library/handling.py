@@ -70,6 +70,7 @@ class Calls:
         self._process = process
         self._on_exception = VERDICTS[settings.on_exception]
         self._on_missing = VERDICTS[settings.on_missing_verdict]
+        self._most_bytes = plan.recipe.most_bytes
         self._settling = place.settling
         self._account = place.account
         self._wall_clock = place.wall_clock
@@ -122,7 +123,7 @@ class Calls:
         What was added before an exception stays. Returns why there are no values, or nothing.
         """
         most = len(messages) + 1
-        answer: object = self._process([Message(message) for message in messages])
+        answer: object = self._process([Message(message, self._most_bytes) for message in messages])
         if isinstance(answer, Awaitable):
             answer = await answer
         if isinstance(answer, Verdict):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import orjson
-
-from sidecar.core import properties
+from sidecar.core import exact_json, properties
+from sidecar.core.content import plain_body
 from sidecar.core.copies import rounds
+from sidecar.core.document import MAX_DOCUMENT_BYTES, RefusedError
 from sidecar.core.template import Scene
 
 if TYPE_CHECKING:
@@ -19,12 +19,14 @@ class Message:
 
     Args:
         delivery: as it came off the wire.
+        most_bytes: what its body may hold, if it is compressed.
     """
 
-    __slots__ = ("_delivery",)
+    __slots__ = ("_delivery", "_most_bytes")
 
-    def __init__(self, delivery: Delivery) -> None:
+    def __init__(self, delivery: Delivery, most_bytes: int = MAX_DOCUMENT_BYTES) -> None:
         self._delivery = delivery
+        self._most_bytes = most_bytes
 
     def __repr__(self) -> str:
         """Name the delivery without quoting the body."""
@@ -35,13 +37,28 @@ class Message:
         """The body as it came, whatever its ``content_encoding``."""
         return self._delivery.body
 
-    def json(self) -> object:
-        """Return the parsed body.
+    def content(self) -> bytes:
+        """Return the body with its ``content_encoding`` (gzip, deflate) undone.
 
         Raises:
-            ValueError: it is no JSON.
+            ValueError: it is not in that encoding, or holds too much.
         """
-        return orjson.loads(self._delivery.body)
+        try:
+            return plain_body(self._delivery, self._most_bytes)
+        except RefusedError as error:
+            raise ValueError(error.detail) from None
+
+    def json(self) -> object:
+        """Return the parsed body, with its ``content_encoding`` undone, as Elasticsearch reads it.
+
+        Numbers keep their digits: whole ones are `int` of any size, others are `float`, and where that would be another
+        text (``1.50``, forty digits) a float that keeps its own. `sidecar.dumps` writes them as they were, and so does
+        a transform that returns them; `json.dumps` and arithmetic round them.
+
+        Raises:
+            ValueError: it is not JSON.
+        """
+        return exact_json.read_exactly(self.content())
 
     @property
     def raw_properties(self) -> bytes:

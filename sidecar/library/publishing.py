@@ -56,7 +56,7 @@ class Outgoing:
         """Return it as the publisher takes it.
 
         Raises:
-            ValueError: a text is too long.
+            ValueError: a text is too long, or the timestamp is not a whole number.
         """
         raw = self._properties() if self.like is None else self.like.raw_properties
         return Copy(_short("exchange", self.exchange), _short("routing_key", self.routing_key), raw, self.body, b"")
@@ -69,6 +69,8 @@ class Outgoing:
                 raw = _short(name, text)
                 values[name] = bytes([len(raw)]) + raw
         if self.timestamp is not None:
+            if not isinstance(self.timestamp, int) or not 0 <= self.timestamp < 1 << 64:
+                raise ValueError("the timestamp must be a whole number of seconds since 1970")
             values["timestamp"] = self.timestamp.to_bytes(8, "big")
         if not self.headers:
             return properties.join(values)
@@ -143,7 +145,7 @@ class Publisher:
 
         Raises:
             BrokerError: RabbitMQ can't be reached, or was lost: what became of the messages is unknown.
-            ValueError: a text is too long.
+            ValueError: a text is too long, or the timestamp is not a whole number.
         """
         return await self._outlet.publish([message.copy() for message in messages])
 

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-import orjson
-
+from sidecar.core import exact_json
+from sidecar.core.document import MAX_DOCUMENT_BYTES
 from sidecar.core.transform import TransformError
 from sidecar.errors import ConfigError
 from sidecar.library.messages import Message
@@ -40,11 +40,12 @@ class Hook(NamedTuple):
     prepare: Prepare | None
 
 
-def load(reference: str) -> Hook:
+def load(reference: str, most_bytes: int = MAX_DOCUMENT_BYTES) -> Hook:
     """Import a function; modules are looked for in the working directory as well.
 
     Args:
         reference: ``module:function``.
+        most_bytes: what a compressed body may hold.
 
     Raises:
         ConfigError: there is no such module or function, or importing it fails.
@@ -60,17 +61,17 @@ def load(reference: str) -> Hook:
         raise ConfigError([f"SIDECAR_TRANSFORM: {reference} can't be imported ({why})"]) from error
     if not callable(function):
         raise ConfigError([f"SIDECAR_TRANSFORM: {reference} is no function"])
-    return hook(function)
+    return hook(function, most_bytes)
 
 
-def hook(function: Callable[[Message], object]) -> Hook:
-    """Return what composing uses of a function."""
-    if not inspect.iscoroutinefunction(function):
-        return Hook(lambda delivery: _documents(lambda: function(Message(delivery))), None)
+def hook(function: Callable[[Message], object], most_bytes: int = MAX_DOCUMENT_BYTES) -> Hook:
+    """Return what composing uses of a function, or of an object that can be called like one."""
+    if not any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None)))):  # noqa: B004
+        return Hook(lambda delivery: _documents(lambda: function(Message(delivery, most_bytes))), None)
 
     async def one(delivery: Delivery) -> None:
         try:
-            delivery.made = await cast("Awaitable[object]", function(Message(delivery)))
+            delivery.made = await cast("Awaitable[object]", function(Message(delivery, most_bytes)))
         except (Exception, asyncio.CancelledError) as error:
             if is_our_end(error):
                 raise
@@ -83,7 +84,8 @@ def hook(function: Callable[[Message], object]) -> Hook:
 
 
 def _made(delivery: Delivery) -> object:
-    made, delivery.made = delivery.made, None
+    made = delivery.made
+    del delivery.made  # used once: nothing made must not be taken for no document, which is acked
     if isinstance(made, Exception):
         raise made
     return made
@@ -116,5 +118,5 @@ def _bytes(document: object) -> bytes:
     if isinstance(document, str):
         return document.encode()
     if isinstance(document, dict):
-        return orjson.dumps(document)
+        return exact_json.write(document)
     raise TypeError(f"{type(document).__name__} is no document")

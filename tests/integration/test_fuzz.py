@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 SEED = int(os.environ.get("FUZZ_SEED", "20241121"))
 DEADLINE_SECONDS = 60.0
 CONTROL_EVERY = 10
+MARK = b"\xef\xbb\xbf"
 DEEPER_THAN_PYTHON = 20_000
 VICTIM = b'{"victim":"untouched", "n":1.50}'
 QUICK = {
@@ -125,7 +126,7 @@ class Words:
         return self._space() + b"{" + self._space() + inside + self._space() + b"}" + self._space()
 
     def _good(self, serial: int) -> Body:
-        return Body(self.good(serial), STORED)
+        return Body(self.dice.choice([b""] * 9 + [MARK]) + self.good(serial), STORED)
 
     def _bad(self, serial: int) -> Body:
         body = self.good(serial).strip()
@@ -136,7 +137,8 @@ class Words:
                 [
                     b"", b" \r\n\t ", b"\n", b"null", b"7", b'"text"', b"[" + body + b"]", b"{", b"}", b"{}}", b"\0",
                     body[: self.dice.randrange(1, len(body))],
-                    b"\xef\xbb\xbf" + body, body + b"\0", b"{\0" + inside + b"}", b"\xff" + body,
+                    MARK + MARK + body, body.decode().encode("utf-16"), body + b"\0", b"{\0" + inside + b"}",
+                    b"\xff" + body,
                     body + body, body + b"," + body, body + b"\n" + body, body + b" x}",
                     b'{"a":"\xff",' + inside + b"}", b'{"a":"\xed\xa0\x80",' + inside + b"}",
                     b'{"a":"\xc0\x80",' + inside + b"}",
@@ -536,7 +538,7 @@ class Judge:
 
 def as_stored(body: bytes) -> bytes:
     """Return the bytes that a document must have: those that were sent, on one line."""
-    return body.strip(b" \t\r\n").replace(b"\n", b" ")
+    return body.removeprefix(MARK).strip(b" \t\r\n").replace(b"\n", b" ")
 
 
 def value(text: bytes) -> Any:

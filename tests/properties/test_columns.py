@@ -39,7 +39,7 @@ short_values = st.fixed_dictionaries(
         "correlation_id": texts,
         "type": texts,
         "priority": st.integers(0, 9),
-        "timestamp": st.sampled_from([0, 1_600_000_000, 1_600_000_000_000, 2**63]),
+        "timestamp": st.sampled_from([0, 1_600_000_000, 1_600_000_000_000, 1_600_000_000_000_000, 2**63]),
     },
 )
 bodies = st.sampled_from([
@@ -47,6 +47,9 @@ bodies = st.sampled_from([
     b'{"k":[1],"n":1e2,"o":3}', b'{"k":true,"n":12345678901234567890123}', '{"k":"\u00e9","n":"007"}'.encode(),
     b'{"k":"\xff"}', b' {"k":"around"}\n', b'{"a":\n1}', b'{"a":\n}', b"[1]", b"", b"text", b'{"k":}',
     zlib.compress(b'{"k":"packed","n":1}'), b'{"\\u0068":1}',
+    b'{"k":"\\ud83d","n":1}', b'{"x":"\\ud83d","k":"beside","n":2}', b'\xef\xbb\xbf{"k":"marked"}', b'{"k":"c"/*"*/}',
+    b'{"o.k":"dotted","n":18446744073709551616}', b'{"o":{"k":null},"o.k":"both"}', b'{"o":[],"o.k":4}',
+    b'{"_id":"own","k":"v"}', b'{"x":"_id","k":"\\"_id"}', b'{"k":"2026-11-30T23:30:00-02:00","n":1600000000000000}',
 ])  # fmt: skip
 sent = st.tuples(
     bodies,
@@ -57,7 +60,7 @@ sent = st.tuples(
 hole = st.sampled_from([
     "message_id", "type", "correlation_id", "header.h", "header.g", "header.v", "body.k", "body.n", "body.o.k",
     "body.o.0.k", "now", "now:%Y", "timestamp", "timestamp:%Y", "priority", "routing_key", "exchange", "queue",
-    "sha256", "item",
+    "sha256", "item", "body.k:%Y.%m.%d", "body.n:%Y", "header.h:%Y",
 ])  # fmt: skip
 filled = st.builds(
     lambda field, lower, spare: f"{{{field.replace(':', f'{lower}:') if ':' in field else field + lower}{spare}}}",

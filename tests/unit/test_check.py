@@ -57,6 +57,16 @@ def test_a_drain_shorter_than_a_request_is_told_with_both_numbers() -> None:
     assert "60 s" in finding.what
 
 
+def test_a_field_that_no_document_may_have_is_told() -> None:
+    """With SIDECAR_ID={body._id} everything is refused; a text and a deletion hold no such field."""
+    ids = {"index": T("logs"), "id_mode": "template"}
+    assert found(Recipe(**ids, id=T("{body._id}"))) == [("problem", "{body._id}")]
+    assert found(Recipe(**ids, id=T("{body._id}"), action=T("{type}"))) == [("warning", "{body._id}")]
+    assert found(Recipe(**ids, id=T("{body._id}"), action=T("delete"))) == []
+    assert found(Recipe(**ids, id=T("{body._id}"), content="text")) == []
+    assert found(Recipe(**ids, id=T("{body.o._id}{body._ids}"))) == []
+
+
 @pytest.mark.parametrize("mode", ["auto", "none", "generated"])
 def test_ids_that_do_not_come_from_the_message_are_noted(mode: Any) -> None:
     """A message that is delivered again after it was stored is stored again."""

@@ -135,6 +135,9 @@ def test_an_id_made_here_has_the_shape_of_those_of_run(explained: Explained) -> 
         (b"", {}, "malformed"),
         (b'{"a":"\xff"}', {}, "malformed"),
         (b'{"a":1},"upsert":{"x":1}', {"ACTION": "update", "ID": "{sha256}"}, "malformed"),
+        (b'{"_id":"7"}', {"ID": "{body._id}"}, "malformed"),
+        (b'{"t":"soon"}', {"INDEX": "logs-{body.t:%Y|none}"}, "malformed"),
+        (b"{,}", {"INDEX": "logs-{body.t|none}"}, "malformed"),
         (b"{}", {"INDEX": "{header.absent}"}, "missing-field"),
         (b"{}", {"ACTION": "delete"}, "missing-field"),
         (b"{}", {"INDEX": "{app_id|.secret}"}, "index-not-allowed"),
@@ -152,6 +155,22 @@ def test_a_reject_says_why_and_exits_with_1(
     assert told["accepted"] is False
     assert told["reject"]["reason"] == reason
     assert told["reject"]["detail"]
+
+
+@pytest.mark.parametrize("action", ["index", "update"])
+def test_a_name_that_elasticsearch_refuses_is_a_warning(explained: Explained, action: str) -> None:
+    """Also where no template looks into the body: everything would come back as an error."""
+    settings = {"AMQP_QUEUE": "work", "ACTION": action, "ID": "{sha256}"}
+    warning = "the document has the field _id, which Elasticsearch refuses inside a document"
+    assert warning in explained(b'{"_id":"7"}', **settings).stdout
+    assert as_json(explained(b'{"_id":"7"}', "--format=json", **settings))["warning"].startswith(warning)
+    assert "warning" not in explained(b'{"o":{"_id":"7"}}', **settings).stdout
+
+
+def test_a_date_out_of_the_body_is_shown(explained: Explained) -> None:
+    """As the index that it names."""
+    result = explained(b'{"@timestamp":"2026-12-01T01:00:00+02:00"}', INDEX="logs-{body.@timestamp:%Y.%m.%d}")
+    assert '"_index":"logs-2026.11.30"' in result.stdout
 
 
 @pytest.mark.parametrize("rule", ITEM_RULES, ids=lambda rule: f"{min(rule.statuses)}-{rule.verdict.name.lower()}")

@@ -221,16 +221,24 @@ def test_a_version_of_thousands_of_digits_is_refused(digits: int) -> None:
     assert composed(make(version="{header.v}"), zeros)[1]["version"] == 7
 
 
-@pytest.mark.parametrize("depth", [300, 3_000])
-def test_a_value_that_is_nested_too_deeply_is_absent(depth: int) -> None:
-    """It can't be written as text; the message is rejected like one that has no such field."""
+@pytest.mark.parametrize("depth", [300, 999])
+def test_a_value_is_nested_as_deeply_as_elasticsearch_takes_it(depth: int) -> None:
+    """A thousand levels are read and written again, whoever calls from however deep."""
+    value = b"[" * depth + b"]" * depth
+    assert composed(make(routing="{body.x}"), message(body=b'{"x":' + value + b"}"))[1]["routing"] == value.decode()
+
+
+@pytest.mark.parametrize("depth", [3_000, 100_000])
+def test_a_value_that_is_nested_too_deeply_is_malformed(depth: int) -> None:
+    """It is there, and can't be written as text: no default stands for it."""
     body = b'{"x":' + b"[" * depth + b"]" * depth + b"}"
-    assert refused(make("{body.x}"), message(body=body)) == ("missing-field", "the message has no body.x")
+    reason, detail = refused(make("{body.x|other}"), message(body=body))
+    assert (reason, "nested" in detail) == ("malformed", True)
     nested = b"V"
     for _ in range(depth):
         nested = b"F" + table([(b"", nested)])
     one = message(body=b"{}", raw=properties([(b"h", nested)]))
-    assert refused(make("{header.h}"), one) == ("missing-field", "the message has no header.h")
+    assert refused(make("{header.h|x}"), one) == ("malformed", "header.h is nested too deeply to be a text")
 
 
 @pytest.mark.parametrize("name", ["logs\0", "logs\n", "log\x7fs"])

@@ -443,7 +443,7 @@ def test_zero_turns_guard_and_rounds_off(loaded: Load) -> None:
         ("INDEX", "logs-{nowhere}", "at character 7"),
         ("INDEX", "logs-{now", "at character 6"),
         ("ROUTING", "a}b", "at character 2"),
-        ("PIPELINE", "{priority:%Y}", "no time"),
+        ("PIPELINE", "{priority:%Y}", "not a time"),
         ("ID", "{body.}", "at character 2"),
         ("VERSION", "{}", "at character 2"),
         ("ACTION", "{action}", "at character 2"),

@@ -66,12 +66,12 @@ def test_each_line_that_is_not_blank_is_a_document(body: bytes, documents: list[
         (b"[,{}]", "at byte 1"),
         (b"[{} {}]", "at byte 4"),
         (b'["\xc3\xa9",}]', "at byte 6"),
-        (b"[{]}]", "at byte 1"),
+        (b"[{]}]", "at byte 2"),
         (b"[{}]]", "at byte 3"),
         (b"[NaN]", "at byte 1"),
         (b"[1", "not a JSON array"),
         (b'["\xff"]', "not UTF-8"),
-        (b"[" * 100_000 + b"]" * 100_000, "at byte 1"),
+        (b"[" * 100_000 + b"]" * 100_000, "nested more than 1000 levels"),
     ],
 )
 def test_what_is_no_array_is_malformed_as_a_whole(body: bytes, detail: str) -> None:

@@ -178,3 +178,13 @@ def test_the_example_can_be_explained() -> None:
     assert "makes no document of it" in told[1]
     assert "transform-failed: " in told[2]
     assert "KeyError at orders.py:" in told[2]
+
+
+def test_an_object_with_an_asynchronous_call_is_awaited() -> None:
+    """What it gives was a coroutine that is no document."""
+
+    class Hooked:
+        async def __call__(self, shown: Any) -> dict[str, Any]:
+            return {"n": len(shown.body)}
+
+    assert compose(Hooked(), delivered()) == ([b'{"index":{"_id":"m"}}\n{"n":2}'], [])

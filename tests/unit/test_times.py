@@ -1,0 +1,98 @@
+"""`sidecar.core.times`: every common way to write a time is read, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.core import times
+from sidecar.core.exact_json import Number
+from sidecar.core.properties import published_at
+from tests.builders import properties
+
+NOON = datetime(2026, 11, 30, 12, tzinfo=UTC)
+SECONDS = int(NOON.timestamp())
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["2026-11-30T12:00:00Z", "2026-11-30T14:00:00+02:00", "2026-11-30T14:00:00+0200", "2026-11-30T12:00:00",
+     "2026-11-30 12:00:00", "2026-11-30T12:00", "20261130T120000Z", "2026-11-30t12:00:00z", b"2026-11-30T12:00:00.000Z",
+     "2026-11-30T12:00:00.000000000Z", "2026-11-30T12:00:00,000Z", " 2026-11-30T12:00:00Z ",
+     SECONDS, SECONDS * 10**3, SECONDS * 10**6, SECONDS * 10**9, float(SECONDS), float(SECONDS * 1000),
+     str(SECONDS), str(SECONDS * 10**3), str(SECONDS * 10**6), str(SECONDS * 10**9), f"{SECONDS}.0", f"{SECONDS}e3",
+     Number(f"{SECONDS}.00")],
+)  # fmt: skip
+def test_a_time_is_read(value: object) -> None:
+    """ISO 8601 in any zone, and numbers since 1970, whose unit their size tells."""
+    assert times.read(value) == NOON
+
+
+@pytest.mark.parametrize(
+    ("value", "moment"),
+    [
+        ("2026-11-30", datetime(2026, 11, 30, tzinfo=UTC)),
+        ("20261130", datetime(2026, 11, 30, tzinfo=UTC)),
+        ("2026-11", datetime(2026, 11, 1, tzinfo=UTC)),
+        ("2026", datetime(2026, 1, 1, tzinfo=UTC)),
+        (20261130, datetime(1970, 8, 23, 12, 5, 30, tzinfo=UTC)),
+        (0, datetime(1970, 1, 1, tzinfo=UTC)),
+        (-1, datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC)),
+        ("2026-11-30T12:00:00.123456789Z", NOON + timedelta(microseconds=123456)),
+        (SECONDS * 10**9 + 123456789, NOON + timedelta(microseconds=123456)),
+        (f"{SECONDS}.123456", NOON + timedelta(microseconds=123456)),
+        (SECONDS + 0.25, NOON + timedelta(milliseconds=250)),
+        ("2026-12-01T00:30:00+02:00", datetime(2026, 11, 30, 22, 30, tzinfo=UTC)),
+    ],
+)
+def test_what_a_time_says_is_exact(value: object, moment: datetime) -> None:
+    """Days are those of UTC; a text of eight digits, or of four, is a date."""
+    assert times.read(value) == moment
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, False, "", " ", "soon", "2026-13-01", "2026-11-30T25:00:00Z", "12:00", "x" * 10**6, "9" * 30, 10**20,
+     1e20, float("nan"), float("inf"), "nan", "1e99", "９９９９９９９９９", [SECONDS], {"a": 1}, b"\xff",  # noqa: RUF001
+     "9999-12-31T23:59:59-05:00", "0001-01-01T00:00:00+05:00"],
+)  # fmt: skip
+def test_what_is_no_time_is_none(value: object) -> None:
+    """It must never become a date of some other day."""
+    assert times.read(value) is None
+
+
+@given(st.datetimes(datetime(1974, 1, 1), datetime(2500, 1, 1)), st.sampled_from([0, 3, 6, 9]), st.integers(-840, 840))  # noqa: DTZ001
+def test_every_spelling_of_a_time_is_the_same_time(moment: datetime, digits: int, minutes: int) -> None:
+    """Seconds, milliseconds, microseconds, nanoseconds, as number and text, and ISO 8601 in any zone."""
+    moment = moment.replace(microsecond=0, tzinfo=UTC)
+    number = int(moment.timestamp()) * 10**digits
+    assert times.read(number) == times.read(str(number)) == moment
+    assert times.read(moment.astimezone(timezone(timedelta(minutes=minutes))).isoformat()) == moment
+    assert times.read(times.as_text(moment)) == moment
+
+
+@pytest.mark.parametrize("unit", [1, 10**3, 10**6, 10**9])
+def test_when_a_message_was_published_is_told_in_any_unit(unit: int) -> None:
+    """Metrics and spans measure from it."""
+    assert published_at(properties(timestamp=SECONDS * unit), SECONDS + 5.0) == SECONDS
+    assert published_at(properties(timestamp=2**64 - 1), SECONDS + 5.0) is None
+
+
+def test_the_machines_zone_means_nothing() -> None:
+    """A time without a zone is UTC, also where the machine is elsewhere."""
+    before = os.environ.get("TZ")
+    os.environ["TZ"] = "Pacific/Auckland"
+    time.tzset()
+    try:
+        assert times.read("2026-11-30T12:00:00") == NOON
+    finally:
+        if before is None:
+            del os.environ["TZ"]
+        else:
+            os.environ["TZ"] = before
+        time.tzset()
