@@ -159,7 +159,11 @@ def test_of_too_few_or_too_many_none_is_used(process: Callable[..., Any]) -> Non
     assert log.errors[-1][0] == "handler.miscounted"
 
 
-@pytest.mark.parametrize("value", [None, "ack", b"ack", 7, True, {ACK, DEAD_LETTER, DISCARD}, {"a": ACK}], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [None, "ack", b"ack", 7, True, {ACK, DEAD_LETTER, DISCARD}, {"a": ACK}],
+    ids=lambda value: type(value).__name__,
+)
 def test_what_has_no_verdicts_in_order_is_none(value: object) -> None:
     """Whoever forgets the return, or gives a set or a text, is told so; nothing of it is used."""
     fates, whys, _ = handled(returning(value))
