@@ -380,10 +380,11 @@ class AmqpSettings(BaseSettings):
         description="one or more, comma-separated; tried in turn on reconnect; `amqps://` for TLS",
     )
     amqp_queue: Names = Field(description="one or more queues, comma-separated; all feed the same aggregator")
-    amqp_declare: Literal["missing", "never"] = Field(
+    amqp_declare: Literal["missing", "own", "never"] = Field(
         "missing",
-        description="`missing`: create what is absent, never fail over arguments of what exists; "
-        "`never`: everything must exist",
+        description="`missing`: create what is absent, never fail over arguments of what exists; `own`: create only "
+        "dead-letter and delay queues, and wait until the producer has declared the queue; `never`: everything must "
+        "exist",
     )
     amqp_queue_type: Literal["classic", "quorum"] = Field(
         "quorum", description="type of a queue that the sidecar creates; delay and dead-letter queues are quorum always"
@@ -393,7 +394,7 @@ class AmqpSettings(BaseSettings):
     amqp_exchange: Name | None = Field(None, description="exchange to create and bind to")
     amqp_exchange_type: Name = Field("direct", description="`direct`, `fanout`, `topic`, `headers`, or a plug-in's")
     amqp_routing_keys: Annotated[Names, Otherwise("queue's name")] = Field(
-        (), description="comma-separated binding keys"
+        (), description="comma-separated binding keys; bindings of earlier values stay"
     )
     amqp_binding_arguments: Arguments = Field({}, description="JSON object (headers exchange)")
     amqp_prefetch: Annotated[int | None, Otherwise("derived")] = Field(

@@ -17,7 +17,8 @@ def topology(settings: AmqpSettings) -> Topology:
     """Return what to declare on the broker."""
     return Topology(
         queues=settings.amqp_queue,
-        declare=settings.amqp_declare == "missing",
+        declare=settings.amqp_declare != "never",
+        declares_work=settings.amqp_declare == "missing",
         queue_type=settings.amqp_queue_type,
         queue_arguments=settings.amqp_queue_arguments,
         exchange=settings.amqp_exchange,
@@ -37,7 +38,8 @@ def sink_urls(settings: Settings) -> tuple[str, ...]:
 def sink_topology(settings: Settings) -> Topology:
     """Return what to declare there."""
     return Topology(
-        declare=settings.amqp_declare == "missing",
+        declare=settings.amqp_declare != "never",
+        declares_work=settings.amqp_declare == "missing",
         exchange=settings.sink_exchange or None,
         exchange_type=settings.sink_exchange_type,
         publishes=True,

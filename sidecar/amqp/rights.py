@@ -63,13 +63,15 @@ async def lacking(ask: Ask, topology: Topology, *, publishes: bool) -> list[Lack
         publishes: rejects are published, not left to the broker.
     """
     lacks: list[Lack | None] = []
+    work = replace(topology, declare=topology.creates_work)
     for queue in dict.fromkeys(topology.queues):
-        lacks.append(await _queue(ask, topology, queue, "nothing can be consumed"))
+        lacks.append(await _queue(ask, work, queue, "nothing can be consumed"))
         if not topology.dead_letter_exchange:
             lacks.append(await _dead_letters(ask, topology, topology.dead_letter_routing_key or f"{queue}.dead"))
         if topology.declare:
             delay = f"{queue}.delay.{_DELAY_MILLISECONDS}"
             lacks.append(await _queue(ask, topology, delay, "messages that have to wait can't go round by it"))
+        if topology.creates_work:
             lacks.append(await _binding(ask, topology, queue))
     lacks.append(await _default_exchange(ask))
     if topology.dead_letter_exchange and publishes:
@@ -91,7 +93,7 @@ async def lacking_to_publish(ask: Ask, topology: Topology) -> Lack | None:
         return replace(lack, consequence=consequence) if lack is not None else None
     where = f"exchange {exchange!r}"
     if await ask(lambda channel: channel.exchange_declare(exchange=exchange, passive=True)) is not None:
-        if not topology.declare:  # which is a problem of its own
+        if not topology.creates_work:  # which is a problem of its own
             return None
         kind = topology.exchange_type
         refusal = await ask(

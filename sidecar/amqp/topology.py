@@ -32,11 +32,15 @@ class Topology:
     """What to declare; the meaning of each is that of the setting of its name.
 
     Attributes:
+        declare: something may be created; without it everything must be there.
+        declares_work: work queues, the exchange and bindings may be created too. Otherwise they are the producer's, and
+            only dead-letter and delay queues are the sidecar's own.
         publishes: messages are published to the exchange: where it isn't declared, it must be there.
     """
 
     queues: tuple[str, ...] = ()
     declare: bool = True
+    declares_work: bool = True
     queue_type: str = "quorum"
     queue_arguments: dict[str, object] = field(default_factory=dict)
     exchange: str | None = None
@@ -46,6 +50,16 @@ class Topology:
     dead_letter_exchange: str = ""
     dead_letter_routing_key: str | None = None
     publishes: bool = False
+
+    @property
+    def creates_work(self) -> bool:
+        """Whether work queues, the exchange and bindings are created where they are absent."""
+        return self.declare and self.declares_work
+
+    @property
+    def setting(self) -> str:
+        """What says that they aren't."""
+        return f"SIDECAR_AMQP_DECLARE={'own' if self.declare else 'never'}"
 
 
 async def declare(connection: AbstractConnection, topology: Topology) -> bool:
@@ -59,7 +73,10 @@ async def declare(connection: AbstractConnection, topology: Topology) -> bool:
     """
     created = False
     for queue in topology.queues:
-        created |= await _ensure_queue(connection, topology, queue, work_arguments(topology))
+        if topology.declare and not topology.declares_work:
+            await _require_queue(connection, queue)
+        else:
+            created |= await _ensure_queue(connection, topology, queue, work_arguments(topology))
         if not topology.dead_letter_exchange:  # the default exchange: the routing key is a queue's name
             dead = topology.dead_letter_routing_key or f"{queue}.dead"
             created |= await _ensure_queue(connection, topology, dead, quorum_arguments())
@@ -67,13 +84,13 @@ async def declare(connection: AbstractConnection, topology: Topology) -> bool:
         name = topology.dead_letter_exchange
         why = f"the dead-letter exchange {name!r} doesn't exist; declare it, or unset SIDECAR_DEAD_LETTER_EXCHANGE"
         await _require_exchange(connection, name, why)
-    if topology.exchange and topology.publishes and not topology.declare:
+    if topology.exchange and topology.publishes and not topology.creates_work:
         await _require_exchange(
             connection,
             topology.exchange,
-            f"the exchange {topology.exchange!r} doesn't exist, and SIDECAR_AMQP_DECLARE=never forbids to create it",
+            f"the exchange {topology.exchange!r} doesn't exist, and {topology.setting} forbids to create it",
         )
-    if topology.exchange and topology.declare:
+    if topology.exchange and topology.creates_work:
         await _ensure_exchange(connection, topology, topology.exchange)
         for queue in topology.queues:
             await _bind(connection, topology, topology.exchange, queue)
@@ -148,6 +165,15 @@ async def _ensure_queue(
         lambda channel: channel.queue_declare(name, durable=True, arguments=arguments),  # type: ignore[arg-type]
     )
     return True
+
+
+async def _require_queue(connection: AbstractConnection, name: str) -> None:
+    """See that the queue is there that its producer declares."""
+    if not await _found(connection, lambda channel: channel.queue_declare(name, passive=True)):
+        raise BrokerError(
+            f"the queue {name!r} doesn't exist yet: with SIDECAR_AMQP_DECLARE=own its producer declares it, and the "
+            "sidecar waits for that"
+        )
 
 
 async def _require_exchange(connection: AbstractConnection, name: str, otherwise: str) -> None:

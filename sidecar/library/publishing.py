@@ -106,7 +106,7 @@ class PublisherOptions(TypedDict, total=False):
 
     amqp_url: str | Sequence[str]
     amqp_queue: str | Sequence[str]
-    amqp_declare: Literal["missing", "never"]
+    amqp_declare: Literal["missing", "own", "never"]
     amqp_queue_type: Literal["classic", "quorum"]
     amqp_queue_arguments: Mapping[str, Any]
     amqp_exchange: str
