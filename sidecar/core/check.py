@@ -236,4 +236,29 @@ def on_data_stream(recipe: Recipe, where: str, *, is_certain: bool = True) -> li
         )
         mend = "keep the time between delivery and rollover long, or write to an index or alias where once is a must"
         found.append(Finding("warning", where, what, mend))
+    if recipe.fields is None or "@timestamp" not in recipe.fields.names:
+        what = "a data stream refuses documents without @timestamp (400)"
+        mend = 'nothing needs to be done, if every body has it; otherwise set SIDECAR_FIELDS={"@timestamp":"{now}"}'
+        found.append(Finding("note", where, what, mend))
+    return found
+
+
+def on_time_series(recipe: Recipe, where: str) -> list[Finding]:
+    """Return what goes wrong if documents go to an index whose ``index.mode`` is ``time_series``.
+
+    Args:
+        recipe: what becomes of messages.
+        where: says which one it is.
+    """
+    found = []
+    if recipe.id_mode != "none":
+        whose = "of messages with message_id" if recipe.id_mode == "auto" else "of all messages"
+        what = f"a time series index makes its own ids from dimensions and time: documents {whose} are refused (400)"
+        found.append(Finding("problem", where, what, "set SIDECAR_ID=none"))
+    if recipe.routing is not None:
+        what = "a time series index refuses a routing: every document is refused (400)"
+        found.append(Finding("problem", where, what, "unset SIDECAR_ROUTING"))
+    if recipe.constant_action in {"update", "upsert"}:
+        what = f"a time series index refuses SIDECAR_ACTION={recipe.constant_action}"
+        found.append(Finding("problem", where, what, "set SIDECAR_ACTION=create, or write to another index"))
     return found

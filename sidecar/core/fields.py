@@ -63,6 +63,9 @@ class Fields:
         templates: the value of each field, by its name. Dots in a name mean to Elasticsearch what they do in any
             document: the fields of an object.
 
+    Attributes:
+        names: of the fields, in order.
+
     Raises:
         FieldNameError: a name that Elasticsearch would refuse, or two of which one lies inside the other.
     """
@@ -70,6 +73,7 @@ class Fields:
     def __init__(self, templates: Mapping[str, Template]) -> None:
         for name in templates:
             _check(name, templates)
+        self.names = tuple(templates)
         self._fields = [_field(name, template) for name, template in templates.items()]
         self._columns = [column(field.template) for field in self._fields]
 

@@ -7,6 +7,7 @@ doesn't have, is left out.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -19,20 +20,27 @@ from yarl import URL
 
 from sidecar.core import bulk
 from sidecar.core.bulk import ACCEPT
-from sidecar.core.check import Finding, names_pattern, on_data_stream
+from sidecar.core.check import Finding, names_pattern, on_data_stream, on_time_series
+from sidecar.core.index_names import name_fault, template_fault
 from sidecar.elastic.node import Node, as_answer, find_obstacle
 from sidecar.elastic.sink import MIMETYPES, RAW, authorization, nodes, sentence
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from elastic_transport import NodeConfig
 
     from sidecar.core.compose import Recipe
+    from sidecar.elastic.mappings import Template
     from sidecar.elastic.sink import Connection
     from sidecar.ports import Answer
 
-_OK, _NOT_FOUND = 200, 404
+_OK, _BAD_REQUEST, _NOT_FOUND = 200, 400, 404
+_JSON_HEADERS = {"accept": ACCEPT, "content-type": ACCEPT}
 _LOOK_SECONDS = 10.0
 _SETTING = "SIDECAR_INDEX"
+_TIME_SERIES = "time_series"
+_FIX_NAME = "correct SIDECAR_INDEX; {field!lower} gives lower case"
 
 
 class _Reply(NamedTuple):
@@ -64,7 +72,7 @@ class _Node:
             TransportError, ValueError: there is none.
         """
         body = orjson.dumps(content) if content is not None else None
-        answer = await self.answer(method, path, {"accept": ACCEPT, "content-type": ACCEPT}, body)
+        answer = await self.answer(method, path, _JSON_HEADERS, body)
         return _Reply(answer.status, _object(answer.body))
 
     async def answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None) -> Answer:
@@ -103,13 +111,13 @@ def _at(content: object, *path: str) -> Any:  # noqa: ANN401 - JSON
     return content
 
 
-async def check(connection: Connection, recipe: Recipe, *, installs_templates: bool = False) -> list[Finding]:
+async def check(connection: Connection, recipe: Recipe, *, templates: Sequence[Template] = ()) -> list[Finding]:
     """Return all that is wrong with the cluster.
 
     Args:
         connection: each node is tried; the rest is asked of the first that answers.
         recipe: what becomes of messages.
-        installs_templates: the sidecar does so when it starts.
+        templates: that the sidecar installs when it starts.
 
     Raises:
         ConfigError: several logins, or a wrong cloud id.
@@ -126,18 +134,19 @@ async def check(connection: Connection, recipe: Recipe, *, installs_templates: b
         # Others do the work of those that are away.
         return [
             *(replace(finding, severity="warning") for finding in findings),
-            *await _look(good, recipe, installs_templates=installs_templates),
+            *await _look(good, recipe, templates),
         ]
     finally:
         await asyncio.gather(*(node.close() for node in all_nodes))
 
 
-async def _look(node: _Node, recipe: Recipe, *, installs_templates: bool) -> list[Finding]:
+async def _look(node: _Node, recipe: Recipe, templates: Sequence[Template]) -> list[Finding]:
     findings: list[Finding] = []
     try:
         target = await _target(node, recipe)
-        if installs_templates:
+        if templates:
             findings += await _cluster_privileges(node)
+            findings += await _uninstallable(node, templates)
         for look in (_privileges, _place, _pipeline):
             findings += await look(node, recipe, target)
     except (TransportError, ValueError) as error:
@@ -248,6 +257,33 @@ async def _cluster_privileges(node: _Node) -> list[Finding]:
     return [Finding("problem", "SIDECAR_MAPPINGS_APPLY", what, mend)]
 
 
+async def _uninstallable(node: _Node, templates: Sequence[Template]) -> list[Finding]:
+    """Return which templates Elasticsearch would refuse: it is asked what they give, and installs nothing.
+
+    A component is tried as an index template of its own. An index template is tried without the components of the
+    folder, which may not be there yet.
+    """
+    components = {template.name for template in templates if template.kind == "component"}
+    findings = []
+    for template in templates:
+        content = dict(template.content)
+        name = template.name
+        if template.kind == "component":
+            name = f"sidecar-check-{secrets.token_hex(8)}"
+            content = {"index_patterns": [name], "priority": 0, "template": content.get("template", {})}
+        else:
+            content["composed_of"] = [part for part in content.get("composed_of", ()) if part not in components]
+        answer = await node.answer(
+            "POST", f"/_index_template/_simulate/{_quoted(name)}", _JSON_HEADERS, orjson.dumps(content)
+        )
+        fault = bulk.fault(answer.status, answer.body)
+        if answer.status == _BAD_REQUEST and fault.error_type:
+            where = f"{template.kind} template {template.name!r} (SIDECAR_MAPPINGS_DIR)"
+            what = f"Elasticsearch refuses it: {fault.reason}; the sidecar ends at its start"
+            findings.append(Finding("problem", where, what, f"correct {template.name}.json"))
+    return findings
+
+
 async def _privileges(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
     action = recipe.constant_action
     needed = list(_PRIVILEGES.get(action or "index", ("delete",)))
@@ -326,20 +362,45 @@ def _lacking(target: _Target, name: str, user: str, lacks: list[str]) -> Finding
 
 async def _place(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
     if not target.is_constant:
-        return _many(recipe, target)
+        return [*await _names_fault(node, recipe, target), *await _many(node, recipe, target)]
     if target.kind == "missing":
         return await _missing(node, recipe, target)
     if target.kind == "data stream":
-        return on_data_stream(recipe, target.where)
+        return [*on_data_stream(recipe, target.where), *await _mode(node, recipe, target)]
     if target.kind == "alias":
         return await _alias(node, recipe, target)
     if target.kind == "index":
-        return await _index(node, target)
+        return [*await _index(node, target), *await _mode(node, recipe, target)]
     what = "whether it exists can't be seen by this user (it takes the index privilege view_index_metadata)"
     return [Finding("note", target.where, what, "run the check as a user who may, once")]
 
 
-def _many(recipe: Recipe, target: _Target) -> list[Finding]:
+async def _names_fault(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
+    """Return whether Elasticsearch refuses every name that the template gives; aliases are left out, by their names."""
+    fault = template_fault(recipe.index)
+    if fault is None:
+        return []
+    resolved = await node.ask("GET", f"/_resolve/index/{_quoted(target.name)}")
+    if resolved.content.get("aliases"):  # whose names may have capitals
+        return []
+    return [Finding("problem", f"{_SETTING} ({target.name})", f"{fault}: every document is refused (400)", _FIX_NAME)]
+
+
+async def _mode(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
+    """Return what goes wrong because of the mode of an index that exists."""
+    reply = await node.ask("GET", f"/{_quoted(target.name)}/_settings/index.mode?flat_settings=true")
+    modes = {_at(entry, "settings", "index.mode") for entry in reply.content.values()} if reply.status == _OK else set()
+    return on_time_series(recipe, target.where) if _TIME_SERIES in modes else []
+
+
+async def _mode_to_be(node: _Node, recipe: Recipe, name: str, where: str) -> list[Finding]:
+    """Return what goes wrong because of the mode that templates, with all their components, give to a new index."""
+    reply = await node.ask("POST", f"/_index_template/_simulate_index/{_quoted(name)}")
+    is_series = _at(reply.content, "template", "settings", "index", "mode") == _TIME_SERIES
+    return on_time_series(recipe, where) if is_series else []
+
+
+async def _many(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
     if target.templates is None:
         return []
     found = target.template()
@@ -348,14 +409,22 @@ def _many(recipe: Recipe, target: _Target) -> list[Finding]:
         mend = "install a template for them (sidecar mappings apply), unless each index exists already"
         return [Finding("warning", f"{_SETTING} ({target.name})", what, mend)]
     name, template = found
+    where = f"names {target.name!r} (template {name!r})"
+    series = await _mode_to_be(node, recipe, target.name.replace("*", "x"), where)
+    series = [replace(finding, severity="warning") for finding in series]  # of some of the names only
     if "data_stream" not in template:
-        return []
-    return on_data_stream(recipe, f"data streams {target.name!r} (template {name!r})", is_certain=False)
+        return series
+    where = f"data streams {target.name!r} (template {name!r})"
+    return [*on_data_stream(recipe, where, is_certain=False), *series]
 
 
 async def _missing(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
     template = target.template()
     where = f"index {target.name!r}"
+    fault = name_fault(target.name)
+    if fault is not None:
+        what = f"it doesn't exist, and Elasticsearch can't create it: {fault}. Every document is refused (400)"
+        return [Finding("problem", where, what, _FIX_NAME)]
     findings = []
     automatic = template[1].get("allow_auto_create") if template is not None else None
     if automatic is None:
@@ -378,7 +447,7 @@ async def _missing(node: _Node, recipe: Recipe, target: _Target) -> list[Finding
         findings.append(Finding("note", where, what, "nothing needs to be done, if the name is right"))
     if "data_stream" in template[1]:
         findings += on_data_stream(recipe, f"data stream {target.name!r} (to be created by {template[0]!r})")
-    return findings
+    return [*findings, *await _mode_to_be(node, recipe, target.name, where)]
 
 
 async def _is_created(node: _Node, name: str) -> bool | None:

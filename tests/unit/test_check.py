@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path  # noqa: TC003 - pytest looks at the annotations of fixtures
 from typing import Any, Protocol
 
@@ -12,8 +13,9 @@ from click.testing import CliRunner, Result
 
 from sidecar.cli import cli
 from sidecar.cli.check import as_json, as_text
-from sidecar.core.check import Finding, Traits, by_severity, names_pattern, on_data_stream, traps
+from sidecar.core.check import Finding, Traits, by_severity, names_pattern, on_data_stream, on_time_series, traps
 from sidecar.core.compose import Recipe
+from sidecar.core.fields import Fields
 from sidecar.core.template import Template
 from sidecar.elastic.check import permits
 
@@ -26,6 +28,7 @@ GOOD: dict[str, Any] = {
     "bulk_timeout_seconds": 20.0,
     "shutdown_timeout_seconds": 25.0,
 }
+STAMPED = Fields({"@timestamp": T("{now}")})
 IDENTIFIED = Recipe(index=T("logs"), id_mode="template", id=T("{header.id}"))
 
 
@@ -133,13 +136,40 @@ def test_discarding_rejects_is_noted() -> None:
 )
 def test_a_data_stream_takes_nothing_but_create(action: str, is_certain: bool, severities: list[str]) -> None:
     """All else is refused by Elasticsearch, document by document."""
-    recipe = Recipe(index=T("logs"), id_mode="none", action=T(action))
+    recipe = Recipe(index=T("logs"), id_mode="none", action=T(action), fields=STAMPED)
     assert [finding.severity for finding in on_data_stream(recipe, "there", is_certain=is_certain)] == severities
+
+
+def test_a_data_stream_needs_a_timestamp() -> None:
+    """Whether bodies have it isn't known; where the sidecar adds it, all is well."""
+    recipe = Recipe(index=T("logs"), id_mode="none", action=T("create"))
+    (finding,) = on_data_stream(recipe, "there")
+    assert (finding.severity, "@timestamp" in finding.what) == ("note", True)
+    assert on_data_stream(replace(recipe, fields=STAMPED), "there") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"id_mode": "none"}, []),
+        ({"id_mode": "auto"}, ["ids"]),
+        ({"id_mode": "generated"}, ["ids"]),
+        ({"id_mode": "template", "id": T("{type}")}, ["ids"]),
+        ({"id_mode": "none", "routing": T("{type}")}, ["routing"]),
+        ({"id_mode": "template", "id": T("{type}"), "action": T("upsert")}, ["ids", "SIDECAR_ACTION"]),
+    ],
+)
+def test_a_time_series_takes_neither_ids_nor_routing_nor_updates(changes: dict[str, Any], words: list[str]) -> None:
+    """Every document would be refused, so each is a problem."""
+    recipe = replace(Recipe(index=T("metrics"), id_mode="none", action=T("create")), **changes)
+    found = on_time_series(recipe, "there")
+    assert [finding.severity for finding in found] == ["problem"] * len(words)
+    assert all(word in finding.what for word, finding in zip(words, found, strict=True))
 
 
 def test_ids_and_routing_in_a_data_stream_are_told() -> None:
     """Ids hold within a backing index; a routing is refused."""
-    recipe = Recipe(index=T("logs"), id_mode="auto", action=T("create"), routing=T("{header.tenant}"))
+    recipe = Recipe(index=T("logs"), id_mode="auto", action=T("create"), routing=T("{header.tenant}"), fields=STAMPED)
     whats = [finding.what for finding in on_data_stream(recipe, "there")]
     assert len(whats) == 2
     assert "routing" in whats[0]
