@@ -1,5 +1,6 @@
-"""What is wrong with RabbitMQ, for ``sidecar check``. Nothing is created or changed there, and nothing consumed.
+"""What is wrong with RabbitMQ, for ``sidecar check``. Nothing that is there is changed, and nothing consumed.
 
+What is absent is tried out under another name, which is gone afterwards (`sidecar.amqp.trial`).
 A passive declare tells only whether something is there. Declaring what is there with other arguments is refused, and
 the refusal names the argument; with the same ones it does nothing. So that is asked, but only of what was found.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import re
 from dataclasses import dataclass, replace
@@ -28,6 +30,7 @@ from yarl import URL
 
 from sidecar.amqp.rights import lacking, lacking_to_publish
 from sidecar.amqp.topology import quorum_arguments, work_arguments
+from sidecar.amqp.trial import binding_refusal, exchange_refusal, queue_refusal
 from sidecar.amqp.wire import FAILURES, TlsPortError, connect, end, pass_on_if_ours
 from sidecar.core.check import Finding
 
@@ -44,9 +47,13 @@ if TYPE_CHECKING:
 _NO_VHOST = re.compile(r"vhost '?([^']*)'? not found|no access to this vhost", re.IGNORECASE)
 _DIFFERENT = re.compile(r"inequivalent arg '([^']+)' for (?:queue|exchange) .*?: (received .*)", re.DOTALL)
 _CODE = re.compile(r"^[A-Z_]+ - ")
+_PUBLISHING_CHANNELS = 2
+_PRODUCERS_PAGE = "docs/deployment.md, What producers declare"
 
 
-async def check(urls: tuple[str, ...], reach: Reach, topology: Topology, on_reject: str) -> list[Finding]:
+async def check(
+    urls: tuple[str, ...], reach: Reach, topology: Topology, on_reject: str, *, connections: int = 2
+) -> list[Finding]:
     """Return all that is wrong with the broker.
 
     Args:
@@ -54,8 +61,9 @@ async def check(urls: tuple[str, ...], reach: Reach, topology: Topology, on_reje
         reach: how.
         topology: what should be there.
         on_reject: what becomes of rejected messages.
+        connections: how many `sidecar run` opens at once.
     """
-    return await _check(urls, reach, lambda look: _look_at_all(look, topology, on_reject))
+    return await _check(urls, reach, lambda look: _look_at_all(look, topology, on_reject, connections))
 
 
 async def check_sink(
@@ -97,8 +105,9 @@ async def _check(
     return findings
 
 
-async def _look_at_all(look: _Look, topology: Topology, on_reject: str) -> list[Finding]:
-    findings = await _none_of_several(look, topology)
+async def _look_at_all(look: _Look, topology: Topology, on_reject: str, connections: int) -> list[Finding]:
+    findings = await _capacity(look, len(set(topology.queues)), connections)
+    findings += await _none_of_several(look, topology)
     for queue in dict.fromkeys(topology.queues):
         findings += await _queue(look, topology, _Wanted(queue, work_arguments(topology)))
         findings += await _dead_letter_queue(look, topology, queue)
@@ -167,6 +176,35 @@ def _text(error: BaseException) -> str:
     return _CODE.sub("", reason) or type(error).__name__
 
 
+async def _capacity(look: _Look, queues: int, connections: int) -> list[Finding]:
+    """Return whether a limit (of a user, virtual host or node) keeps from opening what `sidecar run` has open at once.
+
+    That is a connection with a channel for each queue, and another one with two channels, to publish and to declare.
+    """
+    opened = [_Look(look.url, look.reach) for _ in range(connections)]
+    at = 0
+    try:
+        for at, one in enumerate(opened, start=1):
+            connection = await one.connection()
+            for _ in range(queues if at == 1 else _PUBLISHING_CHANNELS):
+                await connection.channel(publisher_confirms=False)
+    except FAILURES as error:
+        pass_on_if_ours(error)
+        what = (
+            f"sidecar run opens {connections} connections at once, the first with {queues} channels (one for each "
+            f"queue), each other with {_PUBLISHING_CHANNELS}; RabbitMQ refuses that at connection {at}: {_text(error)}"
+        )
+        mend = (
+            "raise the limit: see rabbitmqctl list_user_limits, rabbitmqctl list_vhost_limits, and connection_max and "
+            "channel_max in rabbitmq.conf; another sidecar of the same user takes as many"
+        )
+        return [Finding("problem", _where(look.url), what, mend)]
+    finally:
+        for one in opened:
+            await one.close()
+    return []
+
+
 class _Look:
     """Asks a broker one thing after the other, each on a channel of its own: a no closes it.
 
@@ -177,14 +215,14 @@ class _Look:
 
     def __init__(self, url: URL, reach: Reach) -> None:
         self.url = url
-        self._reach = reach
+        self.reach = reach
         self._connection: AbstractConnection | None = None
         self._wire: Wire | None = None
 
     async def connection(self) -> AbstractConnection:
         """Return a connection; a new one where a refusal has closed the last."""
         if self._connection is None or self._connection.is_closed:
-            self._connection, self._wire = await connect(self.url, "check", _ignore, _ignore, self._reach)
+            self._connection, self._wire = await connect(self.url, "check", _ignore, _ignore, self.reach)
         return self._connection
 
     async def ask(self, act: Callable[[AbstractChannel], Awaitable[object]]) -> AMQPError | None:
@@ -227,7 +265,7 @@ async def _queue(look: _Look, topology: Topology, wanted: _Wanted) -> list[Findi
     if refusal is None:
         return await _arguments(look, topology, wanted)
     if isinstance(refusal, ChannelNotFoundEntity):
-        return [_missing(topology, wanted)]
+        return await _absent(look, topology, wanted)
     if isinstance(refusal, ChannelLockedResource):
         what = f"another connection has it for itself: {_text(refusal)}"
         return [Finding("problem", wanted.where, what, "declare the queue without exclusive, or name another one")]
@@ -237,7 +275,7 @@ async def _queue(look: _Look, topology: Topology, wanted: _Wanted) -> list[Findi
 async def _none_of_several(look: _Look, topology: Topology) -> list[Finding]:
     """Return whether all of several queues would be created: their names may be one name with commas in it."""
     names = tuple(dict.fromkeys(topology.queues))
-    if len(names) < 2 or not topology.declare:  # noqa: PLR2004 - several
+    if len(names) < 2 or not topology.creates_work:  # noqa: PLR2004 - several
         return []
     for name in names:
         refusal = await look.ask(lambda channel, name=name: channel.queue_declare(name, passive=True))  # type: ignore[misc]
@@ -248,10 +286,44 @@ async def _none_of_several(look: _Look, topology: Topology) -> list[Finding]:
     return [Finding("warning", "SIDECAR_AMQP_QUEUE", what, mend)]
 
 
+async def _absent(look: _Look, topology: Topology, wanted: _Wanted) -> list[Finding]:
+    """Return what comes of a queue that isn't there, and whether it can be created."""
+    if not (topology.declare if wanted.is_for_dead_letters else topology.creates_work):
+        return [_missing(topology, wanted)]
+    refusal = await queue_refusal(look.ask, wanted.name, wanted.arguments)
+    if refusal is None:
+        return [_missing(topology, wanted)]
+    if isinstance(refusal, ChannelAccessRefused):  # whether the queue itself may be created is asked with the rights
+        what = f"whether RabbitMQ accepts its arguments is unknown, for a trial queue is refused: {_text(refusal)}"
+        mend = "nothing needs to be done, if sidecar run starts; or let the user configure names such as QUEUE.delay.1"
+        return [_missing(topology, wanted), Finding("note", wanted.where, what, mend)]
+    what = (
+        f"it doesn't exist, and sidecar run can't create it with {json.dumps(wanted.arguments)}: RabbitMQ refuses "
+        f"that: {_text(refusal)}"
+    )
+    mend = "correct SIDECAR_AMQP_QUEUE_ARGUMENTS and SIDECAR_AMQP_QUEUE_TYPE, or raise the limit that is named"
+    if wanted.is_for_dead_letters:
+        mend = "raise the limit that is named, or create it yourself"
+    return [Finding("problem", wanted.where, what, mend)]
+
+
 def _missing(topology: Topology, wanted: _Wanted) -> Finding:
-    if topology.declare:
+    if wanted.is_for_dead_letters and topology.declare:
         mend = "nothing needs to be done, if the name is right"
         return Finding("note", wanted.where, "it doesn't exist; sidecar run will create it", mend)
+    if topology.creates_work:
+        what = (
+            f"it doesn't exist; sidecar run will create it, durable, with {json.dumps(wanted.arguments)}: RabbitMQ "
+            "refuses a producer that declares it with anything else (406)"
+        )
+        mend = (
+            "have producers declare the same, or nothing; if they can't, set SIDECAR_AMQP_DECLARE=own "
+            f"({_PRODUCERS_PAGE})"
+        )
+        return Finding("note", wanted.where, what, mend)
+    if topology.declare:
+        what = "it doesn't exist; with SIDECAR_AMQP_DECLARE=own the sidecar waits until its producer declares it"
+        return Finding("warning", wanted.where, what, "start the producer, or correct the name")
     what = "it doesn't exist, and SIDECAR_AMQP_DECLARE=never forbids to create it"
     return Finding("problem", wanted.where, what, "create it, mend the name, or set SIDECAR_AMQP_DECLARE=missing")
 
@@ -361,9 +433,59 @@ async def _exchange(look: _Look, topology: Topology) -> list[Finding]:
     where = f"exchange {name!r}"
     refusal = await look.ask(lambda channel: channel.exchange_declare(exchange=name, passive=True))
     if isinstance(refusal, ChannelNotFoundEntity):
-        return [_no_exchange(topology, where)]
+        uncreatable = await _uncreatable(look, topology, name, where, "SIDECAR_AMQP_EXCHANGE_TYPE")
+        if uncreatable:
+            return uncreatable
+        return [_no_exchange(topology, where), *await _unbindable(look, topology, where)]
     if refusal is not None:
         return [_refused(where, refusal)]
+    different = await _exchange_type(look, topology, name, where)
+    if not topology.creates_work:
+        return different
+    # What arguments a binding takes depends on the type, and only exchanges of the one that is set can be tried.
+    return [*different, *([] if different else await _unbindable(look, topology, where)), _bindings(name, where)]
+
+
+async def _uncreatable(look: _Look, topology: Topology, name: str, where: str, setting: str) -> list[Finding]:
+    """Return why an exchange that isn't there can't be created."""
+    if not topology.creates_work:
+        return []
+    refusal = await exchange_refusal(look.ask, name, topology.exchange_type)
+    if refusal is None or isinstance(refusal, ChannelAccessRefused):
+        return []
+    what = (
+        f"it doesn't exist, and sidecar run can't create it with the type {topology.exchange_type!r}: RabbitMQ refuses "
+        f"that: {_text(refusal)}"
+    )
+    return [Finding("problem", where, what, f"correct {setting}, or enable the plug-in that brings the type")]
+
+
+async def _unbindable(look: _Look, topology: Topology, where: str) -> list[Finding]:
+    """Return why queues can't be bound to the exchange."""
+    if not topology.creates_work:
+        return []
+    arguments = work_arguments(topology)
+    refused = {
+        queue: await binding_refusal(look.ask, topology, queue, arguments) for queue in dict.fromkeys(topology.queues)
+    }
+    mend = "correct SIDECAR_AMQP_BINDING_ARGUMENTS, SIDECAR_AMQP_ROUTING_KEYS or SIDECAR_AMQP_EXCHANGE_TYPE"
+    return [
+        Finding("problem", where, f"the queue {queue!r} can't be bound to it: {_text(refusal)}", mend)
+        for queue, refusal in refused.items()
+        if refusal is not None and not isinstance(refusal, ChannelAccessRefused)
+    ]
+
+
+def _bindings(name: str, where: str) -> Finding:
+    what = "bindings of earlier SIDECAR_AMQP_ROUTING_KEYS stay, and still bring messages; AMQP can't list bindings"
+    mend = (
+        f"if the keys have changed, see: rabbitmqctl list_bindings source_name destination_name routing_key | grep "
+        f"{name}; remove old ones on RabbitMQ's management page, or by rabbitmqadmin delete binding"
+    )
+    return Finding("note", where, what, mend)
+
+
+async def _exchange_type(look: _Look, topology: Topology, name: str, where: str) -> list[Finding]:
     kind = topology.exchange_type
     refusal = await look.ask(lambda channel: channel.exchange_declare(exchange=name, exchange_type=kind, durable=True))
     if refusal is None or isinstance(refusal, ChannelAccessRefused):
@@ -380,10 +502,10 @@ async def _exchange(look: _Look, topology: Topology) -> list[Finding]:
 
 
 def _no_exchange(topology: Topology, where: str) -> Finding:
-    if topology.declare:
+    if topology.creates_work:
         what = f"it doesn't exist; sidecar run will create it, of type {topology.exchange_type}"
         return Finding("note", where, what, "nothing needs to be done, if the name is right")
-    what = "it doesn't exist, and SIDECAR_AMQP_DECLARE=never forbids to create it: nothing comes from there"
+    what = f"it doesn't exist, and {topology.setting} forbids to create it: nothing comes from there"
     return Finding("warning", where, what, "create and bind it, unset SIDECAR_AMQP_EXCHANGE, or mend its name")
 
 
@@ -423,10 +545,11 @@ async def _sink_exchange(look: _Look, topology: Topology, name: str, meanwhile: 
     kind = topology.exchange_type
     refusal = await look.ask(lambda channel: channel.exchange_declare(exchange=name, passive=True))
     if isinstance(refusal, ChannelNotFoundEntity):
-        if topology.declare:
+        if topology.creates_work:
             what = f"it doesn't exist; sidecar run will create it, of type {kind}"
-            return [Finding("note", where, what, "nothing needs to be done, if the name is right")]
-        what = "it doesn't exist, and SIDECAR_AMQP_DECLARE=never forbids to create it: nothing is consumed"
+            uncreatable = await _uncreatable(look, topology, name, where, "SIDECAR_SINK_EXCHANGE_TYPE")
+            return uncreatable or [Finding("note", where, what, "nothing needs to be done, if the name is right")]
+        what = f"it doesn't exist, and {topology.setting} forbids to create it: nothing is consumed"
         return [Finding("problem", where, what, "create it, mend its name, or set SIDECAR_AMQP_DECLARE=missing")]
     if refusal is not None:
         return [_refused(where, refusal)]

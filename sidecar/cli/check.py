@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -31,7 +32,10 @@ _ARROW = f"{'':<7}  -> "
 
 async def _check(settings: Settings, reaching: Reach, far_side: Look) -> list[Finding]:
     urls = tuple(url.get_secret_value() for url in settings.amqp_url)
-    sides = await asyncio.gather(amqp.check(urls, reaching, topology(settings), settings.on_reject), far_side(reaching))
+    # As many as sidecar run opens at the same broker; the sink's check comes after that, to open no more than these.
+    connections = 3 if settings.sink == "amqp" and settings.sink_is_here else 2
+    near = await amqp.check(urls, reaching, topology(settings), settings.on_reject, connections=connections)
+    sides = near, await far_side(reaching)
     own = (traps(_traits(settings)), _circles(settings), _without_effect(settings), _proxies(settings, os.environ))
     return by_severity([finding for side in (*sides, *own) for finding in side])
 
@@ -107,13 +111,16 @@ def _ways(settings: Settings) -> tuple[Reach, Look]:
 def _look_at_elasticsearch(settings: Settings) -> Look:
     from sidecar.cli.wiring import elasticsearch  # its client takes long to load
     from sidecar.elastic import check as elastic
+    from sidecar.elastic import mappings
     from sidecar.elastic.sink import authorization, nodes
 
     connection = elasticsearch(settings)
     authorization(connection)
     nodes(connection)
     made = recipe(settings)
-    return lambda _: elastic.check(connection, made, installs_templates=settings.mappings_apply)
+    applies = settings.mappings_apply and settings.mappings_dir
+    templates = mappings.load(Path(settings.mappings_dir or "")) if applies else []
+    return lambda _: elastic.check(connection, made, templates=templates)
 
 
 def _look_at_sink(settings: Settings) -> Look:
@@ -169,7 +176,8 @@ FORMATS: Mapping[str, Callable[[list[Finding]], str]] = {"text": as_text, "json"
 def command(*, style: str) -> None:
     """Look at the settings and at both servers, and list every problem with its mend.
 
-    Nothing is created or changed on either server. Exit status: 0 no problem (warnings and notes are none), 1 problems,
+    Nothing that is on either server is changed. What is absent in RabbitMQ is tried out under another name, and removed
+    again. Exit status: 0 no problem (warnings and notes are none), 1 problems,
     2 the settings are wrong.
     """
     settings = load(os.environ)

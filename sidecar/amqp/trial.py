@@ -1,0 +1,102 @@
+"""Whether what is absent can be created, for ``sidecar check``: tried out under names that nobody has.
+
+Only RabbitMQ knows which arguments it accepts, which types of exchange it has, and whether a limit is reached. So a
+queue with the same arguments is created, and deleted at once; if the check is interrupted, it expires. The queue of a
+trial is bound to an exchange of the trial and to no other: a binding to a real exchange could take messages away.
+"""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from aiormq.abc import AbstractChannel
+    from aiormq.exceptions import AMQPError
+
+    from sidecar.amqp.topology import Topology
+
+    Act = Callable[[AbstractChannel], Awaitable[object]]
+    Ask = Callable[[Act], Awaitable[AMQPError | None]]
+
+_MAX_NAME_BYTES = 255
+_EXPIRES_MILLISECONDS = 60_000
+
+
+async def queue_refusal(ask: Ask, name: str, arguments: dict[str, Any]) -> AMQPError | None:
+    """Return why RabbitMQ doesn't create such a queue; None if it does.
+
+    Args:
+        ask: acts on a channel and returns the refusal, None if there is none.
+        name: of the queue that is absent.
+        arguments: with which it would be declared.
+    """
+    async with _queue(ask, name, arguments) as (_, refusal):
+        return refusal
+
+
+async def exchange_refusal(ask: Ask, name: str, kind: str) -> AMQPError | None:
+    """Return why RabbitMQ doesn't create such an exchange; None if it does."""
+    async with _exchange(ask, name, kind) as (_, refusal):
+        return refusal
+
+
+async def binding_refusal(ask: Ask, topology: Topology, queue: str, arguments: dict[str, Any]) -> AMQPError | None:
+    """Return why RabbitMQ doesn't bind such a queue to such an exchange; None if it does, or if one can't be created.
+
+    Args:
+        ask: acts on a channel and returns the refusal, None if there is none.
+        topology: with the exchange, its type, routing keys and arguments.
+        queue: name of the work queue.
+        arguments: of the work queue.
+    """
+    async with (
+        _queue(ask, queue, arguments) as (trial_queue, no_queue),
+        _exchange(ask, topology.exchange or "", topology.exchange_type) as (trial_exchange, no_exchange),
+    ):
+        if no_queue is not None or no_exchange is not None:
+            return None
+        for key in topology.routing_keys or (queue,):
+            refusal = await ask(
+                lambda channel, key=key: channel.queue_bind(  # type: ignore[misc]
+                    trial_queue, trial_exchange, key, arguments=topology.binding_arguments
+                )
+            )
+            if refusal is not None:
+                return refusal
+    return None
+
+
+@asynccontextmanager
+async def _queue(ask: Ask, name: str, arguments: dict[str, Any]) -> AsyncIterator[tuple[str, AMQPError | None]]:
+    # Named as a delay queue is: whoever may create nothing but the sidecar's own queues may create that.
+    trial = _named(f"{name}.delay.{secrets.randbelow(9 * 10**14) + 10**14}")
+    expiring = {"x-expires": _EXPIRES_MILLISECONDS} | arguments
+    refusal = await ask(lambda channel: channel.queue_declare(trial, durable=True, arguments=expiring))
+    try:
+        yield trial, refusal
+    finally:
+        if refusal is None:
+            await ask(lambda channel: channel.queue_delete(trial))
+
+
+@asynccontextmanager
+async def _exchange(ask: Ask, name: str, kind: str) -> AsyncIterator[tuple[str, AMQPError | None]]:
+    trial = _named(f"{name}.check.{secrets.token_hex(8)}")
+    refusal = await ask(
+        lambda channel: channel.exchange_declare(exchange=trial, exchange_type=kind, durable=True, auto_delete=True)
+    )
+    try:
+        yield trial, refusal
+    finally:
+        if refusal is None:
+            await ask(lambda channel: channel.exchange_delete(trial))
+
+
+def _named(name: str) -> str:
+    """Return a name, or one of its own if that is too long, or reserved by RabbitMQ."""
+    fits = len(name.encode()) <= _MAX_NAME_BYTES and not name.startswith("amq.")
+    return name if fits else f"sidecar-check-{secrets.token_hex(8)}"
