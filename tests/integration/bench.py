@@ -39,6 +39,9 @@ class Bench:
         elasticsearch: the server, or anything else with `url`.
         name: of queue and index, unlike that of any other test.
         folder: for the logs of sidecars.
+
+    Attributes:
+        anew: whether sidecars are new interpreters even where forks would do; see `SidecarProcess`.
     """
 
     def __init__(self, rabbitmq: Any, elasticsearch: Any, name: str, folder: Path) -> None:
@@ -48,6 +51,7 @@ class Bench:
         self.dead = f"{name}.dead"
         self.folder = folder
         self.sidecars: list[SidecarProcess] = []
+        self.anew = False
         self._client: Amqp | None = None
 
     # The sidecar -----------------------------------------------------------------------------------------------------
@@ -65,7 +69,7 @@ class Bench:
     def sidecar(self, **settings: str) -> SidecarProcess:
         """Start a sidecar; it is killed at the end of the test if it is still there."""
         log = self.folder / f"sidecar-{len(self.sidecars) + 1}.log"
-        sidecar = SidecarProcess(self.settings(**settings), log)
+        sidecar = SidecarProcess(self.settings(**settings), log, anew=self.anew)
         self.sidecars.append(sidecar)
         return sidecar
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tests.builders import THOROUGHNESS
+from tests.integration.forking import Fork, Forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 START_SECONDS = 30.0
 
@@ -30,22 +35,49 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str, tell: C
         time.sleep(0.02)
 
 
+@functools.cache
+def _forks() -> Forks:
+    """Return the process that forks; one for all tests of this process."""
+    return Forks()
+
+
+def run_sidecar(*arguments: str, environment: dict[str, str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run ``sidecar`` with arguments to its end: as `subprocess.run` would, without the time for its imports."""
+    if THOROUGHNESS > 1 or not _forks().suit(environment):
+        line = [sys.executable, "-m", "sidecar", *arguments]
+        return subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = Path(folder, "output"), Path(folder, "errors")
+        fork = _forks().start(arguments, environment, output, errors)
+        try:
+            status = fork.wait(seconds)
+        finally:
+            fork.kill()
+        return subprocess.CompletedProcess(arguments, status, output.read_text(), errors.read_text())
+
+
 class SidecarProcess:
-    """``sidecar run`` as a child process.
+    """``sidecar run`` as a process of its own.
 
     Args:
         environment: the settings; nothing else of the parent's ``SIDECAR_*`` gets in.
         log: where its standard error goes.
+        anew: start an interpreter, as users do, rather than fork one that has imported everything. Where
+            ``TEST_THOROUGHNESS`` asks for more than the quick run, that is always so.
     """
 
-    def __init__(self, environment: dict[str, str], log: Path) -> None:
+    def __init__(self, environment: dict[str, str], log: Path, *, anew: bool = False) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
         self.environment = inherited | {"SIDECAR_LOG_FORMAT": "json", "SIDECAR_HTTP_ADDRESS": ""} | environment
         self.log = log
-        with log.open("ab") as sink:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "sidecar", "run"], env=self.environment, stdout=sink, stderr=sink
-            )
+        self.process: subprocess.Popen[bytes] | Fork
+        if anew or THOROUGHNESS > 1 or not _forks().suit(self.environment):
+            with log.open("ab") as sink:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "sidecar", "run"], env=self.environment, stdout=sink, stderr=sink
+                )
+        else:
+            self.process = _forks().start(["run"], self.environment, log, log)
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
         """Return the log's events, all or those called `name`; lines that are no events fail the test."""

@@ -18,7 +18,7 @@ from sidecar.amqp.topology import Topology
 from sidecar.amqp.wire import Reach
 from tests.faults.proxy import Proxy
 from tests.integration.bench import QUORUM, message
-from tests.integration.process import SidecarProcess, wait_until
+from tests.integration.process import SidecarProcess, run_sidecar, wait_until
 from tests.integration.test_check import SECRET, with_login
 from tests.servers.amqp import Outgoing
 from tests.servers.es import ElasticError
@@ -195,8 +195,7 @@ def run_check(bench: Bench, **settings: str) -> subprocess.CompletedProcess[str]
     told = {"AMQP_URL": bench.rabbitmq.amqp_url, "AMQP_QUEUE": bench.queue, "SINK": "amqp"} | settings
     environment = {name: text for name, text in os.environ.items() if not name.startswith("SIDECAR_")}
     environment |= {f"SIDECAR_{name}": value for name, value in told.items()}
-    line = [sys.executable, "-m", "sidecar", "check"]
-    return subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    return run_sidecar("check", environment=environment, seconds=60.0)
 
 
 def test_the_rights_to_publish_are_looked_at(bench: Bench, staging: str) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 import urllib.error
 from contextlib import suppress
@@ -15,8 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from tests.integration.bench import QUORUM, Bench
+from tests.integration.process import run_sidecar
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
 
 DEAD: dict[Any, Any] = dict(QUORUM)
@@ -51,8 +51,7 @@ def command(bench: Bench, *arguments: str, **settings: str) -> subprocess.Comple
     """Run ``sidecar check`` to its end."""
     inherited = {name: text for name, text in os.environ.items() if not name.startswith("SIDECAR_")}
     environment = inherited | bench.settings(**(EXACTLY_ONE | settings))
-    line = [sys.executable, "-m", "sidecar", "check", *arguments]
-    return subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    return run_sidecar("check", *arguments, environment=environment, seconds=60.0)
 
 
 def check(bench: Bench, **settings: str) -> Told:

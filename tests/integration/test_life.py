@@ -17,6 +17,7 @@ DEADLINE_SECONDS = 120.0
 
 def test_servers_may_come_after_the_sidecar(breakable: Bench) -> None:
     """It waits for Elasticsearch, then for RabbitMQ, says so once for each, and works when both are there."""
+    breakable.anew = True
     breakable.elasticsearch.stop()
     breakable.rabbitmq.stop()
     sidecar = breakable.sidecar()

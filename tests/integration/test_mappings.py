@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import urllib.error
 from contextlib import suppress
 from pathlib import Path
@@ -14,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.integration.bench import message
+from tests.integration.process import run_sidecar
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
     from tests.integration.bench import Bench
@@ -67,14 +67,7 @@ class Folder:
     def command(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
         given = {"SIDECAR_ELASTICSEARCH_URL": self.bench.elasticsearch.url, "SIDECAR_MAPPINGS_DIR": str(self.path)}
-        return subprocess.run(
-            [sys.executable, "-m", "sidecar", "mappings", *arguments],
-            env=inherited | given | settings,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
+        return run_sidecar("mappings", *arguments, environment=inherited | given | settings, seconds=SECONDS)
 
     def remove(self) -> None:
         for path in (f"_data_stream/{self.bench.index_name}*", f"_index_template/{self.stream}",

@@ -60,6 +60,7 @@ def test_a_pods_life(bench: Bench, tmp_path: Path) -> None:
 
     Every message that was confirmed to the producer is a document, or is in the queue again.
     """
+    bench.anew = True
     sidecar = bench.sidecar(HTTP_ADDRESS=ANY_PORT, BULK_TIMEOUT="20s")
     assert health(sidecar, "livez") == 0
     sidecar.wait_for("amqp.consuming")

@@ -6,8 +6,6 @@ import asyncio
 import http.client
 import json
 import os
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
@@ -18,9 +16,10 @@ import pytest
 from devstack import processes
 from sidecar.elastic.sink import Connection, ElasticSink
 from tests.integration.bench import message
-from tests.integration.process import wait_until
+from tests.integration.process import run_sidecar, wait_until
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
 
     from tests.integration.bench import Bench
@@ -114,14 +113,7 @@ def stranger() -> Iterator[Callable[..., Stranger]]:
 def command(bench: Bench, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the sidecar to its end."""
     inherited = {name: text for name, text in os.environ.items() if not name.startswith("SIDECAR_")}
-    return subprocess.run(
-        [sys.executable, "-m", "sidecar", *arguments],
-        env=inherited | bench.settings(**settings),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=SECONDS,
-    )
+    return run_sidecar(*arguments, environment=inherited | bench.settings(**settings), seconds=SECONDS)
 
 
 def page(port: int, path: str) -> tuple[int, str]:
