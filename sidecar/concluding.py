@@ -32,9 +32,10 @@ _IN_PLACE = frozenset({Fate.AGAIN, Fate.WAIT})
 
 
 class _Fates(NamedTuple):
-    """The messages of one answer, by what happens to them next."""
+    """The messages of one answer, by what happens to them next; of the stored ones, those in a failure store."""
 
     stored: list[Message]
+    in_failure_store: list[Letter]
     throttled: list[Message]
     later: list[Message]
     waiting: list[Message]
@@ -163,6 +164,8 @@ class Concluding:
         for again in (fates.later, fates.waiting):
             if again:
                 self._go_again(batch.again(again), "failed")
+        if fates.in_failure_store:
+            self._settling.failures.note(fates.in_failure_store, "ack")
         if fates.stored:
             self._store(fates.stored)
             self._note_stored(batch, fates.stored, sent_at)
@@ -221,20 +224,21 @@ class Concluding:
         self._put_again(again)
 
     def _sort(self, messages: list[Message], results: list[Result]) -> _Fates:
-        fates = _Fates([], [], [], [], [], [])
+        fates = _Fates([], [], [], [], [], [], [])
         outcomes = self._account.documents
         action = self._plan.recipe.constant_action or ""
         for message, result in zip(messages, results, strict=True):
-            if result.status in bulk.STORED_STATUSES:  # most of them, without looking it up in the table
+            if result.status in bulk.STORED_STATUSES and not result.failure_store:  # most, without a look at the table
                 fates.stored.append(message)
-                outcome = "failure_store" if result.failure_store else "success"
-                outcomes[message.action or action, outcome] += 1
+                outcomes[message.action or action, "success"] += 1
                 continue
             rule = judge(result, message.action or action)
             outcomes[message.action or action, OUTCOMES[rule.verdict]] += 1
             fate = self._decide(message, rule)
             if fate is Fate.STORED:
                 fates.stored.append(message)
+                if rule.verdict is Verdict.FAILURE_STORE:
+                    fates.in_failure_store.append(self._letter(message, result, rule))
             elif fate is Fate.THROTTLED:
                 fates.throttled.append(message)
             elif fate is Fate.AGAIN:
@@ -287,10 +291,13 @@ class Concluding:
         message.attempts += 1
         return message.attempts < self._plan.retry_max_attempts
 
-    @staticmethod
-    def _letter(message: Message, result: Result, rule: Rule) -> Letter:
+    def _letter(self, message: Message, result: Result, rule: Rule) -> Letter:
         reason = rule.reason or "retries-exhausted"
-        detail = bulk.blank(result.reason, message.source or message.body)
+        if rule.verdict is Verdict.FAILURE_STORE:
+            _, index, _ = self._settling.target(message)
+            detail = f"Elasticsearch says why in the failure store: GET {index}::failures/_search"
+        else:
+            detail = bulk.blank(result.reason, message.source or message.body)
         return Letter(message, reason, detail, result.status, result.error_type)
 
     def _crowded(

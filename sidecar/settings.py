@@ -482,7 +482,8 @@ ELASTICSEARCH_ONLY = frozenset({
     "elasticsearch_bearer_token", "elasticsearch_cloud_id", "elasticsearch_ca_file", "elasticsearch_fingerprint",
     "elasticsearch_cert_file", "elasticsearch_key_file", "index", "index_allow", "action", "id", "routing", "pipeline",
     "version", "version_type", "fields", "content", "split", "transform", "batch_coalesce", "bulk_compress",
-    "delayed_retry_max_rounds", "on_conflict", "on_index_missing", "on_index_blocked", "mappings_dir", "mappings_apply",
+    "delayed_retry_max_rounds", "on_conflict", "on_index_missing", "on_index_blocked", "on_failure_store",
+    "mappings_dir", "mappings_apply",
 })  # fmt: skip
 """Settings that mean nothing with ``SIDECAR_SINK=amqp``."""
 _TLS_OF_AMQP = ("amqp_ca_file", "amqp_cert_file", "amqp_key_file")
@@ -640,6 +641,11 @@ class Settings(AmqpSettings):
         "delay",
         description="closed, write-blocked or forbidden target: `delay` (round by the delay queue, uncounted, until it "
         "is taken), `dead-letter` or `hold`",
+    )
+    on_failure_store: Literal["ack", "dead-letter"] = Field(
+        "ack",
+        description="the failure store of a data stream took a document that the data stream refused: `ack`, or "
+        "`dead-letter` as well",
     )
     on_unroutable: Literal["hold", "delay", "dead-letter"] = Field(
         "hold",

@@ -40,6 +40,7 @@ QUEUE_SETTING = f"{PREFIX}AMQP_QUEUE"
 _NO_QUEUE = "<queue>"  # stands where no name matters
 _HEADERS = "headers"
 _MAX_SHORT_STRING = 255
+_CREATED = 201
 
 COURSES = {
     Course.UNKNOWN: "whether it was applied is unknown: a hold, and the same items again after a pause; nothing counts",
@@ -95,6 +96,7 @@ def _property_options(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("--status", type=click.IntRange(100, 599), help="Elasticsearch's status of its item: what then?")
 @click.option("--error-type", default="", help="Elasticsearch's error type of its item.")
 @click.option("--error-reason", default="", help="Elasticsearch's reason.")
+@click.option("--failure-store", is_flag=True, help="A failure store took it (status 201): what then?")
 @click.option("--request", "whole", is_flag=True, help="Status and error are the answer to the whole request.")
 @click.option("--format", "style", default="plain", show_default=True, type=click.Choice(["plain", "json"]))
 def command(
@@ -109,6 +111,7 @@ def command(
     status: int | None,
     error_type: str,
     error_reason: str,
+    failure_store: bool,
     whole: bool,
     style: str,
     **shortcuts: str | None,
@@ -119,8 +122,7 @@ def command(
     The body is read from FILE or standard input, the settings from the environment. Exit status: 1 where the message
     would be rejected before any request.
     """
-    if status is None and (error_type or error_reason or whole):
-        raise click.UsageError("--error-type, --error-reason and --request say more about a --status, which is missing")
+    result = _result(status, error_type, error_reason, failure_store=failure_store, whole=whole)
     settings = _settings(queue)
     made = recipe(settings)
     of_queue = {"queue"} if routing_key is not None or exchange else {"queue", "routing_key"}
@@ -134,7 +136,7 @@ def command(
         redelivered=redelivered,
     )
     passes_on = settings.sink == "amqp"
-    if passes_on and status is not None:
+    if passes_on and result is not None:
         raise click.UsageError("--status is Elasticsearch's, and SIDECAR_SINK=amqp publishes to RabbitMQ")
     accepted, rejects = _stage(made, message, settings) if passes_on else _compose(made, message)
     if rejects:
@@ -148,14 +150,28 @@ def command(
         _tell_staged(message, staging(settings), group, style)
         return
     answer: dict[str, object] = {}
-    if status is not None and whole:
-        answer = {"request": _course(bulk.Fault(status, error_type, error_reason))}
-    elif status is not None:
-        answer = {"verdict": _verdict(message, bulk.Result(status, error_type, error_reason), made, settings)}
+    if result is not None:
+        answer = _course(result) if whole else _verdict(message, result, made, settings)
+        answer = {"request" if whole else "verdict": answer}
     refused = next(filter(None, map(_refused, accepted)), "")
     if refused:
         answer["warning"] = refused
     _tell_request(bulk.path(made.path_index), bulk.body(accepted), (group, answer), message, style)
+
+
+def _result(
+    status: int | None, error_type: str, error_reason: str, *, failure_store: bool, whole: bool
+) -> bulk.Result | None:
+    """Return the answer that is asked about; None if there is none."""
+    if failure_store:
+        if status is not None or whole:
+            raise click.UsageError("--failure-store is an answer of its own; leave --status and --request out")
+        return bulk.Result(_CREATED, error_type, error_reason, failure_store=True)
+    if status is not None:
+        return bulk.Result(status, error_type, error_reason)
+    if error_type or error_reason or whole:
+        raise click.UsageError("--error-type, --error-reason and --request say more about a --status, which is missing")
+    return None
 
 
 def _settings(queue: str | None) -> Settings:
@@ -356,11 +372,11 @@ def _verdict(message: Message, result: bulk.Result, made: Recipe, settings: Sett
     return told
 
 
-def _course(fault: bulk.Fault) -> dict[str, object]:
-    course = policy.judge_request(fault)
+def _course(result: bulk.Result) -> dict[str, object]:
+    course = policy.judge_request(bulk.Fault(result.status, result.error_type, result.reason))
     return {
-        "status": fault.status,
-        "error_type": fault.error_type,
+        "status": result.status,
+        "error_type": result.error_type,
         "rule": course.name.lower(),
         "why": "the answer to the whole request",
         "done": COURSES[course],

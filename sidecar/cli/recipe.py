@@ -79,6 +79,7 @@ def choices(settings: Settings) -> Choices:
     """Return what users decide about verdicts."""
     return Choices(
         on_conflict=settings.on_conflict,
+        on_failure_store=settings.on_failure_store,
         on_index_missing=settings.on_index_missing,
         on_index_blocked=settings.on_index_blocked,
         on_unroutable=settings.on_unroutable,

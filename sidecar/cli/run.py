@@ -51,7 +51,7 @@ _TOLD_SETTINGS = (
     "hold_max",
     "shutdown_timeout",
 )
-_TOLD_OF_INDEXING = ("index", "action", "id", "on_conflict", "on_index_missing", "on_index_blocked")
+_TOLD_OF_INDEXING = ("index", "action", "id", "on_conflict", "on_index_missing", "on_index_blocked", "on_failure_store")
 _TOLD_OF_FORWARDING = ("sink", "sink_exchange", "sink_routing_key", "sink_envelope", "on_unroutable")
 
 

@@ -40,7 +40,8 @@ class Result(NamedTuple):
         status: as of HTTP; 0 when the item has none.
         error_type: empty on success.
         reason: with that of ``caused_by``; it may quote the document.
-        failure_store: the document went to the data stream's failure store.
+        failure_store: the document went to the data stream's failure store, not into the data stream. (Other values of
+            Elasticsearch's field are about documents that it stored nowhere: ``not_enabled``, ``failed``.)
     """
 
     status: int

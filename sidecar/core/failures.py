@@ -18,7 +18,7 @@ class Kind(NamedTuple):
     """What failures have in common.
 
     Attributes:
-        verdict: what became of the messages: ``dead_letter``, ``delay`` or ``discard``.
+        verdict: what became of the messages: ``dead_letter``, ``delay``, ``discard`` or ``ack``.
         reason: as in the header ``sidecar-reason``.
         error_type: Elasticsearch's; empty where it was never asked.
     """

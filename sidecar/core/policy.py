@@ -29,11 +29,14 @@ class Verdict(enum.Enum):
     """No queue takes it now, and one may later: as configured."""
     CONFLICT = enum.auto()
     """Another version is stored: an ack where that may be our own doing, otherwise as configured."""
+    FAILURE_STORE = enum.auto()
+    """The data stream's failure store took it, not the data stream: as configured."""
     DEAD_LETTER = enum.auto()
 
 
 OUTCOMES = {
     Verdict.ACK: "noop",
+    Verdict.FAILURE_STORE: "failure_store",
     Verdict.CONFLICT: "conflict",
     Verdict.THROTTLED: "too_many",
     Verdict.BLOCKED: "failed_client",
@@ -109,6 +112,9 @@ PUBLISH_RULES = (
 _RULES = PUBLISH_RULES + ITEM_RULES
 _NOT_FOUND = 404
 _DELETE_OF_NOTHING = _rule("404", "", "delete", _ACK, why="there is nothing to delete")
+_IN_FAILURE_STORE = _rule(
+    "200 201", "", "", Verdict.FAILURE_STORE, "failure-store", "the failure store of the data stream took it"
+)
 _OTHERWISE = _rule("", "", "", _DEAD, "rejected", "an answer that the table doesn't know")
 
 
@@ -116,6 +122,8 @@ def judge(result: Result, action: str) -> Rule:
     """Return the rule for one item's result."""
     if result.status == _NOT_FOUND and not result.error_type and action == "delete":
         return _DELETE_OF_NOTHING
+    if result.failure_store and result.status in _IN_FAILURE_STORE.statuses:
+        return _IN_FAILURE_STORE
     for rule in _RULES:
         if (
             result.status in rule.statuses
@@ -148,6 +156,7 @@ class Choices:
     on_index_missing: Literal["dead-letter", "delay", "hold"] = "dead-letter"
     on_index_blocked: Literal["dead-letter", "delay", "hold"] = "delay"
     on_unroutable: Literal["dead-letter", "delay", "hold"] = "hold"
+    on_failure_store: Literal["ack", "dead-letter"] = "ack"
 
 
 _CHOSEN = {"ack": Fate.STORED, "dead-letter": Fate.DEAD_LETTER, "delay": Fate.DELAY, "hold": Fate.AGAIN}
@@ -177,6 +186,8 @@ def decide(rule: Rule, choices: Choices, *, own_doing: bool, may_try: bool, may_
         return _CHOSEN[choices.on_index_blocked]
     if verdict is Verdict.UNROUTABLE:
         return Fate.WAIT if choices.on_unroutable == "hold" else _CHOSEN[choices.on_unroutable]
+    if verdict is Verdict.FAILURE_STORE:
+        return _CHOSEN[choices.on_failure_store]
     if verdict is Verdict.COUNTED:
         return Fate.AGAIN if may_try else Fate.DELAY if may_go_round else Fate.DEAD_LETTER
     return _ALWAYS[verdict]

@@ -147,7 +147,7 @@ async def _look(node: _Node, recipe: Recipe, templates: Sequence[Template]) -> l
         if templates:
             findings += await _cluster_privileges(node)
             findings += await _uninstallable(node, templates)
-        for look in (_privileges, _place, _pipeline):
+        for look in (_privileges, _place, _failure_store, _pipeline):
             findings += await look(node, recipe, target)
     except (TransportError, ValueError) as error:
         text = sentence(error) if isinstance(error, TransportError) else str(error)
@@ -506,6 +506,61 @@ async def _index(node: _Node, target: _Target) -> list[Finding]:
         return [Finding("problem", target.where, what, "make room on the disk; the block goes by itself then")]
     mend = f"take the block off: PUT /{target.name}/_settings"
     return [Finding("problem", target.where, f"it has index.blocks.{block}: {consequence}", mend) for block in blocks]
+
+
+# The failure store ---------------------------------------------------------------------------------------------------
+
+
+async def _failure_store(node: _Node, _recipe: Recipe, target: _Target) -> list[Finding]:
+    """Note a failure store: what it takes is answered like a success."""
+    if target.kind not in {"data stream", "missing", None} or not await _has_failure_store(node, target):
+        return []
+    what = (
+        "it has a failure store: documents that the data stream refuses are stored there, with status 201, and no "
+        "search of the data stream finds them"
+    )
+    mend = "nothing needs to be done: they are acked and told, or dead letters as well (SIDECAR_ON_FAILURE_STORE)"
+    return [Finding("note", f"data stream {target.name!r}", what, mend)]
+
+
+async def _has_failure_store(node: _Node, target: _Target) -> bool:
+    """Return whether a data stream has a failure store, or would have one; false if that can't be seen."""
+    if target.kind == "data stream":
+        reply = await node.ask("GET", f"/_data_stream/{_quoted(target.name)}")
+        for entry in reply.content.get("data_streams", []):
+            enabled = _at(entry, "failure_store", "enabled")
+            if isinstance(enabled, bool):
+                return enabled
+    found = target.template()
+    if found is None or "data_stream" not in found[1]:
+        return False
+    enabled = await _failure_store_option(node, found[1])
+    return enabled if enabled is not None else await _has_one_by_default(node, target.name)
+
+
+async def _failure_store_option(node: _Node, template: dict[str, Any]) -> bool | None:
+    """Return what a template says of the failure store: by itself, or by the last component that says something."""
+    path = ("template", "data_stream_options", "failure_store", "enabled")
+    enabled = _at(template, *path)
+    for name in reversed(template.get("composed_of", [])):
+        if isinstance(enabled, bool):
+            break
+        reply = await node.ask("GET", f"/_component_template/{_quoted(name)}")
+        for entry in reply.content.get("component_templates", []):
+            enabled = _at(entry, "component_template", *path)
+    return enabled if isinstance(enabled, bool) else None
+
+
+async def _has_one_by_default(node: _Node, name: str) -> bool:
+    """Return whether the cluster gives data streams of this name one; since 9.2 it does so for ``logs-*-*``."""
+    path = "/_cluster/settings?include_defaults=true&filter_path=*.data_streams.failure_store.enabled"
+    reply = await node.ask("GET", path)
+    for level in ("transient", "persistent", "defaults"):
+        patterns = _at(reply.content, level, "data_streams", "failure_store", "enabled")
+        if patterns is not None:
+            listed = patterns if isinstance(patterns, list) else str(patterns).split(",")
+            return any(fnmatchcase(name.replace("*", "x"), str(pattern).strip()) for pattern in listed)
+    return False
 
 
 # The pipeline --------------------------------------------------------------------------------------------------------

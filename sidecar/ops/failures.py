@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sidecar.core.message import Message
 
 _EVENTS = {"delay": "items.delayed"}
+_EVENTS_OF_REASONS = {"failure-store": "items.in_failure_store"}
 
 
 class FailureLog:
@@ -98,7 +99,7 @@ class FailureLog:
         for line in lines:
             more = {"over_seconds": line.over_seconds} if line.over_seconds else {}
             self._log.warning(
-                _EVENTS.get(line.kind.verdict, "items.rejected"),
+                _EVENTS_OF_REASONS.get(line.kind.reason) or _EVENTS.get(line.kind.verdict, "items.rejected"),
                 reason=line.kind.reason,
                 error_type=line.kind.error_type,
                 count=line.count,

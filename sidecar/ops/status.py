@@ -90,6 +90,7 @@ class Status:
             "account": account.summary(),
             "by_queue": _by_queue(account),
             "documents": _nested(account.documents),
+            "in_failure_stores": account.outcomes().get("failure_store", 0),
             "batches": {
                 trigger: {"batches": count, "messages": account.batched[trigger]}
                 for trigger, count in account.batches.items()

@@ -71,6 +71,6 @@ def test_the_table_of_log_events_is_that_of_the_code() -> None:
     for path in Path(sidecar.__file__).parent.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         logged.update(re.findall(r'log\.(?:debug|info|warning|error|exception)\(\s*"([a-z_.]+)"', text))
-        logged.update(re.findall(r'"((?:items|elasticsearch|sink|handler)\.[a-z]+)"', text))
+        logged.update(re.findall(r'"((?:items|elasticsearch|sink|handler)\.[a-z_]+)"', text))
     told = set(re.findall(r"`([a-z_]+\.[a-z_]+)`", between("events")))
     assert told == logged

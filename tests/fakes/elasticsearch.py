@@ -206,6 +206,8 @@ class Elasticsearch:
         trouble: looked at when a request arrives: what happens to it, or None.
         looks_see_trouble: looks at the server itself meet the trouble as well; otherwise it seems to be well.
         reject: says of a document what is wrong with it, or None; `must_be_number` for instance.
+        has_failure_store: all targets are data streams, whose failure stores take what they reject.
+        failure_store: the documents in there.
         item_fault: likewise of an item, by its index (missing, blocked, forbidden, …).
         poison: of a source that spoils its whole request.
         documents: what is stored, by index and id.
@@ -234,6 +236,8 @@ class Elasticsearch:
         max_content_bytes: int = _MAX_CONTENT_BYTES,
     ) -> None:
         self.trouble: Callable[[Request], Trouble | Refusal | None] = lambda _: None
+        self.has_failure_store = False
+        self.failure_store: list[bytes] = []
         self.reject: Callable[[dict[str, object], str | None], Failure | None] = lambda _document, _id: None
         self.item_fault: Callable[[Item], Failure | None] = lambda _: None
         self.poison: Callable[[bytes], bool] = lambda _: False
@@ -467,6 +471,9 @@ class Elasticsearch:
         if item.action == "update":
             return self._update(request, item, parsed)
         wrong = self.reject(parsed, item.document_id)
+        if wrong is not None and self.has_failure_store:
+            self.failure_store.append(item.source)
+            return InFailureStore(201)
         if wrong is not None:
             return wrong
         if item.document_id is None:
@@ -598,12 +605,17 @@ def _refusal(refusal: Refusal) -> Answer:
     return Answer(refusal.status, body, refusal.retry_after_seconds)
 
 
+class InFailureStore(int):
+    """The status of a document that a data stream refused, and that its failure store took."""
+
+
 def render(results: list[tuple[str, int | Failure]]) -> bytes:
     """Return an answer as the product's ``filter_path`` leaves it."""
     items: list[dict[str, dict[str, object]]] = []
     for action, result in results:
         if isinstance(result, int):
-            items.append({action: {"status": result}})
+            used: dict[str, object] = {"failure_store": "used"} if isinstance(result, InFailureStore) else {}
+            items.append({action: {"status": result, **used}})
             continue
         error: dict[str, object] = {"type": result.error_type, "reason": result.reason}
         if result.caused_by:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from sidecar.core.account import SETTLED
+from sidecar.core.policy import OUTCOMES
 from sidecar.ops.metrics import REQUEST_OUTCOMES, TRIGGERS, Metrics
 from tests.builders import state
 from tests.docs.settings_table import README
@@ -21,7 +22,7 @@ OF_PROMETHEUS = {"instance", "job"}
 VALUES = {
     "verdict": set(SETTLED),
     "trigger": set(TRIGGERS),
-    "outcome": {*REQUEST_OUTCOMES, "success", "noop", "conflict", "failed_client", "failed_server", "too_many"},
+    "outcome": {*REQUEST_OUTCOMES, "success", *OUTCOMES.values()},
     "reason": {"throttled", "failed", "unanswered", "delayed", "too_large", "refused"},
 }
 _NAME = re.compile(r"\b((?:sidecar|process)_[a-z_]+)\b(?:\{([^}]*)\})?")

@@ -218,6 +218,17 @@ def test_what_is_done_depends_on_the_settings(
     assert as_json(explained(b"{}", *arguments, **settings))["verdict"]["fate"] == fate.name.lower()
 
 
+@pytest.mark.parametrize(
+    ("choice", "fate", "done"), [("ack", "stored", "acked"), ("dead-letter", "dead_letter", "failure-store")]
+)
+def test_what_a_failure_store_took_can_be_asked_for(explained: Explained, choice: str, fate: str, done: str) -> None:
+    """Elasticsearch answers 201 then, so a status alone doesn't say it."""
+    told = as_json(explained(b"{}", "--failure-store", "--format", "json", ON_FAILURE_STORE=choice))["verdict"]
+    assert (told["status"], told["rule"], told["fate"]) == (201, "failure_store", fate)
+    assert done in told["done"]
+    assert explained(b"{}", "--failure-store", "--status", "400").exit_code == 2
+
+
 def test_what_follows_the_last_attempt_is_told(explained: Explained) -> None:
     """Only where attempts count."""
     failed = as_json(explained(b"{}", "--status=500", "--format=json"))["verdict"]

@@ -62,6 +62,21 @@ def test_result_of_an_item(
         assert rule.why
 
 
+@pytest.mark.parametrize(("choice", "fate"), [("ack", Fate.STORED), ("dead-letter", Fate.DEAD_LETTER)])
+def test_what_a_failure_store_took_is_as_configured(choice: str, fate: Fate) -> None:
+    """Elasticsearch says 201, but the data stream doesn't have it."""
+    rule = judge(Result(201, failure_store=True), "create")
+    assert (rule.verdict, rule.reason) == (Verdict.FAILURE_STORE, "failure-store")
+    choices = Choices(on_failure_store=choice)  # type: ignore[arg-type] # one of them
+    assert decide(rule, choices, own_doing=False, may_try=True, may_go_round=True) is fate
+
+
+def test_a_failure_that_no_failure_store_took_is_judged_by_its_status() -> None:
+    """It may be told with a failure all the same: the failure store is full, or there is none."""
+    failed = Result(400, "document_parsing_exception", failure_store=True)
+    assert judge(failed, "create").verdict is Verdict.DEAD_LETTER
+
+
 @pytest.mark.parametrize("status", [100, 301, 402, 404, 405, 410, 418, 451, 0])
 def test_a_result_that_nobody_knows_is_the_messages_end_but_not_its_loss(status: int) -> None:
     """It can't be retried for ever, nor counted as stored: a dead letter, where somebody sees it."""
