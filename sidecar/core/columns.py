@@ -16,7 +16,7 @@ import orjson
 
 from sidecar.core import exact_json, properties
 from sidecar.core.content import is_plain
-from sidecar.core.document import RefusedError, metadata_name
+from sidecar.core.document import METADATA, RefusedError, metadata_name
 from sidecar.core.properties import LONG_STRING, STRING_OVERHEAD, header_column, short_column
 from sidecar.core.template import (
     IS_ENCODED,
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     Read = Callable[["Chunk"], Values]
     Column = Callable[["Chunk"], list[bytes]]
 
-_METADATA = b'"_'
-"""How the names begin that Elasticsearch keeps for itself."""
 LOOKING_BACK = frozenset({"now", "exchange", "routing_key"})
 """Fields that a copy from the delay queue answers as at its first delivery."""
 
@@ -174,16 +172,14 @@ def _header_reader(name: bytes) -> Read:
 
 
 def _body_reader(path: list[str]) -> Read:
-    loads, find = orjson.loads, exact_json.find
+    loads, find, has_no_metadata = orjson.loads, exact_json.find, METADATA.isdisjoint
 
     def read(chunk: Chunk) -> Values:
         values: Values = []
         add = values.append
-        bodies = [message.body for message in chunk.messages]
-        may_be_refused = any(map(contains, bodies, repeat(_METADATA)))
-        for body in bodies:
+        for message in chunk.messages:
             try:
-                content = value = loads(body)
+                content = value = loads(message.body)
                 for step in path:
                     value = value[step]
             except orjson.JSONDecodeError as error:  # there are bodies that only a slower look can read
@@ -194,7 +190,7 @@ def _body_reader(path: list[str]) -> Read:
             if value is None:
                 value = find(content, path)
             kind = type(value)
-            if may_be_refused and metadata_name(content):
+            if type(content) is dict and not has_no_metadata(content):
                 add(TypeError())
             elif kind is str:
                 add(value.encode())

@@ -286,7 +286,7 @@ def test_partial_documents_with_half_a_pair_are_merged() -> None:
 
 
 @pytest.mark.parametrize("singly", [False, True])
-@pytest.mark.parametrize("name", ["_id", "_index", "_routing", "_source", "_version", "_id.x"])
+@pytest.mark.parametrize("name", ["_id", "_index", "_routing", "_source", "_version"])
 def test_a_document_with_a_name_of_elasticsearchs_is_refused_before_the_request(name: str, singly: bool) -> None:
     """If it was looked into: every such document would come back as an error."""
     body = json.dumps({"k": "7", name: "8"}).encode()
