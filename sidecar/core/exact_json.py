@@ -28,7 +28,9 @@ MAX_DEPTH = 1000
 
 _PLACE = re.compile("[0-9]{1,9}")
 _SPACE = re.compile(r"[ \t\r\n]*")
-_STRING_OR_COMMENT = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|/\*.*?\*/|//[^\r\n]*', re.DOTALL)
+_STRING_OR_COMMENT = re.compile(r'"(?>[^"\\]*(?:\\.[^"\\]*)*)"?|/\*.*?(?:\*/|\Z)|//[^\r\n]*', re.DOTALL)
+"""One without its end goes on to the end of the text: looking for an end at each beginning would take for ever."""
+_SHORTEST_COMMENT = len("/**/")
 _ALL_ONE_DIGIT = bytes.maketrans(b"123456789E", b"000000000e")
 _ROUNDED_FROM_DIGITS = b"0" * 19
 _STARTS_OF_NEGATIVE_ZERO = (b":-0", b",-0", b"[-0", b" -0", b"\n-0", b"\t-0")
@@ -180,7 +182,8 @@ def without_comments(text: str) -> str:
 
 def _blank(match: re.Match[str]) -> str:
     found = match.group()
-    return found if found[0] == '"' else " " * len(found)
+    has_no_end = found[:2] == "/*" and (found[-2:] != "*/" or len(found) < _SHORTEST_COMMENT)
+    return found if found[0] == '"' or has_no_end else " " * len(found)
 
 
 def value(text: str, at: int) -> tuple[object, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+import time
 from decimal import Decimal
 from typing import Any
 
@@ -37,7 +38,7 @@ REFUSED = [
     b"", b" ", b"{", b'{"a":NaN}', b'{"a":Infinity}', b'{"a":-Infinity}', b'{"a":01}', b"{'a':1}", b"{a:1}",
     b'{"a":1,}',
     b'{"a":"\x01"}', b'{"a":"\xff"}', b'{"a":"\xed\xa0\x80"}', b'{"a":1}x', b'{"a":1}#', b'{"a":1}{}', b'{"a":"\\x"}',
-    b'{"a":1//}', b'{"a":1}/*}', b"\xef\xbb\xbf\xef\xbb\xbf{}", '{"a":1}'.encode("utf-16"),
+    b'{"a":1//}', b'{"a":1}/*}', b'{"a":1}/*/', b"\xef\xbb\xbf\xef\xbb\xbf{}", '{"a":1}'.encode("utf-16"),
     '{"a":1}'.encode("utf-16-le"),
     b"[" * 100_000, b"[" * 5_000 + b"]" * 5_000, b'{"a":%s}' % (b"9" * 5_000),
 ]  # fmt: skip
@@ -74,6 +75,27 @@ def test_it_goes_as_deep_wherever_it_is_called_from() -> None:
 
     assert write(down(300)) == body
     assert sys.getrecursionlimit() == limit
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"//":"' + b'\\"' * 300_000 + b"}",
+        b"{" + b"/*" * 300_000 + b"}",
+        b'{"a":' + b"/*/" * 200_000,
+        b"{" + b"//" * 300_000 + b"}",
+        b'{"//":' + b'"\\' * 300_000 + b"}",
+        b"{" + b"/**/" * 150_000 + b'"a":x}',
+        b"[" * 600_000 + b"//",
+    ],
+    ids=range(7),
+)
+def test_no_body_takes_for_ever(body: bytes) -> None:
+    """Time grows with the size of a body, not with its square: nobody can stop everything by one message."""
+    began = time.process_time()
+    with pytest.raises(JsonError):
+        read(body)
+    assert time.process_time() - began < 5.0  # with the square it was minutes
 
 
 def test_what_is_strict_has_no_comments() -> None:
@@ -137,7 +159,12 @@ def test_a_round_trip_changes_nothing(value: object) -> None:
     assert write(read_exactly(write(found))) == write(found)
 
 
-numbers = st.from_regex(r"-?(0|[1-9][0-9]{0,40})(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?", fullmatch=True)
+numbers = st.builds(
+    "{}{}{}".format,
+    st.integers(-(10**40), 10**40) | st.just("-0"),
+    st.sampled_from(["", ".0", ".50", ".5", ".1234567890123456789012345678901234567890"]),
+    st.sampled_from(["", "e2", "E+10", "e-300", "e999"]),
+)
 
 
 @given(st.lists(numbers, min_size=1), st.text("-.0eE1x :,[", max_size=5))
