@@ -10,10 +10,10 @@ import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.core import bulk
-from sidecar.core.copies import Letter, delay_seconds, may_go_round, own_doing, rounds
+from sidecar.core.copies import Letter, delay_seconds, may_go_round, milliseconds, own_doing, rounds
 from sidecar.core.guard import kind_of
 from sidecar.core.pacing import backoff_seconds
-from sidecar.core.policy import OUTCOMES, Course, Fate, Rule, Verdict, decide, judge, judge_request
+from sidecar.core.policy import OUTCOMES, Course, Fate, Rule, Verdict, decide, decide_undelayed, judge, judge_request
 from sidecar.core.properties import published_at
 from sidecar.core.suspects import Suspects
 
@@ -29,6 +29,7 @@ OK = 200
 BLOCKED_GUARD = 1000  # messages in a row that no target takes, before everything waits
 _THROTTLED_LOG_SECONDS = 10.0
 _IN_PLACE = frozenset({Fate.AGAIN, Fate.WAIT})
+_OF_A_TARGET = frozenset({Verdict.UNROUTABLE, Verdict.BLOCKED, Verdict.MISSING})
 
 
 class _Fates(NamedTuple):
@@ -64,7 +65,7 @@ class Concluding:
         self._guard = place.guard
         # Where all messages have one target and that is blocked, everything waits; where they have several, the others'
         # messages may just be rare.
-        one_target = plan.recipe.path_index is not None
+        self._one_target = one_target = plan.recipe.path_index is not None
         self._blocked_guard = BLOCKED_GUARD if one_target else 0
         # Those that wait in place take up the prefetch: when it is all theirs, no others come any more.
         self._waiting_guard = 1 if one_target else plan.prefetch
@@ -200,7 +201,7 @@ class Concluding:
 
     def _wait(self, batch: Batch, fates: _Fates, results: list[Result], *, probe: bool) -> None:
         """Hold until the target of what waits in place takes it: nothing else comes before that."""
-        example = next(result for result in results if judge(result, "").verdict is Verdict.UNROUTABLE)
+        example = next(result for result in results if judge(result, "").verdict in _OF_A_TARGET)
         self._hold(example.error_type, example.reason, probe=probe)
         again = batch.again(list(fates.waiting))
         again.ready_at = 0.0
@@ -267,6 +268,13 @@ class Concluding:
         )
         if fate is Fate.DELAY and not travels:
             fate = Fate.AGAIN
+        elif fate is Fate.DELAY and self._settling.copying.delays_refused(
+            message.ledger.queue, self._delay_milliseconds(message, rule)
+        ):
+            room = self._settling.waiting_room
+            fate = decide_undelayed(
+                rule, plan.choices, one_target=self._one_target, has_room=lambda: room.admit(message)
+            )
         if fate not in _IN_PLACE or rule.verdict is Verdict.COUNTED:  # to wait for a target counts for nothing later
             message.attempts = attempts
         return fate
@@ -281,11 +289,16 @@ class Concluding:
 
     def _round(self, message: Message, result: Result, rule: Rule) -> Letter:
         """Return the delayed copy of a message: a failure's rounds are counted, waiting for a target is not."""
-        counted = rule.verdict is Verdict.COUNTED
-        first_seconds = self._plan.delayed_retry_delay_seconds
-        seconds = delay_seconds(message, first_seconds, counted=counted, now=self._wall_clock())
         letter = self._letter(message, result, rule)
-        return letter._replace(delay_milliseconds=max(1, int(1000 * seconds)), rounds=rounds(message) + counted)
+        return letter._replace(
+            delay_milliseconds=self._delay_milliseconds(message, rule),
+            rounds=rounds(message) + (rule.verdict is Verdict.COUNTED),
+        )
+
+    def _delay_milliseconds(self, message: Message, rule: Rule) -> int:
+        first_seconds = self._plan.delayed_retry_delay_seconds
+        counted = rule.verdict is Verdict.COUNTED
+        return milliseconds(delay_seconds(message, first_seconds, counted=counted, now=self._wall_clock()))
 
     def _may_try_again(self, message: Message) -> bool:
         message.attempts += 1

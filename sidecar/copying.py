@@ -1,19 +1,21 @@
 """Copies for the dead-letter and delay queues: published, confirmed, and only then is the original acked.
 
-A route that takes no copies is a hold of its own: the originals stay, one copy at growing intervals finds out whether
-the route is mended, and everything else goes on.
+Each destination has a fate of its own. One that refuses its copies is tried at growing intervals, while the copies for
+the others are published. Dead letters wait until their destination takes them, and one of them tries it. What a delay
+queue refuses goes back to the pipeline, which retries it in place: the delay queue is tried without a message at stake.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from sidecar.core.copies import copy_properties, dead_letter_headers, delay_headers
 from sidecar.core.frames import properties_limit
 from sidecar.core.pacing import backoff_seconds
 from sidecar.errors import BrokerError
-from sidecar.ports import Copy
+from sidecar.ports import Copy, Undeclared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,13 +28,26 @@ if TYPE_CHECKING:
     from sidecar.ports import BrokerSession
 
 _AT_ONCE = 500
+_DECLARE_IT = (
+    "create this queue beforehand (docs/deployment.md lists the delay queues and their arguments), give the user the "
+    "configure permission for it, or raise the virtual host's max-queues"
+)
+_MAKE_ROOM = "see that the queue has room (x-max-length, a policy) and a leader, and that the user may write to it"
 
 
 class Settler(Protocol):
     """What the copies' originals are settled by: the pipeline."""
 
-    def acknowledge(self, messages: list[Message], verdict: Settled) -> None:
-        """Ack messages, and count them as `verdict`."""
+    def copied(self, messages: list[Message], verdict: Settled) -> None:
+        """Ack messages whose copies were confirmed, and count them as `verdict`."""
+        ...
+
+    def drop(self, messages: Iterable[Message]) -> None:
+        """Forget messages whose epoch is over."""
+        ...
+
+    def retry_undelayed(self, letters: list[Letter]) -> None:
+        """Retry in place what no delay queue takes."""
         ...
 
     def target(self, message: Message) -> tuple[str, str, bytes]:
@@ -63,6 +78,52 @@ class Route:
         self.delay_max_seconds = delay_max_seconds
 
 
+class Destination:
+    """An exchange and a routing key that copies are published with, and what waits for it.
+
+    Args:
+        exchange: empty for the default exchange.
+        routing_key: there.
+        delay: for a delay queue: the queue that messages come back to, and after how many milliseconds.
+
+    Attributes:
+        letters: what waits to be published.
+        tries: how often in a row it took nothing; while there are any, one copy at a time tries it.
+        ready_at: not to be tried before, in seconds of the loop's clock.
+        refusal: why it takes nothing, or None.
+        on_trial: (a delay queue) it refused the last copy, and the next one may be taken: it is there, at least.
+    """
+
+    def __init__(self, exchange: bytes, routing_key: bytes, delay: tuple[str, int] | None) -> None:
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.delay = delay
+        self.letters: deque[Letter] = deque()
+        self.tries = 0
+        self.ready_at = 0.0
+        self.refusal: str | None = None
+        self.on_trial = False
+
+    @property
+    def due_at(self) -> float | None:
+        """When something is to be done here, in seconds of the loop's clock; None: nothing."""
+        if self.letters:
+            return 0.0 if self.on_trial else self.ready_at
+        return self.ready_at if self.delay is not None and self.refusal is not None else None
+
+    @property
+    def told(self) -> str:
+        """Why it takes nothing and, for a delay queue, what to do, in a sentence."""
+        if self.delay is None:
+            return self.refusal or ""
+        return f"{self.routing_key.decode(errors='replace')}: {self.refusal}; {self.fix}"
+
+    @property
+    def fix(self) -> str:
+        """What makes a delay queue take messages again."""
+        return _DECLARE_IT if isinstance(self.refusal, Undeclared) else _MAKE_ROOM
+
+
 class Copying:
     """Publishes copies of messages and settles their originals.
 
@@ -73,29 +134,37 @@ class Copying:
         wall_clock: seconds since 1970.
 
     Attributes:
-        held: why the route takes nothing, or None.
+        held: why dead letters are not taken, or None.
+        delays_held: why messages are not delayed, or None.
     """
 
     def __init__(
         self, route: Route, settler: Settler, log: FilteringBoundLogger, wall_clock: Callable[[], float]
     ) -> None:
         self.held: str | None = None
+        self.delays_held: str | None = None
         self._route = route
         self._settler = settler
         self._log = log
         self._wall_clock = wall_clock
         self._session: BrokerSession | None = None
-        self._letters: list[Letter] = []
+        self._destinations: dict[tuple[bytes, bytes], Destination] = {}
+        self._blocked_by: str | None = None  # an alarm
         self._on_their_way = 0
         self._copies = 0
         self._wake = asyncio.Event()
-        self._nothing_moves = asyncio.Event()  # no copy waits or is on its way, or the route takes none
+        self._nothing_moves = asyncio.Event()  # no copy is on its way or may leave now
         self._nothing_moves.set()
 
     @property
     def idle(self) -> bool:
         """Whether no copy waits or is on its way."""
-        return not (self._letters or self._on_their_way)
+        return not (self._on_their_way or any(one.letters for one in self._destinations.values()))
+
+    @property
+    def moving(self) -> bool:
+        """Whether copies are on their way, or may leave now."""
+        return not self._nothing_moves.is_set()
 
     @property
     def on_their_way(self) -> bool:
@@ -106,90 +175,249 @@ class Copying:
         """Publish by `session` from now on."""
         self._session = session
         session.on_blocked = self._blocked
+        for one in self._destinations.values():
+            if one.refusal is not None:
+                one.on_trial, one.ready_at = False, 0.0  # another broker perhaps, or the reason why it was restarted
+        self._wake.set()
 
     def detach(self) -> None:
         """Note that the session was lost."""
-        self._session = None
-        self.held = None
+        self._session = self._blocked_by = None
+        for one in self._destinations.values():
+            if one.delay is None:
+                one.refusal = None
+        self._look()
 
-    def forget_closed(self) -> None:
-        """Forget letters whose originals the broker has again."""
-        self._letters = [letter for letter in self._letters if not letter.message.ledger.closed]
+    def forget_closed(self) -> list[Message]:
+        """Forget letters whose originals the broker has again; return these."""
+        gone: list[Message] = []
+        for one in self._destinations.values():
+            gone += [letter.message for letter in one.letters if letter.message.ledger.closed]
+            one.letters = deque(letter for letter in one.letters if not letter.message.ledger.closed)
+        self._look()
+        return gone
 
     def add(self, letters: Iterable[Letter]) -> None:
-        """Have copies published, in order."""
-        self._letters += [letter for letter in letters if not letter.message.ledger.closed]
-        self._nothing_moves.clear()
+        """Have copies published, in order; what is for a delay queue that refuses messages is retried in place."""
+        undelayed: list[Letter] = []
+        gone: list[Message] = []
+        for letter in letters:
+            one = self._destination(letter)
+            if letter.message.ledger.closed:
+                gone.append(letter.message)
+            elif one.delay is not None and one.refusal is not None and not one.on_trial:
+                undelayed.append(letter)
+            else:
+                one.letters.append(letter)
+        self._look()
         self._wake.set()
+        self._settler.drop(gone)
+        if undelayed:
+            self._settler.retry_undelayed(undelayed)
+
+    def delays_refused(self, queue: str, milliseconds: int) -> bool:
+        """Whether it is known that the delay queue takes no messages now."""
+        one = self._destinations.get((b"", _delay_queue(queue, milliseconds)))
+        return one is not None and one.refusal is not None and not one.on_trial
 
     async def settled(self) -> None:
         """Wait until every copy is confirmed, or it is clear that none will be for now."""
         await self._nothing_moves.wait()
 
+    # Publishing ------------------------------------------------------------------------------------------------------
+
     async def run(self) -> None:
         """Publish until cancelled."""
-        tries = 0
         while True:
-            await self._wake.wait()
-            self._wake.clear()
+            await self._sleep()
             session = self._session
-            count = 1 if tries else _AT_ONCE  # while the route refuses, one copy finds out
-            letters, self._letters = self._letters[:count], self._letters[count:]
-            if session is None or not letters:
-                self._nothing_moves.set()
+            if session is None:
                 continue
-            self._on_their_way = len(letters)
             try:
-                refusals = await session.publish([self._copy(letter, session.frame_max) for letter in letters])
-            except BrokerError as error:
-                # The session is gone. Should the copies be why (RabbitMQ closes the channel over an exchange that isn't
-                # there), the next session must live long enough to settle what is good.
-                tries += 1
-                self._nothing_moves.set()
-                if tries > 1:
-                    self._note(str(error))
-                await self._pause(tries)
-                continue
-            finally:
-                self._on_their_way = 0
-            self._settle(letters, refusals)
-            refusal = next((refusal for refusal in refusals if refusal is not None), None)
-            tries = tries + 1 if refusal is not None else 0
-            self._note(refusal)
-            if tries or not self._letters:
-                self._nothing_moves.set()
-            if tries:
-                await self._pause(tries)
-            if self._letters:
-                self._wake.set()
+                await self._try_delays(session)
+                await self._publish(session)
+            except BrokerError:
+                self._session = None  # whoever holds it learns of that
+            self._forget_idle()
+            self._look()
             self._settler.copying_changed()
+
+    async def _sleep(self) -> None:
+        """Sleep until something is to be done, or something changed."""
+        moments = [one.due_at for one in self._destinations.values()] if self._session is not None else []
+        until = min((moment for moment in moments if moment is not None), default=None)
+        self._wake.clear()
+        try:
+            async with asyncio.timeout_at(until):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    async def _try_delays(self, session: BrokerSession) -> None:
+        """Look for delay queues that refused messages, without a message.
+
+        One that is full, or without a leader, can't be told so from one that isn't: the next message tries it. If none
+        comes before the next pause is over, it counts as one that takes messages.
+
+        Raises:
+            BrokerError: the session was lost.
+        """
+        for one in list(self._destinations.values()):
+            if one.delay is None or one.refusal is None or one.letters or one.ready_at > self._now():
+                continue
+            refusal = await session.find_delay_queue(*one.delay)
+            if refusal is not None:
+                self._refuse(one, refusal)
+            elif one.on_trial or isinstance(one.refusal, Undeclared):
+                self._resume(one)
+            else:
+                one.on_trial = True
+                one.ready_at = self._now() + self._pause(one.tries)
+
+    async def _publish(self, session: BrokerSession) -> None:
+        """Publish what may leave now.
+
+        Raises:
+            BrokerError: the session was lost.
+        """
+        now = self._now()
+        due = [one for one in self._destinations.values() if one.letters and (one.on_trial or one.ready_at <= now)]
+        letters: list[Letter] = []
+        for one in due:
+            count = 1 if one.tries else max(1, _AT_ONCE // len(due))  # while it refuses, one copy finds out
+            letters += [one.letters.popleft() for _ in range(min(count, len(one.letters)))]
+        if not letters:
+            return
+        self._on_their_way = len(letters)
+        self._look()
+        try:
+            refusals = await session.publish([self._copy(letter, session.frame_max) for letter in letters])
+        except BrokerError as error:
+            self._put_back(letters, str(error))
+            raise
+        finally:
+            self._on_their_way = 0
+        self._settle(letters, refusals)
+
+    def _put_back(self, letters: list[Letter], reason: str) -> None:
+        """Keep letters that a lost session left without an answer, as long as their originals are ours.
+
+        Should the copies be why it was lost, the next session must live long enough to settle what is good.
+        """
+        for one in dict.fromkeys(self._destination(letter) for letter in letters):
+            one.tries += 1
+            one.ready_at = self._now() + self._pause(one.tries)
+            if one.tries > 1:
+                self._note(one, reason)
+        for letter in reversed(letters):
+            if _is_open(letter):
+                self._destination(letter).letters.appendleft(letter)
+        self._settler.drop([letter.message for letter in letters if not _is_open(letter)])
 
     def _settle(self, letters: list[Letter], refusals: list[str | None]) -> None:
         # The end may have come while the copies were on their way: then the broker has the originals again.
         ours = [(letter, refusal) for letter, refusal in zip(letters, refusals, strict=True) if _is_open(letter)]
+        self._settler.drop([letter.message for letter in letters if not _is_open(letter)])
+        taken = [letter for letter, refusal in ours if refusal is None]
         for verdict in ("dead_letter", "delay"):
-            taken = [letter.message for letter, refusal in ours if refusal is None and letter.verdict == verdict]
-            if taken:
-                self._settler.acknowledge(taken, verdict)
-        self._letters = [letter for letter, refusal in ours if refusal is not None] + self._letters
+            messages = [letter.message for letter in taken if letter.verdict == verdict]
+            if messages:
+                self._settler.copied(messages, verdict)
+        refused: dict[Destination, list[tuple[Letter, str]]] = {}
+        for letter, refusal in ours:
+            if refusal is not None:
+                refused.setdefault(self._destination(letter), []).append((letter, refusal))
+        for one in dict.fromkeys(map(self._destination, taken)):
+            one.tries = 0
+            if one not in refused:
+                self._resume(one)
+        undelayed: list[Letter] = []
+        for one, some in refused.items():
+            self._refuse(one, some[0][1])
+            letters = [letter for letter, _ in some]
+            if one.delay is None:
+                one.letters.extend(letters)  # at the end: should it be this one's own fault, another tries it
+            else:
+                undelayed += [*letters, *one.letters]
+                one.letters.clear()
+        if undelayed:
+            self._settler.retry_undelayed(undelayed)
 
-    async def _pause(self, tries: int) -> None:
-        await asyncio.sleep(backoff_seconds(tries, 1.0, self._route.delay_min_seconds, self._route.delay_max_seconds))
+    # Destinations ----------------------------------------------------------------------------------------------------
+
+    def _destination(self, letter: Letter) -> Destination:
+        queue, milliseconds = letter.message.ledger.queue, letter.delay_milliseconds
+        if milliseconds:
+            exchange, key = b"", _delay_queue(queue, milliseconds)
+        else:
+            exchange, key = self._route.exchange, (self._route.routing_key or f"{queue}.dead").encode()
+        known = self._destinations.get((exchange, key))
+        if known is None:
+            delay = (queue, milliseconds) if milliseconds else None
+            known = self._destinations[exchange, key] = Destination(exchange, key, delay)
+        return known
+
+    def _forget_idle(self) -> None:
+        """Forget destinations that there is nothing to say about: code of one's own may name very many."""
+        self._destinations = {
+            name: one for name, one in self._destinations.items() if one.letters or one.tries or one.refusal is not None
+        }
+
+    def _refuse(self, one: Destination, reason: str) -> None:
+        one.on_trial = False
+        one.tries += 1
+        one.ready_at = self._now() + self._pause(one.tries)
+        self._note(one, reason)
+
+    def _resume(self, one: Destination) -> None:
+        one.on_trial = False
+        self._note(one, None)
+
+    def _pause(self, tries: int) -> float:
+        return backoff_seconds(tries, 1.0, self._route.delay_min_seconds, self._route.delay_max_seconds)
+
+    def _note(self, one: Destination, refusal: str | None) -> None:
+        """Note why a destination takes nothing, and tell it if that is news."""
+        if refusal == one.refusal:
+            return
+        one.refusal = refusal
+        queue = one.routing_key.decode(errors="replace")
+        if one.delay is None:
+            if refusal is not None:
+                self._log.error("dead_letters.held", reason=refusal, routing_key=queue)
+            else:
+                self._log.info("dead_letters.resumed", routing_key=queue)
+        elif refusal is not None:
+            self._log.error("delays.held", queue=queue, reason=refusal, fix=one.fix)
+        else:
+            self._log.info("delays.resumed", queue=queue)
 
     def _blocked(self, reason: str | None) -> None:
         """Note that RabbitMQ is short of resources: copies wait at its door, and nothing needs to be done."""
-        self._note(f"RabbitMQ takes no messages for now: {reason}" if reason is not None else None)
-
-    def _note(self, refusal: str | None) -> None:
-        if refusal == self.held:
-            return
-        self.held = refusal
-        if refusal is None:
+        if reason is not None:
+            reason = f"RabbitMQ takes no messages for now: {reason}"
+            self._log.error("dead_letters.held", reason=reason)
+        elif self._blocked_by is not None:
             self._log.info("dead_letters.resumed")
+        self._blocked_by = reason
+        self._look()
+        self._settler.copying_changed()
+
+    def _look(self) -> None:
+        """See what is held, and whether anything moves."""
+        dead = (one.told for one in self._destinations.values() if one.delay is None and one.refusal is not None)
+        delays = (one.told for one in self._destinations.values() if one.delay is not None and one.refusal is not None)
+        self.held = self._blocked_by or next(dead, None)
+        self.delays_held = next(delays, None)
+        may_leave = any(one.letters and (not one.tries or one.on_trial) for one in self._destinations.values())
+        if self._session is not None and self._blocked_by is None and (self._on_their_way or may_leave):
+            self._nothing_moves.clear()
         else:
             self._nothing_moves.set()
-            self._log.error("dead_letters.held", reason=refusal)
-        self._settler.copying_changed()
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
 
     def _copy(self, letter: Letter, frame_max: int) -> Copy:
         message = letter.message
@@ -199,16 +427,17 @@ class Copying:
         now = self._wall_clock()
         if letter.delay_milliseconds:
             added = delay_headers(letter, token=token, document_id=document_id, now=now)
-            exchange, routing_key = b"", f"{message.ledger.queue}.delay.{letter.delay_milliseconds}"
         else:
             added = dead_letter_headers(
                 letter, token=token, action=action, index=index, document_id=document_id, failed_at=now
             )
-            exchange = self._route.exchange
-            routing_key = self._route.routing_key or f"{message.ledger.queue}.dead"
         properties = copy_properties(message.properties, added, properties_limit(frame_max))
-        delay = (message.ledger.queue, letter.delay_milliseconds) if letter.delay_milliseconds else None
-        return Copy(exchange, routing_key.encode(), properties, message.body, token, delay)
+        one = self._destination(letter)
+        return Copy(one.exchange, one.routing_key, properties, message.body, token, one.delay)
+
+
+def _delay_queue(queue: str, milliseconds: int) -> bytes:
+    return f"{queue}.delay.{milliseconds}".encode()
 
 
 def _is_open(letter: Letter) -> bool:

@@ -3,6 +3,7 @@
 - `SidecarError`
   - `ConfigError`: the settings are wrong (exit status 2)
   - `BrokerError`: RabbitMQ is away, or refused something
+    - `BrokerRefusedError`: it refused one operation, and the connection lives
     - `WireError`: bytes that are not AMQP 0-9-1
   - `SinkError`: a bulk request went without an answer, so its outcome is unknown
   - `RefusedTemplateError`: Elasticsearch doesn't take a template
@@ -30,6 +31,10 @@ class ConfigError(SidecarError):
 
 class BrokerError(SidecarError):
     """RabbitMQ can't be reached, was lost, or refused something."""
+
+
+class BrokerRefusedError(BrokerError):
+    """RabbitMQ refused one operation (it closed a channel over it); the connection can still be used."""
 
 
 class WireError(BrokerError):

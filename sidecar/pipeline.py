@@ -202,6 +202,7 @@ class Pipeline:
             next_try_seconds=max(0.0, self._next_try() - now),
             breaker="open" if self._admission.held is not None else pacing.breaker,
             copies_held=self._settling.copying.held,
+            delays_held=self._settling.copying.delays_held,
             in_flight=sum(ledger.open for ledger in ledgers),
             in_flight_bytes=sum(ledger.held_bytes for ledger in ledgers),
             bulk_in_flight=len(self._in_flight),
@@ -226,6 +227,8 @@ class Pipeline:
             return Unready("held", self.held)
         if self._settling.copying.held is not None:
             return Unready("dead-letters-held", self._settling.copying.held)
+        if self._settling.copying.delays_held is not None:
+            return Unready("delays-held", self._settling.copying.delays_held)
         if not consuming.begun:
             return Unready("starting", "consuming is about to begin")
         return None
@@ -266,8 +269,7 @@ class Pipeline:
 
     def _forget_closed(self) -> None:
         """Drop what the broker has again, but for what is in flight: that stays in the order until it is answered."""
-        self._settling.copying.forget_closed()
-        self.release(self._batcher.drop_closed() + self._outbox.drop_closed())
+        self.release(self._settling.copying.forget_closed() + self._batcher.drop_closed() + self._outbox.drop_closed())
         for flight in self._in_flight.values():
             self._order.cut(flight.batch.messages)
 
@@ -496,6 +498,20 @@ class Pipeline:
         """Let the next operations on the same documents go."""
         self._batch(self._order.leave(messages))
 
+    def retry(self, messages: list[Message]) -> None:
+        """Send messages once more that are still in the order of their documents."""
+        most = self._plan.batch_max_items
+        for at in range(0, len(messages), most):
+            some = messages[at : at + most]
+            batch = Batch(some, sum(message.bulk_bytes for message in some), self._now())
+            batch.mendable = True
+            self._outbox.put_again(batch)
+        self._wake.set()
+
+    def readmit(self, messages: list[Message]) -> None:
+        """Send messages once more, behind the operations on the same documents that came in the meantime."""
+        self.retry(self._order.enter(messages))
+
     def take_apart(self, message: Message) -> None:
         """Have a message that did what others should do as well go by itself, and the others behind it, one by one."""
         followers = uncover(message)
@@ -561,9 +577,12 @@ class Pipeline:
             return False
         if self.pacing.held is not None or self._session is None:
             return True
-        if self._settling.copying.held is not None:
+        copying = self._settling.copying
+        if copying.moving:
+            return False
+        if not copying.idle:  # their route takes none for now
             return not (self._outbox or self._batcher.open_groups)
-        return not (self._outbox or self._order) and self._settling.copying.idle
+        return not (self._outbox or self._order)
 
     async def _sleep(self, now: float) -> None:
         """Sleep until something happens, or until the clock makes a difference."""

@@ -69,6 +69,12 @@ class Unroutable(str):
     __slots__ = ()
 
 
+class Undeclared(str):
+    """A refusal because the copy's delay queue doesn't exist and can't be created."""
+
+    __slots__ = ()
+
+
 class Outlet(Protocol):
     """Where messages are published to, on a connection of its own.
 
@@ -199,10 +205,23 @@ class BrokerSession(Protocol):
         """Publish mandatory copies and wait for the broker to confirm each.
 
         Returns:
-            For each copy None when it is confirmed, otherwise why the broker didn't take it.
+            For each copy None when it is confirmed, otherwise why the broker didn't take it: `Undeclared` if its delay
+            queue can't be had, `Unroutable` if no queue takes it. A refusal of one says nothing about the others.
 
         Raises:
             BrokerError: the session was lost; what became of the copies is unknown.
+        """
+        ...
+
+    async def find_delay_queue(self, queue: str, milliseconds: int) -> Undeclared | None:
+        """Look for a delay queue and create it if it is missing; return why there is none.
+
+        Args:
+            queue: the queue that messages come back to.
+            milliseconds: how long they wait.
+
+        Raises:
+            BrokerError: the session was lost.
         """
         ...
 

@@ -642,6 +642,11 @@ class Settings(AmqpSettings):
         description="closed, write-blocked or forbidden target: `delay` (round by the delay queue, uncounted, until it "
         "is taken), `dead-letter` or `hold`",
     )
+    on_delay_refused: Literal["wait", "dead-letter"] = Field(
+        "wait",
+        description="if a delay queue can't be created or takes nothing: `wait` (messages whose target is blocked are "
+        "retried in place, up to half of the prefetch, beyond which they are dead-lettered) or `dead-letter`",
+    )
     on_failure_store: Literal["ack", "dead-letter"] = Field(
         "ack",
         description="the failure store of a data stream took a document that the data stream refused: `ack`, or "

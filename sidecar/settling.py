@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import orjson
 
 from sidecar.copying import Copying, Route
+from sidecar.core.waiting import WaitingRoom
 from sidecar.ops.failures import FailureLog
 from sidecar.ports import NACK_PAUSE_SECONDS, NACKS_AT_ONCE
 
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
     from sidecar.plan import Plan
     from sidecar.ports import BrokerSession
 
+WITHHELD_SECONDS = 2.0
+"""So long at most an ack waits for those before it: then it is written singly.
+
+A hole may stay for minutes (a message that waits in place for its target). If the session were lost meanwhile, all that
+is stored behind it would be delivered and stored again.
+"""
 _WITHHELD_SHARE = 0.75  # of the prefetch: beyond it acks are written singly, or the broker would stop delivering
 
 
@@ -38,6 +45,14 @@ class Releaser(Protocol):
 
     def release(self, messages: Iterable[Message]) -> None:
         """Let the next operations on the same documents go."""
+        ...
+
+    def retry(self, messages: list[Message]) -> None:
+        """Send messages once more that are still in the order of their documents."""
+        ...
+
+    def readmit(self, messages: list[Message]) -> None:
+        """Send messages once more, behind the operations on the same documents that came in the meantime."""
         ...
 
     def take_apart(self, message: Message) -> None:
@@ -89,6 +104,8 @@ class Settling:
         self._splits = plan.recipe.has_parts
         self._coalesces = plan.recipe.coalesce != "none"
         self._session: BrokerSession | None = None
+        self._ack_timer: asyncio.TimerHandle | None = None
+        self.waiting_room = WaitingRoom(plan.prefetch // 2, plan.memory_limit_bytes // 2)
 
     def attach(self, session: BrokerSession) -> None:
         """Settle by `session` from now on."""
@@ -101,6 +118,8 @@ class Settling:
         if session is not None:
             for ledger in session.ledgers:
                 self._account.settle(ledger.queue, "stale", ledger.close())
+        self._stop_ack_timer()
+        self.waiting_room.drop_closed()
         self.copying.detach()
 
     def close(self) -> list[tuple[Ledger, list[int]]]:
@@ -113,6 +132,7 @@ class Settling:
             session.settle(ledger, ledger.collect(singly=True))
             outstanding.append((ledger, ledger.open_tags()))
             self._account.settle(ledger.queue, "requeue", ledger.close())
+        self.waiting_room.drop_closed()
         return outstanding
 
     def drop(self, messages: Iterable[Message]) -> None:
@@ -121,6 +141,7 @@ class Settling:
 
     def store(self, messages: list[Message]) -> None:
         """Ack messages: nothing more will be written for them."""
+        self.waiting_room.leave(messages)
         self._releaser.release(messages)
         if self._coalesces:
             covers = [message.cover for message in messages if message.cover is not None]
@@ -133,6 +154,7 @@ class Settling:
     def reject(self, letters: Iterable[Letter]) -> None:
         """Have messages dead-lettered; what follows them on the same documents goes on at once."""
         letters = self._of_their_own(letters)
+        self.waiting_room.leave(letter.message for letter in letters)
         self.failures.note(letters, "discard" if self._plan.on_reject == "discard" else "dead_letter")
         self._releaser.release(letter.message for letter in letters)
         if not self._splits:
@@ -152,15 +174,36 @@ class Settling:
             self._leave_to_broker(ours)
 
     def delay(self, letters: list[Letter]) -> None:
-        """Send messages round by the delay queue; what follows them on the same documents goes on at once."""
+        """Send messages round by the delay queue.
+
+        What follows one on the same document goes on when the delay queue has it: if that refuses it, it is retried in
+        place, and comes first. What follows a document of a message that holds several goes on at once, for the message
+        may hold that as well, and is delayed whole.
+        """
         letters = self._of_their_own(letters)
+        self.waiting_room.leave(letter.message for letter in letters)
         self.failures.note(letters, "delay")
-        self._releaser.release(letter.message for letter in letters)
         self._account.retries["delayed"] += len(letters)
         if not self._splits:
             self.copying.add(letters)
             return
+        self._releaser.release(letter.message for letter in letters)
         self._conclude([parts for letter in letters if (parts := letter.message.parts) and parts.delayed(letter)])
+
+    def copied(self, messages: list[Message], verdict: Settled) -> None:
+        """Ack messages whose copies were confirmed; what follows the delayed ones on the same documents goes on."""
+        if verdict == "delay":
+            self._releaser.release(messages)
+        self.acknowledge(messages, verdict)
+
+    def retry_undelayed(self, letters: list[Letter]) -> None:
+        """Retry in place what no delay queue takes: what comes of it then is decided with that in mind."""
+        whole = [letter.message for letter in letters if letter.parts is None]
+        parts = [part for letter in letters if letter.parts is not None for part in letter.parts.reopen()]
+        for message in (*whole, *parts):
+            message.attempts = max(0, message.attempts - 1)  # without the one that it was delayed for
+        self._releaser.retry(whole)
+        self._releaser.readmit(parts)
 
     def _conclude(self, decided: list[Parts]) -> None:
         """Settle messages all of whose documents are decided."""
@@ -211,6 +254,7 @@ class Settling:
         A few at a time, each of which is open until its nack is written: one ack of all up to a later message would
         take it along otherwise. Cut off in the middle, the rest is open still.
         """
+        self.waiting_room.leave(messages)
         self._releaser.release(messages)
         session = self._session
         for ledger in session.ledgers if session is not None else ():
@@ -249,6 +293,21 @@ class Settling:
             settlements += ledger.collect(singly=True)
         if settlements:
             session.settle(ledger, settlements)
+        if ledger.withheld and self._ack_timer is None:
+            self._ack_timer = asyncio.get_running_loop().call_later(WITHHELD_SECONDS, self._write_withheld)
+
+    def _write_withheld(self) -> None:
+        """Write the acks that wait behind a hole, whatever it is: one of them has waited for long."""
+        self._ack_timer = None
+        session = self._session
+        for ledger in session.ledgers if session is not None else ():
+            if session is not None and ledger.withheld:
+                session.settle(ledger, ledger.collect(singly=True))
+
+    def _stop_ack_timer(self) -> None:
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+            self._ack_timer = None
 
     def copying_changed(self) -> None:
         """Take notice of copies that were confirmed, or of a route that takes none."""

@@ -169,6 +169,7 @@ def state(account: Account, **values: object) -> State:
         next_try_seconds=0.0,
         breaker="closed",
         copies_held=None,
+        delays_held=None,
         in_flight=0,
         in_flight_bytes=0,
         bulk_in_flight=0,

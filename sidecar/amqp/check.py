@@ -29,7 +29,7 @@ from aiormq.exceptions import (
 from yarl import URL
 
 from sidecar.amqp.rights import lacking, lacking_to_publish
-from sidecar.amqp.topology import quorum_arguments, work_arguments
+from sidecar.amqp.topology import delay_arguments, delay_queue, quorum_arguments, work_arguments
 from sidecar.amqp.trial import binding_refusal, exchange_refusal, queue_refusal
 from sidecar.amqp.wire import FAILURES, TlsPortError, connect, end, pass_on_if_ours
 from sidecar.core.check import Finding
@@ -52,7 +52,13 @@ _PRODUCERS_PAGE = "docs/deployment.md, What producers declare"
 
 
 async def check(
-    urls: tuple[str, ...], reach: Reach, topology: Topology, on_reject: str, *, connections: int = 2
+    urls: tuple[str, ...],
+    reach: Reach,
+    topology: Topology,
+    on_reject: str,
+    *,
+    delays: tuple[int, ...] = (),
+    connections: int = 2,
 ) -> list[Finding]:
     """Return all that is wrong with the broker.
 
@@ -61,9 +67,10 @@ async def check(
         reach: how.
         topology: what should be there.
         on_reject: what becomes of rejected messages.
+        delays: how long messages may wait in delay queues, in milliseconds.
         connections: how many `sidecar run` opens at once.
     """
-    return await _check(urls, reach, lambda look: _look_at_all(look, topology, on_reject, connections))
+    return await _check(urls, reach, lambda look: _look_at_all(look, topology, on_reject, delays, connections))
 
 
 async def check_sink(
@@ -105,12 +112,15 @@ async def _check(
     return findings
 
 
-async def _look_at_all(look: _Look, topology: Topology, on_reject: str, connections: int) -> list[Finding]:
+async def _look_at_all(
+    look: _Look, topology: Topology, on_reject: str, delays: tuple[int, ...], connections: int
+) -> list[Finding]:
     findings = await _capacity(look, len(set(topology.queues)), connections)
     findings += await _none_of_several(look, topology)
     for queue in dict.fromkeys(topology.queues):
         findings += await _queue(look, topology, _Wanted(queue, work_arguments(topology)))
         findings += await _dead_letter_queue(look, topology, queue)
+        findings += await _delay_queues(look, topology, queue, delays)
     findings += await _dead_letter_exchange(look, topology)
     findings += await _exchange(look, topology)
     if on_reject == "broker":
@@ -404,6 +414,35 @@ async def _dead_letter_exchange(look: _Look, topology: Topology) -> list[Finding
     what = f"whether a queue is bound to it for {', '.join(map(repr, keys))} can't be seen by AMQP"
     mend = f"see: rabbitmqctl list_bindings | grep {name}; where none is, the first reject stops consumption"
     return [Finding("note", where, what, mend)]
+
+
+# The delay route -----------------------------------------------------------------------------------------------------
+
+
+async def _delay_queues(look: _Look, topology: Topology, queue: str, delays: tuple[int, ...]) -> list[Finding]:
+    """Return whether messages can be delayed. A missing right is told with the other rights."""
+    missing = []
+    for length in delays:
+        name = delay_queue(queue, length)
+        if await look.ask(lambda channel, name=name: channel.queue_declare(name, passive=True)):  # type: ignore[misc]
+            missing.append(length)
+    if not missing:
+        return []
+    where = f"delay queues of {queue!r}"
+    names = ", ".join(delay_queue(queue, length) for length in missing)
+    if not topology.declare:
+        what = f"{names} can't be found, and SIDECAR_AMQP_DECLARE=never forbids to create them: {_UNDELAYED}"
+        fix = "create them (docs/deployment.md lists names and arguments), or set SIDECAR_AMQP_DECLARE=missing"
+        return [Finding("warning", where, what, fix)]
+    refusal = await queue_refusal(look.ask, queue, delay_arguments(queue, missing[0]))
+    if refusal is None or isinstance(refusal, ChannelAccessRefused):
+        return []
+    what = f"{names} can't be created: {_text(refusal)}; {_UNDELAYED}"
+    fix = f"raise the limit (rabbitmqctl set_vhost_limits): {len(missing)} more queues may be needed"
+    return [Finding("warning", where, what, fix)]
+
+
+_UNDELAYED = "messages whose target is blocked wait in place, or are dead-lettered (SIDECAR_ON_DELAY_REFUSED)"
 
 
 async def _own_dead_lettering(look: _Look, topology: Topology) -> list[Finding]:

@@ -76,6 +76,7 @@ class Publisher:
         self._tokens: set[bytes] = set()  # of what is open; a header of that name may come from anywhere else too
         self._returns: dict[bytes, str] = {}  # by token
         self._lost: str | None = None
+        self._refused: str | None = None
         self._unblocked = asyncio.Event()
         self._unblocked.set()
         self._limits: dict[Pending, asyncio.Timeout] = {}  # of each publish that waits
@@ -136,7 +137,11 @@ class Publisher:
         pending.first_tag = self._next_tag
         frames_due: list[bytes] = []
         bytes_due = 0
-        for copy in pending.copies:
+        for at, copy in enumerate(pending.copies):
+            if self._refused is not None:  # while this waited for the socket: nobody reads this channel any more
+                pending.refusals[at:] = [self._refused] * (len(pending.copies) - at)
+                _resolve(pending.done)
+                return
             frames_due += frames.publish(
                 self._channel, copy.exchange, copy.routing_key, copy.properties, copy.body, self._frame_max
             )
@@ -189,8 +194,22 @@ class Publisher:
                 refusal = REFUSED
             pending.refusals[at] = pending.refusals[at] or refusal
             pending.open -= 1
-            if not pending.open and not pending.done.done():
-                pending.done.set_result(None)
+            if not pending.open:
+                _resolve(pending.done)
+
+    def refuse(self, reason: str) -> None:
+        """Note that RabbitMQ closed the channel over a copy: it took none of those that it didn't confirm.
+
+        It may have stored some of them before, without confirming them: published again, they are there twice.
+        """
+        self._lost = self._refused = reason
+        for tag, pending in self._open.items():
+            at = tag - pending.first_tag
+            pending.refusals[at] = pending.refusals[at] or reason
+            if at + 1 == len(pending.copies):  # all are written
+                _resolve(pending.done)
+        self._open.clear()
+        self._tokens.clear()
 
     def lose(self, reason: str) -> None:
         """Fail what is open: what became of it is unknown."""
@@ -202,6 +221,11 @@ class Publisher:
                 pending.done.exception()  # seen: whoever waits gets it, but it may be that nobody does any more
         self._open.clear()
         self._tokens.clear()
+
+
+def _resolve(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
 
 
 async def open_publisher(

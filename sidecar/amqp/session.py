@@ -11,6 +11,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from aiormq.exceptions import ChannelClosed
+
 from sidecar.amqp.publisher import Publisher, open_publisher
 from sidecar.amqp.topology import Topology, declare, declare_delay_queue, low_delivery_limit
 from sidecar.amqp.wire import (
@@ -26,8 +28,15 @@ from sidecar.amqp.wire import (
 )
 from sidecar.core import frames
 from sidecar.core.ledger import Ledger
-from sidecar.errors import BrokerError
-from sidecar.ports import ACKS_SECONDS, DURABLE_SECONDS, NACK_PAUSE_SECONDS, NACKS_AT_ONCE
+from sidecar.errors import BrokerError, BrokerRefusedError
+from sidecar.ports import (
+    ACKS_SECONDS,
+    DURABLE_SECONDS,
+    NACK_PAUSE_SECONDS,
+    NACKS_AT_ONCE,
+    Undeclared,
+    Unroutable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,6 +90,7 @@ class Session:
         self._safe_at = 0.0
         self._delay_queues: dict[tuple[str, int], float] = {}
         self._acks_safe_at = 0.0
+        self._blocked: str | None = None
         self._closing = False
 
     async def open(self, url: URL) -> None:
@@ -104,12 +114,28 @@ class Session:
                 url, "publish", self._take_answers, self._lose, connecting.reach
             )
             self._publish_wire.on_blocked = self._publishing_blocked
-            self._publisher, channel = await open_publisher(
-                self._publishing, self._publish_wire, connecting.confirm_timeout_seconds, self._lose
-            )
-            channel.closing.add_done_callback(self._channel_closed)
+            await self._open_publisher(self._publishing, self._publish_wire)
         except FAILURES as error:
             raise unopened(error, url, self._connecting.reach) from error
+
+    async def _open_publisher(self, connection: AbstractConnection, wire: Wire) -> Publisher:
+        publisher, channel = await open_publisher(
+            connection, wire, self._connecting.confirm_timeout_seconds, self._lose
+        )
+
+        def closed(closing: asyncio.Future[object]) -> None:
+            error = None if closing.cancelled() else closing.exception()
+            if isinstance(error, ChannelClosed):  # RabbitMQ refused a copy, and the connection lives
+                wire.inbound.release(channel.number)
+                self._publisher = None
+                publisher.refuse(f"RabbitMQ refused it: {error}")
+            else:
+                self._channel_closed(closing)
+
+        publisher.block(self._blocked)
+        self._publisher = publisher
+        channel.closing.add_done_callback(closed)
+        return publisher
 
     def _note_limit(self, queue: str, limit: int | None) -> None:
         if limit is not None:
@@ -140,6 +166,7 @@ class Session:
             self._publisher.answered(taken.answers)
 
     def _publishing_blocked(self, reason: str | None) -> None:
+        self._blocked = reason
         if self._publisher is not None:
             self._publisher.block(reason)
         self.on_blocked(reason)
@@ -291,23 +318,60 @@ class Session:
         self._consume_wire.inbound.take_deliveries(successor)
 
     async def publish(self, copies: list[Copy]) -> list[str | None]:
-        """Publish mandatory copies and wait for the broker to confirm each; see `Publisher.publish`."""
-        if self._publisher is None or self._publishing is None:
-            raise BrokerError("the session is closed")
-        safe_at = self._safe_at
-        for delay in dict.fromkeys(copy.delay for copy in copies if copy.delay is not None):
-            if delay not in self._delay_queues:
-                await self._declare_delay_queue(self._publishing, *delay)
-            safe_at = max(safe_at, self._delay_queues[delay])
-        await asyncio.sleep(safe_at - asyncio.get_running_loop().time())
-        return await self._publisher.publish(copies)
+        """Publish mandatory copies and wait for the broker to confirm each.
 
-    async def _declare_delay_queue(self, connection: AbstractConnection, queue: str, milliseconds: int) -> None:
+        Returns:
+            For each copy None when it is confirmed, otherwise why the broker didn't take it.
+
+        Raises:
+            BrokerError: the session was lost; what became of the copies is unknown.
+        """
+        refusals: dict[int, str | None] = {}
+        delays = dict.fromkeys(copy.delay for copy in copies if copy.delay is not None)
+        missing = {delay: await self.find_delay_queue(*delay) for delay in delays if delay not in self._delay_queues}
+        safe_at = max([self._safe_at, *(self._delay_queues.get(delay, 0.0) for delay in delays)])
+        await asyncio.sleep(safe_at - asyncio.get_running_loop().time())
+        # RabbitMQ closes the channel if an exchange is gone: nobody else's copies may be on it then.
+        by_exchange: dict[bytes, list[int]] = {}
+        for at, copy in enumerate(copies):
+            refusals[at] = missing.get(copy.delay) if copy.delay is not None else None
+            if refusals[at] is None:
+                by_exchange.setdefault(copy.exchange, []).append(at)
+        for places in by_exchange.values():
+            refusals |= zip(places, await self._publish([copies[at] for at in places]), strict=True)
+        for at, copy in enumerate(copies):
+            if copy.delay is not None and isinstance(refusals[at], Unroutable):  # somebody deleted the queue
+                self._delay_queues.pop(copy.delay, None)
+        return list(refusals.values())
+
+    async def _publish(self, copies: list[Copy]) -> list[str | None]:
+        """Publish copies by the channel, another one if RabbitMQ closed the last."""
+        connection, wire = self._publishing, self._publish_wire
+        if self.lost.done() or self._closing or connection is None or wire is None:
+            raise BrokerError(self.lost.result() if self.lost.done() else "the session is closed")
         try:
-            await declare_delay_queue(connection, self._connecting.topology, queue, milliseconds)
-        except FAILURES as error:
-            raise _translate(error) from error
+            publisher = self._publisher or await self._open_publisher(connection, wire)
+            return await publisher.publish(copies)
+        except (*FAILURES, BrokerError) as error:
+            raise self._failed(error) from error
+
+    async def find_delay_queue(self, queue: str, milliseconds: int) -> Undeclared | None:
+        """Look for a delay queue and create it if it is missing; return why there is none.
+
+        Raises:
+            BrokerError: the session was lost.
+        """
+        self._delay_queues.pop((queue, milliseconds), None)
+        if self.lost.done() or self._publishing is None:
+            raise BrokerError(self.lost.result() if self.lost.done() else "the session is closed")
+        try:
+            await declare_delay_queue(self._publishing, self._connecting.topology, queue, milliseconds)
+        except BrokerRefusedError as refusal:
+            return Undeclared(str(refusal))
+        except (*FAILURES, BrokerError) as error:
+            raise self._failed(error) from error
         self._delay_queues[queue, milliseconds] = asyncio.get_running_loop().time() + DURABLE_SECONDS
+        return None
 
     def _failed(self, error: BaseException) -> BrokerError:
         """Return what to raise; the session is over, for nobody knows what the broker does now."""

@@ -10,9 +10,9 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
+from aiormq.exceptions import AMQPError, ChannelClosed, ChannelNotFoundEntity
 
-from sidecar.errors import BrokerError
+from sidecar.errors import BrokerError, BrokerRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -105,16 +105,26 @@ async def declare_delay_queue(
     Quorum queues dead-letter at least once only with this strategy, and only while they refuse what they can't take.
 
     Raises:
-        BrokerError: it is missing and not to be declared, or the broker refused.
+        BrokerRefusedError: it is missing and not to be declared, or the broker refused.
+        BrokerError: the connection was lost.
     """
-    arguments = quorum_arguments() | {
+    await _ensure_queue(connection, topology, delay_queue(queue, milliseconds), delay_arguments(queue, milliseconds))
+
+
+def delay_queue(queue: str, milliseconds: int) -> str:
+    """Return the name of the queue in which messages of `queue` wait."""
+    return f"{queue}.delay.{milliseconds}"
+
+
+def delay_arguments(queue: str, milliseconds: int) -> dict[str, object]:
+    """Return the arguments of a queue that gives messages back to `queue` after a time."""
+    return quorum_arguments() | {
         "x-message-ttl": milliseconds,
         "x-dead-letter-exchange": "",
         "x-dead-letter-routing-key": queue,
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
     }
-    await _ensure_queue(connection, topology, f"{queue}.delay.{milliseconds}", arguments)
 
 
 def quorum_arguments() -> dict[str, object]:
@@ -158,7 +168,9 @@ async def _ensure_queue(
     if await _found(connection, lambda channel: channel.queue_declare(name, passive=True)):
         return False
     if not topology.declare:
-        raise BrokerError(f"the queue {name!r} doesn't exist, and SIDECAR_AMQP_DECLARE=never forbids to create it")
+        raise BrokerRefusedError(
+            f"the queue {name!r} doesn't exist, and SIDECAR_AMQP_DECLARE=never forbids to create it"
+        )
     await _do(
         connection,
         f"declare the queue {name!r}",
@@ -210,7 +222,7 @@ async def _found(connection: AbstractConnection, look: Callable[[AbstractChannel
     except ChannelNotFoundEntity:
         return False
     except AMQPError as error:
-        raise BrokerError(f"RabbitMQ refused a passive declare: {error}") from error
+        raise _refused("a passive declare", error) from error
     await channel.close()
     return True
 
@@ -220,5 +232,11 @@ async def _do(connection: AbstractConnection, what: str, act: Callable[[Abstract
     try:
         await act(channel)
     except AMQPError as error:
-        raise BrokerError(f"RabbitMQ refused to {what}: {error}") from error
+        raise _refused(f"to {what}", error) from error
     await channel.close()
+
+
+def _refused(what: str, error: AMQPError) -> BrokerError:
+    """Return what to raise: RabbitMQ closes the channel over a refusal, and the connection over worse."""
+    kind = BrokerRefusedError if isinstance(error, ChannelClosed) else BrokerError
+    return kind(f"RabbitMQ refused {what}: {error}")

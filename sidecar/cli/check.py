@@ -15,6 +15,7 @@ from sidecar.amqp import check as amqp
 from sidecar.cli import EXIT_FAILED
 from sidecar.cli.recipe import recipe
 from sidecar.core.check import SEVERITIES, Finding, Traits, by_severity, traps
+from sidecar.core.copies import delay_lengths
 from sidecar.core.template import Template
 from sidecar.errors import ConfigError
 from sidecar.settings import Settings, load
@@ -34,7 +35,14 @@ async def _check(settings: Settings, reaching: Reach, far_side: Look) -> list[Fi
     urls = tuple(url.get_secret_value() for url in settings.amqp_url)
     # As many as sidecar run opens at the same broker; the sink's check comes after that, to open no more than these.
     connections = 3 if settings.sink == "amqp" and settings.sink_is_here else 2
-    near = await amqp.check(urls, reaching, topology(settings), settings.on_reject, connections=connections)
+    near = await amqp.check(
+        urls,
+        reaching,
+        topology(settings),
+        settings.on_reject,
+        delays=delay_lengths(settings.delayed_retry_delay),
+        connections=connections,
+    )
     sides = near, await far_side(reaching)
     own = (traps(_traits(settings)), _circles(settings), _without_effect(settings), _proxies(settings, os.environ))
     return by_severity([finding for side in (*sides, *own) for finding in side])

@@ -83,4 +83,5 @@ def choices(settings: Settings) -> Choices:
         on_index_missing=settings.on_index_missing,
         on_index_blocked=settings.on_index_blocked,
         on_unroutable=settings.on_unroutable,
+        on_delay_refused=settings.on_delay_refused,
     )

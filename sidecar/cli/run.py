@@ -47,6 +47,7 @@ _TOLD_SETTINGS = (
     "retry_max_attempts",
     "delayed_retry_max_rounds",
     "on_reject",
+    "on_delay_refused",
     "reject_guard",
     "hold_max",
     "shutdown_timeout",

@@ -29,6 +29,7 @@ from sidecar.core.times import iso
 
 if TYPE_CHECKING:
     from sidecar.core.message import Message
+    from sidecar.core.split import Parts
 
 TOKEN_HEADER = b"sidecar-copy"
 """The header by which a copy that comes back unroutable is known."""
@@ -64,6 +65,7 @@ class Letter(NamedTuple):
         delay_milliseconds: how long a delayed copy waits; 0 for a dead letter.
         rounds: counted rounds by the delay queue, this one included.
         items: the places of the documents at fault, where the message holds several.
+        parts: the documents of the message, if it holds several and is delayed.
     """
 
     message: Message
@@ -74,6 +76,7 @@ class Letter(NamedTuple):
     delay_milliseconds: int = 0
     rounds: int = 0
     items: tuple[int, ...] = ()
+    parts: Parts | None = None
 
     @property
     def verdict(self) -> Literal["dead_letter", "delay"]:
@@ -137,6 +140,20 @@ def delay_seconds(message: Message, first_seconds: float, *, counted: bool, now:
         waited = min(now - Scene(message, now).received_at, LONGEST_DELAY_SECONDS)
         doublings = math.ceil(math.log2(max(1.0, waited / first_seconds)))
     return min(first_seconds * 2.0**doublings, LONGEST_DELAY_SECONDS)
+
+
+def delay_lengths(first_seconds: float) -> tuple[int, ...]:
+    """Return how long messages may wait in a delay queue, in milliseconds: each length is a queue."""
+    lengths, seconds = [], first_seconds
+    while seconds < LONGEST_DELAY_SECONDS:
+        lengths.append(milliseconds(seconds))
+        seconds *= 2
+    return (*lengths, milliseconds(LONGEST_DELAY_SECONDS))
+
+
+def milliseconds(seconds: float) -> int:
+    """Return a delay as the name of its queue has it."""
+    return max(1, int(1000 * seconds))
 
 
 def delay_headers(letter: Letter, *, token: bytes, document_id: bytes, now: float) -> list[Field]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sidecar.core.bulk import Fault, Result
 
 
@@ -157,6 +159,7 @@ class Choices:
     on_index_blocked: Literal["dead-letter", "delay", "hold"] = "delay"
     on_unroutable: Literal["dead-letter", "delay", "hold"] = "hold"
     on_failure_store: Literal["ack", "dead-letter"] = "ack"
+    on_delay_refused: Literal["wait", "dead-letter"] = "wait"
 
 
 _CHOSEN = {"ack": Fate.STORED, "dead-letter": Fate.DEAD_LETTER, "delay": Fate.DELAY, "hold": Fate.AGAIN}
@@ -191,6 +194,22 @@ def decide(rule: Rule, choices: Choices, *, own_doing: bool, may_try: bool, may_
     if verdict is Verdict.COUNTED:
         return Fate.AGAIN if may_try else Fate.DELAY if may_go_round else Fate.DEAD_LETTER
     return _ALWAYS[verdict]
+
+
+def decide_undelayed(rule: Rule, choices: Choices, *, one_target: bool, has_room: Callable[[], bool]) -> Fate:
+    """Return what is done with a message that is to be delayed if its delay queue refuses messages.
+
+    Args:
+        rule: for its result.
+        choices: the configuration.
+        one_target: all messages have the same target, so nothing else is stored while that is blocked: they all wait.
+        has_room: returns whether it may wait in place beside others.
+    """
+    if rule.verdict is Verdict.COUNTED or choices.on_delay_refused == "dead-letter":
+        return Fate.DEAD_LETTER
+    if one_target:
+        return Fate.WAIT
+    return Fate.AGAIN if has_room() else Fate.DEAD_LETTER
 
 
 _REDIRECTS, _BAD_REQUEST, _TOO_LARGE, _TOO_MANY = 300, 400, 413, 429

@@ -122,7 +122,7 @@ class Parts:
         self._open = count
         self._held_bytes = 0
         self._faults: list[tuple[int, Letter]] = []
-        self._delayed: Letter | None = None
+        self._delayed: list[Letter] = []
 
     def make(self, item: int, body: bytes) -> Message:
         """Return the message that stands for a document.
@@ -150,9 +150,16 @@ class Parts:
 
     def delayed(self, letter: Letter) -> bool:
         """Note that a document can't be stored now; return whether all are decided."""
-        if self._delayed is None or letter.delay_milliseconds > self._delayed.delay_milliseconds:
-            self._delayed = letter
+        self._delayed.append(letter)
         return self.stored(letter.message)
+
+    def reopen(self) -> list[Message]:
+        """Take back that the message is delayed: no delay queue takes it; return the documents that it was for."""
+        parts = [letter.message for letter in self._delayed]
+        self.message.held_bytes -= sum(part.held_bytes for part in parts)  # until they are decided again
+        self._open = len(parts)
+        self._delayed = []
+        return parts
 
     def verdict(self) -> Letter | None:
         """Return what is to be done with the message when all are decided: None for an ack.
@@ -163,8 +170,9 @@ class Parts:
         message = self.message
         message.held_bytes += self._held_bytes  # what was held for the documents goes with it
         self._held_bytes = 0
-        if self._delayed is not None:
-            return self._delayed._replace(message=message)
+        if self._delayed:
+            longest = max(self._delayed, key=lambda letter: letter.delay_milliseconds)
+            return longest._replace(message=message, parts=self)
         if not self._faults:
             return None
         faults = sorted(self._faults, key=lambda fault: fault[0])

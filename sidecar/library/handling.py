@@ -8,7 +8,8 @@ from collections.abc import Set as AbstractSet
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, cast
 
-from sidecar.core.copies import Letter, delay_seconds, rounds
+from sidecar.core.batcher import Batch
+from sidecar.core.copies import Letter, delay_seconds, milliseconds, rounds
 from sidecar.core.groups import Groups
 from sidecar.library.messages import Message
 from sidecar.library.places import is_our_end, place
@@ -17,7 +18,6 @@ from sidecar.library.verdicts import ACK, VERDICTS, Verdict
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from sidecar.core.batcher import Batch
     from sidecar.core.message import Message as Delivery
     from sidecar.library.settings import ConsumerSettings
     from sidecar.plan import Plan
@@ -72,6 +72,7 @@ class Calls:
         self._on_missing = VERDICTS[settings.on_missing_verdict]
         self._most_bytes = plan.recipe.most_bytes
         self._settling = place.settling
+        self._outbox = place.outbox
         self._account = place.account
         self._wall_clock = place.wall_clock
         self._log = place.log
@@ -162,6 +163,7 @@ class Calls:
         )
         rejected = [self._letter(message, verdict, error_type) for message, verdict in by_kind["dead-letter"]]
         delayed = [self._round(message, verdict, error_type) for message, verdict in by_kind["delay"]]
+        delayed = self._wait_in_place(delayed)
         rejected += [letter for letter in delayed if not letter.delay_milliseconds]
         delayed = [letter for letter in delayed if letter.delay_milliseconds]
         settling = self._settling
@@ -176,13 +178,31 @@ class Calls:
         if requeued:
             await settling.requeue(requeued)
 
+    def _wait_in_place(self, delayed: list[Letter]) -> list[Letter]:
+        """Have messages wait here whose delay queue refuses messages; return what leaves: copies and dead letters."""
+        settling, now = self._settling, asyncio.get_running_loop().time()
+        leaving = []
+        for letter in delayed:
+            message, length = letter.message, letter.delay_milliseconds
+            if not length or not settling.copying.delays_refused(message.ledger.queue, length):
+                leaving.append(letter)
+            elif settling.waiting_room.admit(message):
+                message.attempts += 1
+                batch = Batch([message], message.bulk_bytes, now)
+                batch.ready_at = now + length / 1000
+                batch.mendable = True
+                self._outbox.put_again(batch)
+            else:
+                leaving.append(letter._replace(delay_milliseconds=0, rounds=0))
+        return leaving
+
     @staticmethod
     def _letter(message: Delivery, verdict: Verdict, error_type: str, otherwise: str = "rejected") -> Letter:
         return Letter(message, verdict.reason or otherwise, verdict.detail, error_type=error_type)
 
     def _round(self, message: Delivery, verdict: Verdict, error_type: str) -> Letter:
         """Return a message's copy for the delay queue, or for the dead letters when it went round often enough."""
-        before = rounds(message)
+        before = rounds(message) + message.attempts
         if before >= self._plan.delayed_retry_max_rounds:
             detail = f"after {before} rounds: {verdict.reason or 'delayed'} {verdict.detail}".rstrip()
             return Letter(message, "retries-exhausted", detail, error_type=error_type)
@@ -191,7 +211,7 @@ class Calls:
             first_seconds = self._plan.delayed_retry_delay_seconds
             seconds = delay_seconds(message, first_seconds, counted=True, now=self._wall_clock())
         letter = self._letter(message, verdict, error_type, "delayed")
-        return letter._replace(delay_milliseconds=max(1, int(1000 * seconds)), rounds=before + 1)
+        return letter._replace(delay_milliseconds=milliseconds(seconds), rounds=before + 1)
 
 
 def _told(values: list[object], verdicts: list[Verdict]) -> str:

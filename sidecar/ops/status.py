@@ -112,6 +112,7 @@ class Status:
                 "next_try_seconds": round(state.next_try_seconds, 1),
             },
             "dead_letters_held": state.copies_held,
+            "delays_held": state.delays_held,
             "failures": [_failure(group) for group in state.failures],
             "latency_seconds": {
                 "queue_wait": _figures(account.queue_wait_seconds),

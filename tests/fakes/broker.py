@@ -16,7 +16,7 @@ from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
 from sidecar.core.properties import headers, join, number_value, split, table
 from sidecar.errors import BrokerError
-from sidecar.ports import Unroutable
+from sidecar.ports import Undeclared, Unroutable
 
 if TYPE_CHECKING:
     import random
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NO_PROPERTIES = b"\0\0"
 NO_ROUTE = Unroutable("unroutable: 312 NO_ROUTE")
+UNDECLARED = Undeclared("RabbitMQ refused to declare the queue: ACCESS_REFUSED")
 REFUSED = "RabbitMQ refused it (basic.nack): the queue is full or unavailable"
 _DELIVERY_COUNT = b"x-delivery-count"
 _STUCK_SECONDS = 30.0
@@ -121,7 +122,8 @@ class Broker:
         on_deliver: told of each chunk that a client received.
         on_return: told of each message that came back, and why: ``nack``, or ``lost`` with its channel.
         on_lost: told of each session that was lost, and why.
-        delays_refused: the delay queues take nothing (they are full).
+        delays_full: the delay queues take nothing.
+        delays_undeclarable: the delay queues, by milliseconds, that can't be declared; None among them: any.
         consumer_timeout_seconds: a delivery that stays unsettled for so long costs its channel; None: it may.
     """
 
@@ -146,7 +148,8 @@ class Broker:
         self.on_deliver: Callable[[SimulatedSession, list[Stored]], None] | None = None
         self.on_return: Callable[[Stored, str], None] | None = None
         self.on_lost: Callable[[SimulatedSession, str], None] | None = None
-        self.delays_refused = False
+        self.delays_full = False
+        self.delays_undeclarable: set[int | None] = set()
         self.consumer_timeout_seconds: float | None = None
         self.turn = 0
         self._dice = dice
@@ -167,6 +170,10 @@ class Broker:
             _resolve(self._alarm_ended)
         for session in self.sessions:
             session.unblocked()
+
+    def undeclarable(self, milliseconds: int) -> bool:
+        """Whether a delay queue can't be declared."""
+        return bool(self.delays_undeclarable & {None, milliseconds})
 
     async def alarm_ended(self) -> None:
         """Wait until publishes are taken."""
@@ -283,6 +290,7 @@ class SimulatedSession:
     def __init__(
         self, broker: Broker, queues: tuple[str, ...], receive: Receive, confirm_timeout_seconds: float
     ) -> None:
+        self.reopens = True  # the publishing channel, when it was closed
         self.prefetch = 0
         self.frame_max = 131_072
         self.notes: list[str] = []
@@ -547,16 +555,18 @@ class SimulatedSession:
         self, copy: Copy, at: int, refusals: list[str | None], answered: list[int], done: asyncio.Future[None]
     ) -> None:
         if copy.delay is not None:
-            if self._broker.delays_refused:
-                refusals[at] = REFUSED
-            else:
-                self._delay(copy)
+            refusals[at] = self._delay(copy)
             self._write(lambda: self._confirm(at, refusals, answered, done))
             return
         try:
             queue = self._broker.route(copy.exchange, copy.routing_key)
-        except KeyError:
-            self.lose(f"404 NOT_FOUND - no exchange '{copy.exchange.decode(errors='replace')}' in vhost '/'")
+        except KeyError:  # RabbitMQ closes the channel, and copies for other exchanges are not on it
+            refusal = f"404 NOT_FOUND - no exchange '{copy.exchange.decode(errors='replace')}' in vhost '/'"
+            if not self.reopens:
+                self.lose(refusal)
+                return
+            refusals[at] = f"RabbitMQ refused it: {refusal}"
+            self._write(lambda: self._confirm(at, refusals, answered, done))
             return
         if queue is not None and queue.silent:
             return
@@ -572,10 +582,19 @@ class SimulatedSession:
                 self._broker.on_publish(queue.name, stored)
         self._write(lambda: self._confirm(at, refusals, answered, done))
 
-    def _delay(self, copy: Copy) -> None:
-        """Keep a copy in its delay queue, from which it comes back through the default exchange."""
+    async def find_delay_queue(self, queue: str, milliseconds: int) -> Undeclared | None:
+        """Look for a delay queue; it is created when a copy comes."""
+        await self._round_trip()
+        return UNDECLARED if self._broker.undeclarable(milliseconds) else None
+
+    def _delay(self, copy: Copy) -> str | None:
+        """Keep a copy in its delay queue, from which it comes back by the default exchange; or return a refusal."""
         assert copy.delay is not None
         name, milliseconds = copy.delay
+        if self._broker.undeclarable(milliseconds):
+            return UNDECLARED
+        if self._broker.delays_full:
+            return REFUSED
         assert copy.routing_key == f"{name}.delay.{milliseconds}".encode()
         self._broker.delayed[copy.body] += 1
         if self._broker.on_delay is not None:
@@ -588,6 +607,7 @@ class SimulatedSession:
             self._broker.publish(name, copy.body, copy.properties)
 
         asyncio.get_running_loop().call_later(milliseconds / 1000, come_back)
+        return None
 
     @property
     def publishing(self) -> bool:

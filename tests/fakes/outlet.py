@@ -59,6 +59,7 @@ class SimulatedOutlet:
             session = self._session
             if session is None or session.over or session.lost.done():
                 session = await self._connect(lambda _: None)
+                session.reopens = False  # its connection ends with the channel
                 session.on_blocked = self._note_blocked
                 self.opened += 1
                 self.frame_max = session.frame_max

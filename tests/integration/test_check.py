@@ -172,6 +172,8 @@ def test_missing_queues_are_created_or_a_problem_and_looking_creates_none(bench:
     told = check(bench, AMQP_DECLARE="never", AMQP_EXCHANGE=bench.queue)
     assert [finding["severity"] for finding in told.about("queue '")] == ["problem", "problem"]
     assert len(told.about("exchange '", "warning")) == 1
+    (delays,) = told.about("delay queues", "warning")
+    assert f"{bench.queue}.delay.10000, {bench.queue}.delay.20000" in delays["what"]
     assert bench.amqp.queue_state(bench.queue) is None
     assert bench.amqp.queue_state(bench.dead) is None
 

@@ -15,6 +15,8 @@ _LAST_PUBLISH_SECONDS = 40.0
 _COMPANION_SHARE = 0.3
 _COALESCING_SHARE = 0.3
 _GUARDED_SHARE = 0.1
+_UNDELAYED_SHARE = 0.2
+_FOR_EVER_SECONDS = 1e6
 BEACONS = 10
 """Good messages at the end of each day: an item at fault is only blamed when others pass."""
 
@@ -97,6 +99,8 @@ ITEM_FAULTS = ("blocked", "closed", "missing", "no privilege", "shards", "failin
 CLUSTER_FAULTS = ("pool", "rejecting", "restart", "slow", "slow")
 """What the cluster meets: a small write pool, none at all, a restart, requests that take seconds."""
 BROKER_FAULTS = ("session lost", "broker away", "full", "silent", "unroutable", "alarm", "delays full")
+DELAY_FAULTS = ("delays full", "delays undeclarable")
+"""What keeps messages from being delayed; of the second kind perhaps one delay queue only, by milliseconds."""
 SIDECAR_FAULTS = ("SIGTERM", "kill")
 
 
@@ -132,6 +136,7 @@ class Setting:
     delivery_limit: int = 0
     coalesce: str = "none"
     reject_guard: int = 1000
+    on_delay_refused: str = "wait"
 
     @property
     def by_recipe(self) -> bool:
@@ -188,9 +193,12 @@ def draw(seed: int) -> Day:
     dice = random.Random(f"simulation {seed}")
     setting = _setting(dice)
     setting = replace(setting, coalesce=_coalescing(random.Random(f"coalescing {seed}"), setting))
-    return _guarded(
-        random.Random(f"guard {seed}"), Day(seed, setting, _messages(dice, setting), _faults(dice, setting))
-    )
+    day = Day(seed, setting, _messages(dice, setting), _faults(dice, setting))
+    guarded = _guarded(random.Random(f"guard {seed}"), day)
+    if guarded is not day:
+        return guarded
+    delays = random.Random(f"delays {seed}")
+    return _without_delays(delays, day) if delays.random() < _UNDELAYED_SHARE else day
 
 
 def _guarded(dice: random.Random, day: Day) -> Day:
@@ -206,6 +214,25 @@ def _guarded(dice: random.Random, day: Day) -> Day:
     messages = (*day.messages[:first], *run, *day.messages[first + count :])
     setting = replace(day.setting, reject_guard=most, prefetch=200, memory_limit_bytes=1 << 26)
     return replace(day, setting=setting, messages=messages)
+
+
+def _without_delays(dice: random.Random, day: Day) -> Day:
+    """Return a day on which delay queues refuse messages, for a while or for ever, and a target is blocked."""
+    setting = replace(
+        day.setting, indices=3, on_index_blocked="delay", on_delay_refused=dice.choice(("wait", "wait", "dead-letter"))
+    )
+    at = dice.choice((0.0, dice.uniform(0.0, 10.0)))
+    seconds = dice.choice((dice.uniform(0.1, 20.0), dice.uniform(20.0, 50.0), _FOR_EVER_SECONDS))
+    kind = dice.choice((DELAY_FAULTS[0], DELAY_FAULTS[1], DELAY_FAULTS[1]))
+    only = dice.choice(("", "", "10000", "20000")) if kind == DELAY_FAULTS[1] else ""
+    blocked_at, blocked_seconds = round(dice.uniform(0.0, 3.0), 3), round(dice.uniform(1.0, 50.0), 3)
+    how, index = dice.choice(("closed", "blocked")), _index(dice.randrange(3), setting)
+    blocked = Fault(blocked_at, blocked_seconds, how, 1.0, index)
+    faults = (*day.faults, Fault(round(at, 3), round(seconds, 3), kind, 1.0, only), blocked)
+    messages = tuple(
+        one._replace(index=_index(int(one.document.partition("-")[2] or one.number), setting)) for one in day.messages
+    )
+    return replace(day, setting=setting, messages=messages, faults=tuple(sorted(faults)))
 
 
 def _coalescing(dice: random.Random, setting: Setting) -> str:

@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from tests.simulation.day import BEACONS
+from tests.simulation.day import BEACONS, DELAY_FAULTS, SIDECAR_FAULTS
 
 if TYPE_CHECKING:
     from sidecar.ports import Copy
@@ -27,6 +27,10 @@ MESSAGE_BYTES = 1024  # what a message is reckoned at, besides its own bytes
 _BLOCKED = ("cluster_block_exception", "index_closed_exception", "security_exception")
 _YOUNG_SECONDS = 0.5  # a request that was not waited for longer was cut off without need
 _OVER_THE_LIMIT_SECONDS = 2.0
+_LOOK_SECONDS = 0.25
+_WITHHELD_SECONDS = 2.75  # 2 s by the contract, and how seldom the judge looks
+_COPIED_SECONDS = 5.0
+_DEAD_LETTERS_WAIT = ("full", "silent", "unroutable", "alarm", "broker away", "session lost", *SIDECAR_FAULTS)
 _UNTOLD = ("publication", "errors", "suspected_at", "delivered_at")
 _SOURCE_FAULTS = ("proxy 503", "proxy 502", "login", "forbidden", "parameter", "REFUSED", "LOST_BEFORE", "LOST_AFTER")
 
@@ -136,6 +140,15 @@ class Judge:
         self._answered_at: dict[tuple[str, str], dict[int, int]] = {}  # the last moment, by document and message
         self._row_of: dict[int, tuple[Life, int]] = {}  # what no request can be made of: how many fit ones came before
         self._succeeded_sent_at: dict[Life, float] = {}  # when the last request left that was answered item by item
+        self._look_at = 0.0
+        self._withheld_since: dict[tuple[SimulatedSession, int, int], float] = {}  # by channel and tag
+        self._delays_refused = any(fault.kind in DELAY_FAULTS for fault in day.faults)
+        # When a sidecar heard that a document is refused: nothing on this day keeps its copy from the dead letters.
+        self._refused: dict[int, None] = {}  # the last result of these said so
+        self._refused_at: dict[int, float] = {}
+        self._copies_flow = self.setting.on_reject == "dead-letter" and self.setting.coalesce == "none"
+        self._copies_flow &= self.setting.reject_guard >= 1000
+        self._copies_flow &= not any(fault.kind in _DEAD_LETTERS_WAIT for fault in day.faults)
 
     def fault(self, rule: str, detail: str, number: int | None = None) -> None:
         """Note a discrepancy; it is raised between two turns, for callbacks can't."""
@@ -280,6 +293,12 @@ class Judge:
             or fate.blamed
             or (setting.on_index_missing == "dead-letter" and "index_not_found_exception" in fate.errors)
             or (setting.on_index_blocked == "dead-letter" and any(name in fate.errors for name in _BLOCKED))
+            or (self._delays_refused and any(name in fate.errors for name in _BLOCKED))
+            or (
+                self._delays_refused
+                and setting.on_index_missing == "delay"
+                and "index_not_found_exception" in fate.errors
+            )
             or fate.counted >= setting.retry_max_attempts
             or bool(fate.conflicts and setting.on_conflict == "dead-letter" and not fate.applied)
         )
@@ -313,6 +332,7 @@ class Judge:
         number = self._by_body[stored.body]
         fate = self.fates[number]
         fate.returns += 1
+        self._refused_at.pop(number, None)
         if why == "lost":
             fate.unknown += 1
             self.losses += 1
@@ -385,6 +405,8 @@ class Judge:
             fate.refused += sent.outcome in ("413", "429")
             # Whatever is refused as a whole, or not answered, may count once it is known not to be an outage.
             fate.counted += unknown
+            if self._copies_flow and not unknown and number in self._refused:
+                self._refused_at.setdefault(number, asyncio.get_running_loop().time())
             fate.uncertain |= cut_off or (sent.request is not None and sent.request.outcome == "late")
 
     def _suspect(self, life: Life, sent: Sent) -> None:
@@ -409,7 +431,10 @@ class Judge:
         fate = self.fates[number]
         if item.document_id is not None and (isinstance(result, int) or result.status == CONFLICT):
             self._answered_at.setdefault((item.index, item.document_id), {})[number] = next(self._moments)
+        self._refused.pop(number, None)
         if not isinstance(result, int):
+            if result.error_type == "document_parsing_exception":
+                self._refused[number] = None
             fate.errors[result.error_type] = None
             fate.conflicts += result.status == CONFLICT
             fate.waits += result.error_type in (*_BLOCKED, "index_not_found_exception")
@@ -430,30 +455,59 @@ class Judge:
             Discrepancy: it doesn't.
         """
         for life in self._lives:
-            if life.over:
-                continue
-            held = life.pipeline.pacing.held
-            if life.well and held is not None:
-                self.fault("held", f"{life.name} is held, though all of a request was stored: {held}")
-            life.well = False
-            account = life.pipeline.account
-            received = account.received.total()
-            in_flight = received - account.settled.total()
-            opened = 0
-            for session in life.sessions[-2:]:
-                for channel in session.channels:
-                    ledger = channel.ledger
-                    opened += ledger.open
-                    if not session.over and not ledger.closed and ledger.outstanding != len(channel.unacked):
-                        self.fault("ledger", f"{ledger}, the broker waits for {len(channel.unacked)}")
-            if received != life.received:
-                self.fault("account", f"{life.name} was sent {life.received} messages, and counts {received}")
-            if in_flight != opened or in_flight < 0:
-                self.fault(
-                    "account", f"{life.name} counts {in_flight} in flight, {opened} are open: {account.summary()}"
-                )
+            if not life.over:
+                self._look_at_life(life)
+        now = asyncio.get_running_loop().time()
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_SECONDS
+            self._look_at_acks(now)
+            self._look_at_copies(now)
         if self.first is not None:
             raise self.first
+
+    def _look_at_life(self, life: Life) -> None:
+        """See that a sidecar counts what its broker sees."""
+        held = life.pipeline.pacing.held
+        if life.well and held is not None:
+            self.fault("held", f"{life.name} is held, though all of a request was stored: {held}")
+        life.well = False
+        account = life.pipeline.account
+        received = account.received.total()
+        in_flight = received - account.settled.total()
+        opened = 0
+        for session in life.sessions[-2:]:
+            for channel in session.channels:
+                ledger = channel.ledger
+                opened += ledger.open
+                if not session.over and not ledger.closed and ledger.outstanding != len(channel.unacked):
+                    self.fault("ledger", f"{ledger}, the broker waits for {len(channel.unacked)}")
+        if received != life.received:
+            self.fault("account", f"{life.name} was sent {life.received} messages, and counts {received}")
+        if in_flight != opened or in_flight < 0:
+            self.fault("account", f"{life.name} counts {in_flight} in flight, {opened} are open: {account.summary()}")
+
+    def _look_at_copies(self, now: float) -> None:
+        """See that no copy waits for what another destination refuses."""
+        for number, since in self._refused_at.items():
+            if now - since > _COPIED_SECONDS and not self.fates[number].dead:
+                self._about(number, "held up", f"refused {now - since:.1f} s ago, and not among the dead letters")
+
+    def _look_at_acks(self, now: float) -> None:
+        """See that no ack of what is decided is withheld for long, whatever is before it."""
+        since: dict[tuple[SimulatedSession, int, int], float] = {}
+        for life in self._lives:
+            for session in life.sessions[-1:] if not life.over else ():
+                for channel in session.channels:
+                    ledger = channel.ledger
+                    if session.over or ledger.closed or not ledger.withheld:
+                        continue
+                    for tag in set(channel.unacked).difference(ledger.open_tags()):
+                        key = session, ledger.channel, tag
+                        since[key] = self._withheld_since.get(key, now)
+                        if now - since[key] > _WITHHELD_SECONDS:
+                            number = self._by_body[channel.unacked[tag].body]
+                            self._about(number, "ack withheld", f"for {now - since[key]:.1f} s")
+        self._withheld_since = since
 
     # At the end ------------------------------------------------------------------------------------------------------
 

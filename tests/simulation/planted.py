@@ -26,8 +26,10 @@ from sidecar.core.ledger import GONE, OPEN, STORED, Ledger, Settlement
 from sidecar.core.order import Order
 from sidecar.core.outbox import Outbox
 from sidecar.core.pacing import Pacing, Permit
+from sidecar.core.waiting import WaitingRoom
 from sidecar.core.window import Window
 from sidecar.pipeline import Pipeline
+from sidecar.ports import Undeclared
 from sidecar.settling import Settling
 
 if TYPE_CHECKING:
@@ -394,6 +396,55 @@ def _refused_copies_forgotten(self: Copying, letters: list[Letter], refusals: li
     """A copy that was refused isn't published again."""
     taken = [letter for letter, refusal in zip(letters, refusals, strict=True) if refusal is None]
     _copying_settle(self, taken, [None] * len(taken))
+
+
+# Refusals ------------------------------------------------------------------------------------------------------------
+
+
+@_planted("refusal", (Settling, "retry_undelayed"))
+def _undelayed_are_forgotten(self: Settling, letters: list[Letter]) -> None:
+    """What no delay queue takes is retried nowhere."""
+
+
+@_planted("refusal", (Copying, "_settle"))
+def _one_undeclarable_queue_costs_the_turn(self: Copying, letters: list[Letter], refusals: list[str | None]) -> None:
+    """A delay queue that can't be declared is taken for the end of the session: the copies of that turn are dropped."""
+    if not any(isinstance(refusal, Undeclared) for refusal in refusals):
+        _copying_settle(self, letters, refusals)
+
+
+_copying_publish = Copying._publish
+
+
+@_planted("refusal", (Copying, "_publish"))
+async def _one_refusal_stops_all_copies(self: Copying, session: Any) -> None:
+    """While one destination is not to be tried, no copy is published anywhere."""
+    latest = max((one.ready_at for one in self._destinations.values()), default=0.0)
+    for one in self._destinations.values():
+        one.ready_at = latest
+    await _copying_publish(self, session)
+
+
+_delay = Settling.delay
+
+
+@_planted("refusal", (Settling, "delay"))
+def _followers_go_before_the_delay(self: Settling, letters: list[Letter]) -> None:
+    """What follows a message on its document goes on though the delay queue may yet refuse that."""
+    _delay(self, letters)
+    self._releaser.release(letter.message for letter in letters)
+
+
+@_planted("refusal", (WaitingRoom, "admit"))
+def _all_may_wait_in_place(self: WaitingRoom, message: Message) -> bool:
+    """What waits for its target takes up the whole prefetch."""
+    return True
+
+
+@_planted("refusal", (Settling, "_write_withheld"))
+def _acks_wait_for_ever(self: Settling) -> None:
+    """An ack behind a hole is written when the hole is filled, and not before."""
+    self._ack_timer = None
 
 
 # Drain ---------------------------------------------------------------------------------------------------------------

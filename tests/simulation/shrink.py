@@ -18,8 +18,8 @@ Part = TypeVar("Part")
 _PLAINER = (
     "sidecars", "indices", "versions", "slow", "capacity_items", "memory_limit_bytes", "bulk_concurrency",
     "batch_max_bytes", "consumer_timeout_seconds", "delivery_limit", "max_content_bytes", "hold_max_seconds",
-    "shutdown_seconds", "on_conflict", "on_index_missing", "on_index_blocked", "on_reject", "looks_see_trouble",
-    "chunk_items", "retry_max_attempts", "timeout_seconds", "batch_max_age_seconds",
+    "shutdown_seconds", "on_conflict", "on_index_missing", "on_index_blocked", "on_delay_refused", "on_reject",
+    "looks_see_trouble", "chunk_items", "retry_max_attempts", "timeout_seconds", "batch_max_age_seconds",
 )  # fmt: skip
 
 

@@ -55,4 +55,4 @@ def test_bugs_are_planted_in_every_kind_of_rule() -> None:
     """At least twenty, and some for each of the rules by which nothing is lost."""
     areas = Counter(bug.area for bug in PLANTED.values())
     assert areas.total() >= 20
-    assert {"ack", "epoch", "order", "retry", "halving", "confirm", "drain", "account"} <= set(areas)
+    assert {"ack", "epoch", "order", "retry", "halving", "confirm", "drain", "account", "refusal"} <= set(areas)

@@ -34,6 +34,7 @@ from tests.simulation.day import (
     BEACONS,
     BROKER_FAULTS,
     CLUSTER_FAULTS,
+    DELAY_FAULTS,
     ITEM_FAULTS,
     PEACE_AT_SECONDS,
     REQUEST_FAULTS,
@@ -444,7 +445,7 @@ class World:
             life = self._present.get(int(fault.target))
             if life is not None and life.sessions:
                 life.sessions[-1].lose("connection reset by peer")
-        elif fault.kind in BROKER_FAULTS:
+        elif fault.kind in BROKER_FAULTS or fault.kind in DELAY_FAULTS:
             self._begin_broker_fault(fault)
 
     def _begin_broker_fault(self, fault: Fault) -> None:
@@ -467,8 +468,12 @@ class World:
             broker.raise_alarm()
             later(broker.end_alarm)
         elif fault.kind == "delays full":
-            broker.delays_refused = True
-            later(setattr, broker, "delays_refused", False)
+            broker.delays_full = True
+            later(setattr, broker, "delays_full", False)
+        elif fault.kind == "delays undeclarable":
+            which = int(fault.target) if fault.target else None
+            broker.delays_undeclarable.add(which)
+            later(broker.delays_undeclarable.discard, which)
 
     def _begin_cluster_fault(self, fault: Fault) -> None:
         loop = asyncio.get_running_loop()
@@ -525,6 +530,7 @@ def _plan(day: Day) -> Plan:
             on_conflict=setting.on_conflict,  # type: ignore[arg-type]
             on_index_missing=setting.on_index_missing,  # type: ignore[arg-type]
             on_index_blocked=setting.on_index_blocked,  # type: ignore[arg-type]
+            on_delay_refused=setting.on_delay_refused,  # type: ignore[arg-type]
         ),
         on_reject=setting.on_reject,  # type: ignore[arg-type]
         reject_guard=setting.reject_guard,

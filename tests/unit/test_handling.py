@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sidecar import ACK, DEAD_LETTER, DELAY, DISCARD, REQUEUE, Verdict
 from sidecar.core.account import Account
 from sidecar.core.compose import Recipe
+from sidecar.core.outbox import Outbox
 from sidecar.core.template import Template
 from sidecar.library.handling import Handling
 from sidecar.library.settings import load
@@ -32,6 +33,7 @@ class Settling:
     """Keeps what became of each message, by its tag."""
 
     def __init__(self) -> None:
+        self.copying = SimpleNamespace(delays_refused=lambda *_: False)
         self.fates: dict[int, tuple[str, str]] = {}
 
     def _note(self, tag: int, kind: str, why: str = "") -> None:
@@ -83,7 +85,9 @@ def handled(process: Callable[..., Any], count: int = 3) -> tuple[list[str], lis
     settings = load(None, {"amqp_queue": "work", "on_exception": REQUEUE, "on_missing_verdict": DELAY})
     plan = Plan(recipe=Recipe(index=Template("")))
     settling, log = Settling(), Log()
-    place = SimpleNamespace(settling=settling, account=Account(), wall_clock=lambda: 0.0, log=log)
+    place = SimpleNamespace(
+        settling=settling, outbox=Outbox(10, 1_000), account=Account(), wall_clock=lambda: 0.0, log=log
+    )
     calls = Handling(plan, process, settings).employ(cast("Any", place))
     of = ledger(delivered=count)
     batch = SimpleNamespace(messages=[message(tag, of=of) for tag in range(1, count + 1)])

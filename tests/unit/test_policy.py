@@ -16,6 +16,7 @@ from sidecar.core.policy import (
     Fate,
     Verdict,
     decide,
+    decide_undelayed,
     judge,
     judge_request,
 )
@@ -208,3 +209,24 @@ def test_users_choose_what_it_means_that_no_queue_takes_a_message(choice: str, e
     rule = judge(Result(312, NO_ROUTE), "publish")
     choices = Choices(on_unroutable=choice)  # type: ignore[arg-type]
     assert decide(rule, choices, own_doing=False, may_try=True, may_go_round=True) is expected
+
+
+@pytest.mark.parametrize(
+    ("status", "error_type", "on_refused", "one_target", "has_room", "expected"),
+    [
+        (400, "index_closed_exception", "wait", False, True, Fate.AGAIN),
+        (400, "index_closed_exception", "wait", False, False, Fate.DEAD_LETTER),
+        (400, "index_closed_exception", "wait", True, False, Fate.WAIT),
+        (400, "index_closed_exception", "dead-letter", False, True, Fate.DEAD_LETTER),
+        (400, "index_closed_exception", "dead-letter", True, True, Fate.DEAD_LETTER),
+        (404, "index_not_found_exception", "wait", False, True, Fate.AGAIN),
+        (500, "internal_server_error", "wait", False, True, Fate.DEAD_LETTER),
+    ],
+)
+def test_what_cannot_be_delayed_waits_in_place_or_is_dead_lettered(
+    status: int, error_type: str, on_refused: str, one_target: bool, has_room: bool, expected: Fate
+) -> None:
+    """What used up its attempts never waits; what waits for its target does, as long as others have room."""
+    rule = judge(Result(status, error_type), "index")
+    choices = Choices(on_delay_refused=on_refused)  # type: ignore[arg-type]
+    assert decide_undelayed(rule, choices, one_target=one_target, has_room=lambda: has_room) is expected

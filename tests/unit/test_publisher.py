@@ -350,3 +350,41 @@ def test_what_no_queue_takes_is_told_apart_from_a_refusal() -> None:
     assert isinstance(unroutable, Unroutable)
     assert isinstance(refused, str)
     assert not isinstance(refused, Unroutable)
+
+
+def test_a_channel_that_is_closed_refuses_what_is_open_and_nothing_that_was_confirmed() -> None:
+    """RabbitMQ closes it over an exchange that isn't there: those are answers, and no end of the session."""
+
+    async def scenario() -> None:
+        bench = Bench()
+        task = await bench.publish(bench.copies(3))
+        bench.publisher.answered([ack(1)])
+        bench.publisher.refuse("NOT_FOUND")
+        assert await task == [None, "NOT_FOUND", "NOT_FOUND"]
+        assert not bench.silences
+
+    run(scenario())
+
+
+def test_nothing_more_is_written_to_a_channel_that_was_closed_while_the_socket_was_full() -> None:
+    """Frames on a channel that isn't open would cost the connection; what wasn't written is refused as well."""
+
+    async def scenario() -> None:
+        bench = Bench()
+        written_before = asyncio.Event()
+        go_on = asyncio.Event()
+
+        async def drained() -> None:
+            written_before.set()
+            await go_on.wait()
+
+        bench.wire.drained = drained  # type: ignore[method-assign]
+        task = await bench.publish([one._replace(body=LARGE) for one in bench.copies(3)])
+        await written_before.wait()
+        count = len(bench.wire.written)
+        bench.publisher.refuse("NOT_FOUND")
+        go_on.set()
+        assert await task == ["NOT_FOUND"] * 3
+        assert len(bench.wire.written) == count
+
+    run(scenario())

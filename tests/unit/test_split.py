@@ -210,3 +210,23 @@ def test_a_document_that_is_delayed_takes_the_message_along() -> None:
     letter = joint.verdict()
     assert letter is not None
     assert (letter.verdict, letter.delay_milliseconds, letter.message) == ("delay", 20, joint.message)
+
+
+def test_documents_that_cannot_be_delayed_are_open_again_and_memory_adds_up() -> None:
+    """Those that were stored stay decided; the message is settled when the others are decided anew."""
+    documents, _ = composed(b"[{},{},{}]")
+    first, second, third = documents
+    joint = first.parts
+    assert joint is not None
+    own = joint.message.held_bytes
+    assert not joint.stored(first)
+    assert not joint.delayed(Letter(second, "index-blocked", "", delay_milliseconds=10))
+    assert joint.delayed(Letter(third, "index-blocked", "", delay_milliseconds=20))
+    letter = joint.verdict()
+    assert letter is not None
+    assert letter.parts is joint
+    assert joint.reopen() == [second, third]
+    assert not joint.stored(second)
+    assert joint.stored(third)
+    assert joint.verdict() is None
+    assert joint.message.held_bytes == own + sum(document.held_bytes for document in documents)
