@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_COMMANDS = ("run", "indexing", "forwarding", "check", "mappings")
+_COMMANDS = ("run", "indexing", "forwarding", "check", "dlq", "mappings", "produce")
 _START_SECONDS = 60.0
 _LOOKED_AT_BY_THE_INTERPRETER = ("PYTHON", "LD_", "LC_", "LANG")
 

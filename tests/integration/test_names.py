@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,7 +14,7 @@ from sidecar.cli import cli
 from sidecar.errors import ConfigError
 from sidecar.settings import join_list
 from tests.integration.bench import message
-from tests.integration.process import wait_until
+from tests.integration.process import run_sidecar, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -119,9 +117,8 @@ def test_exchanges_keys_and_dead_letters_may_have_the_longest_names(bench: Bench
 def test_a_name_that_cannot_be_one_is_told(bench: Bench, command: list[str], name: str, says: str) -> None:
     """Exit status 2 and a sentence, from the process itself."""
     environment = {key: text for key, text in os.environ.items() if not key.startswith("SIDECAR_")}
-    line = [sys.executable, "-m", "sidecar", *command]
     environment |= bench.settings(AMQP_QUEUE=name)
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    done = run_sidecar(*command, environment=environment, seconds=60.0)
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
