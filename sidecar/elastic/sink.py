@@ -298,7 +298,8 @@ def sentence(error: TransportError) -> str:
         return f"{cause.host}:{cause.port}: {tls.explain(cause.os_error)}"
     if isinstance(cause, aiohttp.ClientOSError) and isinstance(cause.__cause__, ssl.SSLError):
         return tls.explain(cause.__cause__)
-    return _ADDRESS.sub(r"\1", str(error.message))  # not the path of each request
+    # Not the path of each request, and one line, even if what answers doesn't speak HTTP.
+    return _ADDRESS.sub(r"\1", " ".join(str(error.message).split()))
 
 
 def _cause(error: TransportError) -> BaseException | None:

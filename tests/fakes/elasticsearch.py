@@ -33,6 +33,7 @@ _SHARDS = 4
 LOOK = -1
 _LOOK_SECONDS = 10.0
 _NOT_THERE = frozenset({401, 502, 503, 504})
+_REDIRECTS = range(300, 400)
 _EXTERNAL = ("external", "external_gte")
 
 
@@ -327,7 +328,8 @@ class Elasticsearch:
             await asyncio.sleep(_LOOK_SECONDS)
             return "no answer from Elasticsearch: Connection timed out"
         if isinstance(trouble, Refusal):
-            return f"Elasticsearch answered {trouble.status}" if trouble.status in _NOT_THERE else None
+            stranger = trouble.html or trouble.status in _REDIRECTS
+            return f"answered {trouble.status}" if stranger or trouble.status in _NOT_THERE else None
         return "no answer from Elasticsearch" if trouble in (Trouble.REFUSED, Trouble.LOST_BEFORE) else None
 
     def _depart(self, names: list[tuple[str, str]], place: Client | Elasticsearch) -> None:

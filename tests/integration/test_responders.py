@@ -16,6 +16,7 @@ import pytest
 from devstack import processes
 from sidecar.elastic.sink import Connection, ElasticSink
 from tests.integration.bench import message
+from tests.integration.between import Reply, as_it_is
 from tests.integration.process import run_sidecar, wait_until
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.integration.bench import Bench
+    from tests.integration.between import Proxy
 
 SECONDS = 60.0
 SECRET = "hunter2-is-secret"
@@ -204,6 +206,30 @@ def test_a_server_that_is_not_elasticsearch_was_not_reached(stranger: Callable[.
     told = unavailable(stranger(status, headers, body).url)
     assert told is not None
     assert f"the server that answered {status} is not Elasticsearch" in told
+
+
+def test_a_redirect_that_begins_while_messages_flow_is_a_hold(bench: Bench, make_proxy: Callable[[str], Proxy]) -> None:
+    """Nothing is sent there, nothing rejected; it goes on when Elasticsearch answers itself."""
+    proxy = make_proxy(bench.elasticsearch.url)
+    proxy.change = lambda call: Reply(302, b"", {"location": f"{bench.elasticsearch.url}{call.path}"})
+    bench.declare()
+    bench.publish([message(b'{"n":1}', "a")])
+    sidecar = bench.sidecar(ELASTICSEARCH_URL=proxy.url)
+    reason = sidecar.wait_for("elasticsearch.held")["reason"]
+    assert reason.startswith(f"Elasticsearch answered 302 and points at {bench.elasticsearch.url}/: set SIDECAR_ELAST")
+    assert bench.stored() == 0
+    proxy.change = as_it_is
+    bench.wait_empty(SECONDS, sidecar)
+    account = sidecar.terminate()
+    assert (account["ack"], account["dead_letter"], bench.stored()) == (1, 0, 1)
+
+
+def test_a_port_that_does_not_speak_http_is_told_in_one_line(bench: Bench) -> None:
+    """RabbitMQ's own, say."""
+    told = unavailable(f"http://{bench.rabbitmq.amqp_url.rpartition('@')[2]}")
+    assert told is not None
+    assert told.startswith("no answer from Elasticsearch: ")
+    assert "\n" not in told
 
 
 def test_a_version_before_8_is_named(bench: Bench, stranger: Callable[..., Stranger]) -> None:
