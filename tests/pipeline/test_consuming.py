@@ -26,13 +26,14 @@ def returns(world: World) -> list[int]:
     return [message.returns for message in world.published.values()]
 
 
+@pytest.mark.parametrize("trouble", [Trouble.REFUSED, Refusal(404, html=True), Refusal(302)])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_nothing_is_consumed_before_elasticsearch_answers(seed: int) -> None:
-    """What isn't here needs no holding: at the start the queue is left as it is."""
+def test_nothing_is_consumed_before_elasticsearch_answers(seed: int, trouble: Trouble | Refusal) -> None:
+    """What isn't here needs no holding: at the start the queue is left as it is. A proxy's answer is none."""
 
     async def scenario(world: World) -> None:
         world.elastic.looks_see_trouble = True
-        world.elastic.trouble = lambda _: Trouble.REFUSED
+        world.elastic.trouble = lambda _: trouble
         world.publish_many(50)
         await world.start()
         await asyncio.sleep(10 * MINUTE)
