@@ -218,9 +218,12 @@ def _readable(path: str) -> str:
 
 
 def _folder(path: str) -> str:
-    if not Path(path).is_dir():
-        raise ValueError("must be the path of a folder")
-    return path
+    try:
+        if Path(path).is_dir():
+            return path
+    except (OSError, ValueError) as error:
+        raise ValueError(f"must be the path of a folder ({_why(error)})") from None
+    raise ValueError("must be the path of a folder")
 
 
 def _why(error: OSError | ValueError) -> str:
@@ -1060,7 +1063,7 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 def _load(kind: type[_Kind], environment: Mapping[str, str], options: dict[str, Any]) -> _Kind:
     names = _texts(environment)
-    return _load_texts(kind, names, options, _unknown_names(names))
+    return _load_texts(kind, names, options, [*_unknown_names(names), *_in_other_case(environment)])
 
 
 def _load_texts(kind: type[_Kind], names: Mapping[str, str], options: dict[str, Any], problems: list[str]) -> _Kind:
@@ -1117,6 +1120,16 @@ def _unknown_names(names: Mapping[str, str]) -> list[str]:
         hint = f": did you mean {PREFIX}{near[0]}?" if near else "; `sidecar config` lists what there is"
         problems.append(f"{name} is no setting{hint}")
     return problems
+
+
+def _in_other_case(environment: Mapping[str, str]) -> list[str]:
+    """Return the settings whose names aren't in upper case: nobody else would call a variable so."""
+    known = {_name(field) for field in Settings.model_fields}
+    return [
+        f"{name} is no setting: did you mean {name.upper()}?"
+        for name in environment
+        if name != name.upper() and name.upper() in known
+    ]
 
 
 def _only_one(bare: str, known: Iterable[str]) -> list[str]:

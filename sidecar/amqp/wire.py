@@ -290,7 +290,7 @@ async def connect(
     wire = factory.wire
     assert wire is not None
     if not isinstance(connection.server_properties.get("capabilities"), dict):
-        wire.abort()
+        await end(connection, wire)
         raise AMQPConnectionError("the server isn't RabbitMQ: it names no capabilities")
     wire.inbound.frame_max = connection.connection_tune.frame_max or 0
     return connection, wire

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from io import TextIOWrapper
 from typing import NoReturn
 
 import click
@@ -53,6 +54,9 @@ def cli(context: click.Context) -> None:
 
     Settings are environment variables SIDECAR_*. Exit status: 0 done, 1 failed, 2 the configuration is wrong.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a value may have characters that the terminal's encoding doesn't
+            stream.reconfigure(errors="backslashreplace")
     if context.invoked_subcommand is None:
         from sidecar.cli.run import command
 

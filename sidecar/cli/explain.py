@@ -21,6 +21,7 @@ from sidecar.cli.recipe import choices, recipe, staging
 from sidecar.core import bulk, exact_json, policy, properties
 from sidecar.core.compose import Composer, Reject
 from sidecar.core.copies import delay_seconds, may_go_round, own_doing
+from sidecar.core.correlation import whole_number
 from sidecar.core.document import has_metadata, metadata_name
 from sidecar.core.ledger import Ledger
 from sidecar.core.letters import header_values, property_values
@@ -219,9 +220,11 @@ def _property(name: str, text: str) -> bytes:
     if not width:
         data = _short(text, name)
         return bytes([len(data)]) + data
-    if not (text.isascii() and text.isdigit()) or int(text) >= 1 << 8 * width:
-        raise click.UsageError(f"{name} must be a whole number from 0 to {(1 << 8 * width) - 1}")
-    return int(text).to_bytes(width, "big")
+    most = (1 << 8 * width) - 1
+    number = whole_number(os.fsencode(text), most)
+    if number is None:
+        raise click.UsageError(f"{name} must be a whole number from 0 to {most}")
+    return number.to_bytes(width, "big")
 
 
 def _short(text: str, what: str) -> bytes:

@@ -22,7 +22,7 @@ from sidecar.core import bulk
 from sidecar.core.bulk import ACCEPT
 from sidecar.core.check import Finding, names_pattern, on_data_stream, on_time_series
 from sidecar.core.index_names import name_fault, template_fault
-from sidecar.elastic.node import Node, as_answer, find_obstacle
+from sidecar.elastic.node import OTHER_SHAPE, Node, as_answer, find_obstacle
 from sidecar.elastic.sink import MIMETYPES, RAW, authorization, nodes, sentence
 
 if TYPE_CHECKING:
@@ -153,6 +153,10 @@ async def _look(node: _Node, recipe: Recipe, templates: Sequence[Template]) -> l
         text = sentence(error) if isinstance(error, TransportError) else str(error)
         mend = "look into the server's log, then run the check again"
         findings.append(Finding("problem", node.where, f"the check broke off: {text}", mend))
+    except OTHER_SHAPE:
+        what = "the check broke off: an answer has another shape than those of Elasticsearch"
+        mend = "see that nothing between the sidecar and Elasticsearch changes answers, then run the check again"
+        findings.append(Finding("problem", node.where, what, mend))
     return findings
 
 

@@ -14,6 +14,8 @@ from urllib.parse import quote
 import orjson
 
 from sidecar.core.bulk import fault
+from sidecar.core.names import text_fault
+from sidecar.elastic.node import OTHER_SHAPE
 from sidecar.errors import ConfigError, RefusedTemplateError, SinkError
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ _LISTS: dict[Kind, str] = {"component": "component_templates", "index": "index_t
 _DATA_STREAM = {"hidden": False, "allow_custom_routing": False}
 """What Elasticsearch writes out of a data stream of which nothing else was said."""
 _STAMPS = ("created_date", "created_date_millis", "modified_date", "modified_date_millis")
+
+
+_NOT_SHOWN = "the answer has another shape than those of Elasticsearch: does something else answer for it?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,9 @@ def load(folder: Path) -> list[Template]:
         except orjson.JSONDecodeError as error:
             problems.append(f"{path}: is not JSON: {error}")
             continue
+        if text_fault(path.stem) is not None:
+            problems.append(f"{path}: the name of the template {text_fault(path.stem)}")
+            continue
         if not isinstance(content, dict) or not content.keys() & {"template", "index_patterns"}:
             problems.append(f"{path}: is no template: an index template has index_patterns, a component one template")
             continue
@@ -130,8 +138,7 @@ async def _compare(ask: Ask, template: Template) -> Change:
     if answer.status == _NOT_FOUND:
         return Change(template, "missing", {}, spelled(template.content))
     _check(answer, template, "show")
-    (listed,) = orjson.loads(answer.body)[_LISTS[template.kind]]
-    content = listed[f"{template.kind}_template"]
+    content = _shown(answer, template)
     there, wanted = spelled(content), spelled(template.content)
     state: State = "same" if there == wanted else "different"
     if state == "different" and version(content) > version(template.content):
@@ -160,6 +167,22 @@ async def apply(ask: Ask, templates: list[Template]) -> list[Change]:
             _check(answer, template, "take")
         changes.append(change)
     return changes
+
+
+def _shown(answer: Answer, template: Template) -> dict[str, Any]:
+    """Return a template as the cluster shows it.
+
+    Raises:
+        SinkError: the answer has another shape than one of Elasticsearch.
+    """
+    try:
+        (listed,) = orjson.loads(answer.body)[_LISTS[template.kind]]
+        content = listed[f"{template.kind}_template"]
+    except OTHER_SHAPE as error:
+        raise SinkError(_NOT_SHOWN) from error
+    if not isinstance(content, dict):
+        raise SinkError(_NOT_SHOWN)
+    return content
 
 
 def _path(template: Template) -> str:

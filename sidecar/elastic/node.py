@@ -29,6 +29,8 @@ _ROOT_HEADERS = {"accept": "application/json"}
 BULK_PATH = "/_bulk"
 MAX_RETRY_AFTER_SECONDS = 3600.0
 """The longest pause that an answer may ask for: there is a probe at least once an hour."""
+OTHER_SHAPE = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What reading JSON raises that has another shape than was expected: what answers need not be an Elasticsearch."""
 
 
 class _Session:

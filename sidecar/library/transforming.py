@@ -56,7 +56,7 @@ def load(reference: str, most_bytes: int = MAX_DOCUMENT_BYTES) -> Hook:
         sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(name), attribute)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         why = f"{type(error).__name__}: {error}"
         raise ConfigError([f"SIDECAR_TRANSFORM: {reference} can't be imported ({why})"]) from error
     if not callable(function):

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 DEAD: dict[Any, Any] = dict(QUORUM)
 SECRET = "hunter2-is-secret"
 NOBODY = "127.0.0.1:1"
-EXACTLY_ONE = {"BULK_TIMEOUT": "20s", "ID": "{header.id}"}
-"""Settings without a trap."""
+EXACTLY_ONE = {"ID": "{header.id}"}
+"""Defaults have no trap, but that a message may come without an id."""
 
 
 class Told(NamedTuple):

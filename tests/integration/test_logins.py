@@ -609,6 +609,19 @@ def test_rabbitmq_refuses_or_is_refused(
 
 
 @pytest.mark.full  # three servers of its own
+def test_plain_amqp_to_the_port_of_tls_is_told(
+    locked: Bench, broker: TlsBroker, cluster: Elasticsearch, ours: Authority
+) -> None:
+    """With the scheme that belongs there."""
+    sidecar = locked.sidecar(
+        AMQP_URL=f"amqp://guest:guest@127.0.0.1:{broker.tls_port}/",
+        ELASTICSEARCH_URL=f"https://{IN_URL}@127.0.0.1:{cluster.port}",
+        ELASTICSEARCH_CA_FILE=ours.path("ca.crt"),
+    )
+    assert_waits(locked, sidecar, "amqp.unreachable", "amqps://", PASSWORD)
+
+
+@pytest.mark.full  # three servers of its own
 def test_a_broker_without_login_by_certificate_is_told(
     make_bench: Callable[[Any, Any], Bench], rabbitmq: Any, recorder: Recorder
 ) -> None:

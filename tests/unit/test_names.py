@@ -10,6 +10,8 @@ import pytest
 from pamqp import commands, decode, frame
 
 from sidecar.amqp import wire  # noqa: F401 - leaves names to the broker
+from sidecar.cli.check import _proxies, _traits
+from sidecar.core.check import traps
 from sidecar.core.names import MAX_NAME_BYTES, table_fault
 from sidecar.errors import ConfigError
 from sidecar.library.settings import load as load_library
@@ -309,6 +311,35 @@ def test_settings_without_an_effect_are_known_to_the_check() -> None:
         "SIDECAR_VERSION_TYPE", "SIDECAR_AMQP_CA_FILE", "SIDECAR_ELASTICSEARCH_CA_FILE",
     ]  # fmt: skip
     assert load(REQUIRED).without_effect == []
+
+
+def test_a_setting_in_lower_case_is_named() -> None:
+    """Names of environment variables have a case, and this one would be ignored."""
+    assert problems(sidecar_batch_max_items="5") == [
+        "sidecar_batch_max_items is no setting: did you mean SIDECAR_BATCH_MAX_ITEMS?"
+    ]
+
+
+def test_a_fresh_set_up_has_no_trap() -> None:
+    """The defaults agree with each other."""
+    found = traps(_traits(load(REQUIRED)))
+    assert [finding for finding in found if finding.severity != "note"] == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"HTTPS_PROXY": "http://proxy:3128"}, ["HTTPS_PROXY"]),
+        ({"https_proxy": "http://proxy:3128"}, ["https_proxy"]),
+        ({"HTTP_PROXY": "http://proxy:3128", "HTTPS_PROXY": ""}, []),
+        ({}, []),
+    ],
+)
+def test_a_proxy_that_is_not_used_is_told(environment: dict[str, str], told: list[str]) -> None:
+    """Of the scheme with which Elasticsearch is reached."""
+    settings = load(REQUIRED | {"SIDECAR_ELASTICSEARCH_URL": "https://host:9200"})
+    found = _proxies(settings, environment)
+    assert [(finding.severity, finding.where) for finding in found] == [("note", name) for name in told]
 
 
 # .env ----------------------------------------------------------------------------------------------------------------

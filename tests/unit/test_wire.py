@@ -6,8 +6,10 @@ import asyncio
 from typing import TYPE_CHECKING, cast
 
 import pytest
+from aiormq.exceptions import AMQPConnectionError
+from yarl import URL
 
-from sidecar.amqp.wire import Wire, end
+from sidecar.amqp.wire import Reach, TlsPortError, Wire, connect, end
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,3 +76,31 @@ def test_who_reads_on_when_the_broker_has_gone_reads_nothing(gone: Callable[[Wir
         assert lost[-1] == "connection closed by RabbitMQ"
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("scheme", "answer", "kind", "says"),
+    [
+        ("amqp", b"\x15\x03\x03\0\x02\x02\x0a", TlsPortError, "use amqps://"),
+        ("amqp", b"", TlsPortError, "amqps://"),
+        ("amqps", b"AMQP\0\0\x09\x01", AMQPConnectionError, "doesn't speak TLS"),
+    ],
+)
+def test_a_scheme_that_is_not_that_of_the_port_is_told(
+    run: Callable[..., None], scheme: str, answer: bytes, kind: type[Exception], says: str
+) -> None:
+    """A port with TLS answers with an alert of TLS or not at all, one without it in plain."""
+
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(64)
+        writer.write(answer)
+        writer.close()
+
+    async def try_it() -> None:
+        server = await asyncio.start_server(reply, "127.0.0.1", 0)
+        url = URL(f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+        with pytest.raises(kind, match=says):
+            await connect(url, "test", lambda _: None, lambda _: None, Reach(timeout_seconds=10))
+        server.close()
+
+    run(try_it())
