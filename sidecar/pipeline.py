@@ -437,7 +437,7 @@ class Pipeline:
         """Make items of messages, as far as there is room for the bytes."""
         self._composer.room_bytes = self._consuming.room_bytes
         composed, rejects = self._composer.compose(messages, self._wall_clock())
-        self._left = self._composer.left
+        self._left = [*self._composer.left]  # more is added to it, and the composer's own may live on
         self._admission.note(messages[: len(messages) - len(self._left)], composed, rejects)
         if rejects:
             self._refuse(rejects)

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from sidecar.core.compose import Recipe
+from sidecar.core.far import HANDLER
 from sidecar.core.template import Template
+from sidecar.library.handling import Handling
+from sidecar.library.settings import load
 from sidecar.library.transforming import hook
+from sidecar.library.verdicts import ACK, Verdict
+from sidecar.pipeline import Pipeline
 from tests.builders import long_string
 from tests.builders import properties as raw_properties
 from tests.pipeline.world import INDEX, QUEUE, World, play
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+    from sidecar.library.messages import Message as Shown
+    from tests.fakes.broker import Stored
 
 SEEDS = range(5)
 GUARD = 30
@@ -360,3 +371,37 @@ def test_flush_messages_neither_count_nor_end_the_row(seed: int, coalesce: str) 
         coalesce=coalesce,  # type: ignore[arg-type] # one of them
     )
     play(lambda: Tenants(seed, recipe=recipe, prefetch=1000), scenario)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_library_holds_what_it_cannot_batch(seed: int) -> None:
+    """A `batch_key` that publishers don't set: the same hold, by the handler's name."""
+
+    async def process(batch: list[Shown]) -> Verdict:
+        return ACK
+
+    class Handled(Tenants):
+        def _new_pipeline(self) -> Pipeline:
+            settings = load(None, {"amqp_queue": QUEUE, "batch_key": "{header.tenant}"})
+            log = cast("FilteringBoundLogger", self.log)
+            trade = Handling(self.plan, process, settings)
+            return Pipeline(self.plan, trade, dice=self.dice, log=log, wall_clock=self._wall_clock)
+
+        def _acked(self, message: Stored) -> None:
+            """Nothing is stored here."""
+
+    async def scenario(world: Tenants) -> None:
+        world.tell(tenant=False, count=100)
+        await world.start()
+        await world.until(lambda: held(world))
+        await asyncio.sleep(100)
+        assert len(world.dead_letters) == GUARD
+        assert len(world.log.named("handler.held")) == 1
+        world.tell(tenant=True, count=5)
+        await world.until_settled(within=100)
+        assert len(world.dead_letters) == 100
+        assert len(world.log.named("handler.resumed")) == 1
+        assert world.pipeline.account.total("ack") == 5
+
+    recipe = Recipe(index=Template(""), action=Template(""), batch_key=Template("{header.tenant}"))
+    play(lambda: Handled(seed, recipe=recipe, far=HANDLER, prefetch=200), scenario)
