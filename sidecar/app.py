@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sidecar.core.pacing import backoff_seconds
 from sidecar.core.state import Unready
-from sidecar.errors import BrokerError
+from sidecar.errors import BrokerError, QueueError
 
 if TYPE_CHECKING:
     import random
@@ -56,8 +56,8 @@ class App:
     ) -> None:
         self.session: BrokerSession | None = None
         self._draining = False
-        self._unreachable = ""  # why there is no session
         self._delayed: Unready | None = None
+        self._unready: Unready | None = None  # why there is no session
         self._pipeline = pipeline
         self._connect = connect
         self._dice = dice
@@ -72,8 +72,8 @@ class App:
             return state._replace(unready=Unready("draining", "the sidecar was told to stop"))
         if self._delayed is not None:
             return state._replace(unready=self._delayed)
-        if not state.connected and self._unreachable:
-            return state._replace(unready=Unready("not-connected", self._unreachable))
+        if not state.connected and self._unready is not None:
+            return state._replace(unready=self._unready)
         return state
 
     def delay(self, reason: Unready | None) -> None:
@@ -115,15 +115,13 @@ class App:
                 session = await self._connect(self._pipeline.receive)
             except BrokerError as error:
                 tries += 1
-                self._unreachable = str(error)
-                if tries == 1:
-                    self._log.warning("amqp.unreachable", reason=str(error))
-                else:
-                    self._log.debug("amqp.unreachable", reason=str(error), tries=tries)
+                self._tell_unconnected(error, tries)
                 await self._pause(tries)
                 continue
             self.session = session
             self._log.info("amqp.connected", queues=[ledger.queue for ledger in session.ledgers])
+            for told in session.recreated:
+                self._log.error("amqp.recreated", reason=told)
             for note in session.notes:
                 if note not in self._told:
                     self._told[note] = None
@@ -132,12 +130,30 @@ class App:
             self._pipeline.attach(session)
             reason = await asyncio.shield(session.lost)
             self._log.warning("amqp.lost", reason=reason)
-            self.session, self._unreachable = None, reason
+            self.session, self._unready = None, Unready("not-connected", reason)
             self._pipeline.detach()
             await session.close()
             lasted_seconds = asyncio.get_running_loop().time() - began_at
             tries = tries + 1 if lasted_seconds < _SHORT_SECONDS else 1  # one that was refused soon is refused again
             await self._pause(tries)
+
+    def _tell_unconnected(self, error: BrokerError, tries: int) -> None:
+        """Log why there is no session: once, but again if the reason becomes another one that somebody must act on."""
+        before, self._unready = (
+            self._unready,
+            Unready(error.reason if isinstance(error, QueueError) else "not-connected", str(error)),
+        )
+        if isinstance(error, QueueError):
+            if self._unready == before:
+                return
+            if error.reason == "queue-gone":
+                self._log.error("amqp.queue_gone", reason=str(error))
+            else:
+                self._log.error("amqp.queue_refused", reason=str(error))
+        elif tries == 1:
+            self._log.warning("amqp.unreachable", reason=str(error))
+        else:
+            self._log.debug("amqp.unreachable", reason=str(error), tries=tries)
 
     async def _drain(self, deadline: float) -> None:
         session = self.session

@@ -4,6 +4,7 @@
   - `ConfigError`: the settings are wrong (exit status 2)
   - `BrokerError`: RabbitMQ is away, or refused something
     - `BrokerRefusedError`: it refused one operation, and the connection lives
+      - `QueueError`: a queue is gone, or can't be consumed without losing messages
     - `WireError`: bytes that are not AMQP 0-9-1
   - `SinkError`: a bulk request went without an answer, so its outcome is unknown
   - `RefusedTemplateError`: Elasticsearch doesn't take a template
@@ -35,6 +36,18 @@ class BrokerError(SidecarError):
 
 class BrokerRefusedError(BrokerError):
     """RabbitMQ refused one operation (it closed a channel over it); the connection can still be used."""
+
+
+class QueueError(BrokerRefusedError):
+    """A queue can't be consumed before somebody changes it; the sidecar looks again and again.
+
+    Attributes:
+        reason: what ``/readyz`` says: ``queue-gone`` or ``queue-refused``.
+    """
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class WireError(BrokerError):

@@ -135,6 +135,7 @@ class BrokerSession(Protocol):
         frame_max: the largest frame that the broker takes, in bytes; 0 means no limit.
         lost: resolves to the reason once the session can't be used any more.
         notes: what somebody should know about the queues.
+        recreated: what was there in an earlier session, was gone, and was created again.
         on_blocked: told why the broker takes no copies for now (a resource alarm), or None when it takes them again.
     """
 
@@ -142,6 +143,7 @@ class BrokerSession(Protocol):
     frame_max: int
     lost: asyncio.Future[str]
     notes: list[str]
+    recreated: list[str]
     on_blocked: Callable[[str | None], None]
 
     async def consume(self, prefetch: int) -> None:

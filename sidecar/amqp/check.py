@@ -28,8 +28,10 @@ from aiormq.exceptions import (
 )
 from yarl import URL
 
+from sidecar.amqp.queue_properties import major_version, read_properties
+from sidecar.amqp.queue_rules import QUEUES_PAGE, dead_letter_findings, queue_findings
 from sidecar.amqp.rights import lacking, lacking_to_publish
-from sidecar.amqp.topology import delay_arguments, delay_queue, quorum_arguments, work_arguments
+from sidecar.amqp.topology import EXCLUSIVE, delay_arguments, delay_queue, quorum_arguments, work_arguments
 from sidecar.amqp.trial import binding_refusal, exchange_refusal, queue_refusal
 from sidecar.amqp.wire import FAILURES, TlsPortError, connect, end, pass_on_if_ours
 from sidecar.core.check import Finding
@@ -273,11 +275,11 @@ class _Wanted:
 async def _queue(look: _Look, topology: Topology, wanted: _Wanted) -> list[Finding]:
     refusal = await look.ask(lambda channel: channel.queue_declare(wanted.name, passive=True))
     if refusal is None:
-        return await _arguments(look, topology, wanted)
+        return await _properties(look, topology, wanted)
     if isinstance(refusal, ChannelNotFoundEntity):
         return await _absent(look, topology, wanted)
     if isinstance(refusal, ChannelLockedResource):
-        what = f"another connection has it for itself: {_text(refusal)}"
+        what = f"it is exclusive: {EXCLUSIVE}"
         return [Finding("problem", wanted.where, what, "declare the queue without exclusive, or name another one")]
     return [_refused(wanted.where, refusal)]
 
@@ -345,24 +347,34 @@ def _refused(where: str, refusal: AMQPError) -> Finding:
     return Finding("problem", where, f"RabbitMQ refuses to tell about it: {_text(refusal)}", mend)
 
 
-async def _arguments(look: _Look, topology: Topology, wanted: _Wanted) -> list[Finding]:
-    refusal = await look.ask(
-        lambda channel: channel.queue_declare(wanted.name, durable=True, arguments=wanted.arguments)
-    )
-    if refusal is None or isinstance(refusal, ChannelAccessRefused):  # who may not configure need not
-        return []
-    different = _DIFFERENT.search(_text(refusal))
-    if different is None:
-        return [Finding("warning", wanted.where, f"RabbitMQ said when asked for it: {_text(refusal)}", _HOW_TO_ALIGN)]
-    name, how = different[1], different[2].strip()
-    if "'stream'" in how:
-        what = "it is a stream, which can't be consumed as a queue is: nothing is ever given back to it"
-        return [
-            Finding("problem", wanted.where, what, "name a quorum or classic queue that is bound to the same source")
-        ]
-    what = f"it exists with another {name} than the sidecar would declare ({how}); it is left as it is"
-    severity: Severity = "warning" if topology.declare else "note"
-    return [Finding(severity, wanted.where, what, _mend_argument(name, wanted))]
+async def _properties(look: _Look, topology: Topology, wanted: _Wanted) -> list[Finding]:
+    """Return what the properties of a queue do that exists, and where they differ from those that would be declared."""
+    properties = await read_properties(look.ask, wanted.name, wanted.arguments)
+    if properties is None:
+        what = "its properties (auto-delete, x-expires, limits) can't be read without the configure permission"
+        mend = f"see: rabbitmqctl list_queues name durable auto_delete arguments; {QUEUES_PAGE} says what they do"
+        return [Finding("note", wanted.where, what, mend)]
+    if wanted.is_for_dead_letters:
+        found = dead_letter_findings(wanted.name, properties)
+    else:
+        found = queue_findings(wanted.name, properties, major_version(await look.connection()))
+    if any(finding.severity == "problem" for finding in found):
+        return found
+    declares = topology.declare if wanted.is_for_dead_letters else topology.creates_work
+    severity: Severity = "warning" if declares else "note"
+    present = properties.arguments | {"x-queue-type": properties.queue_type}
+    different = [name for name, value in wanted.arguments.items() if present.get(name) != value]
+    if "x-queue-type" in different or not wanted.is_for_dead_letters:  # a limit that is too low is found by its rule
+        different = [name for name in different if name != "x-delivery-limit"]
+    return found + [
+        Finding(severity, wanted.where, _difference(name, wanted, present), _mend_argument(name, wanted))
+        for name in different
+    ]
+
+
+def _difference(name: str, wanted: _Wanted, present: dict[str, Any]) -> str:
+    how = f"{wanted.arguments[name]!r} is wanted, it has {present.get(name, 'none')!r}"
+    return f"it exists with another {name} than the sidecar would declare ({how}); it is left as it is"
 
 
 _HOW_TO_ALIGN = (
@@ -377,8 +389,6 @@ def _mend_argument(name: str, wanted: _Wanted) -> str:
             "give it a large x-delivery-limit (a new queue, or a policy): with RabbitMQ's own of 20 a message that is "
             "given back for the 21st time is dropped, or dead-lettered without a reason"
         )
-    if name == "durable":
-        return "declare it durable, or its messages are gone when the broker restarts"
     if wanted.is_for_dead_letters:
         return "nothing needs to be done where that is on purpose; otherwise delete it while it is empty"
     return _HOW_TO_ALIGN

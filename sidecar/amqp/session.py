@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING
 
 from aiormq.exceptions import ChannelClosed
 
+from sidecar.amqp.lease import Lease
 from sidecar.amqp.publisher import Publisher, open_publisher
-from sidecar.amqp.topology import Topology, declare, declare_delay_queue, low_delivery_limit
+from sidecar.amqp.queue_properties import ask_on, major_version, read_properties, version
+from sidecar.amqp.queue_rules import expires_seconds, queue_findings
+from sidecar.amqp.topology import Seen, Topology, declare, declare_delay_queue, work_arguments
 from sidecar.amqp.wire import (
     FAILURES,
     Reach,
@@ -28,7 +31,7 @@ from sidecar.amqp.wire import (
 )
 from sidecar.core import frames
 from sidecar.core.ledger import Ledger
-from sidecar.errors import BrokerError, BrokerRefusedError
+from sidecar.errors import BrokerError, BrokerRefusedError, QueueError
 from sidecar.ports import (
     ACKS_SECONDS,
     DURABLE_SECONDS,
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel, AbstractConnection
     from yarl import URL
 
+    from sidecar.amqp.queue_properties import QueueProperties
     from sidecar.amqp.wire import Wire
     from sidecar.core.frames import Taken
     from sidecar.core.ledger import Settlement
@@ -52,18 +56,24 @@ if TYPE_CHECKING:
 
 _CANCEL_SECONDS = 5.0
 _NACK_IS_FREE_FROM = [4, 3]
+_FIRST_WITHOUT_CREDIT = 4  # RabbitMQ's major version that ignores the consumer argument x-credit
 _AT_ONCE = 32
 """So many messages that come back by one command keep their order: as Erlang keeps that of a small map."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connecting:
-    """How to reach RabbitMQ and what to consume; the meaning of each is that of the setting of its name."""
+    """How to reach RabbitMQ and what to consume; the meaning of each is that of the setting of its name.
+
+    Attributes:
+        seen: what was on the broker in earlier sessions.
+    """
 
     topology: Topology
     consumer_arguments: dict[str, object] = field(default_factory=dict)
     confirm_timeout_seconds: float = 30.0
     reach: Reach = field(default_factory=Reach)
+    seen: Seen = field(default_factory=Seen)
 
 
 class Session:
@@ -73,6 +83,7 @@ class Session:
         self.ledgers: list[Ledger] = []
         self.frame_max = 0
         self.notes: list[str] = []
+        self.recreated: list[str] = []
         self.on_blocked: Callable[[str | None], None] = _nobody_cares
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._connecting = connecting
@@ -92,6 +103,7 @@ class Session:
         self._acks_safe_at = 0.0
         self._blocked: str | None = None
         self._closing = False
+        self._lease: Lease | None = None
 
     async def open(self, url: URL) -> None:
         """Connect, declare, and open the channels; nothing is consumed yet.
@@ -105,10 +117,12 @@ class Session:
                 url, "consume", self._take_deliveries, self._lose, connecting.reach
             )
             self.frame_max = self._consume_wire.inbound.frame_max
-            await declare(self._consuming, self._connecting.topology)
+            await declare(self._consuming, connecting.topology, connecting.seen)
+            self.recreated, connecting.seen.recreated = connecting.seen.recreated, []
             self._safe_at = asyncio.get_running_loop().time() + DURABLE_SECONDS
-            for queue in self._connecting.topology.queues:
-                self._note_limit(queue, await low_delivery_limit(self._consuming, queue))
+            self._lease = Lease(self._consuming, await self._look_at_queues(self._consuming))
+            self._lease.begin(at_once=True)
+            for queue in connecting.topology.queues:
                 self.ledgers.append(await self._open_channel(self._consuming, self._consume_wire, queue))
             self._publishing, self._publish_wire = await connect(
                 url, "publish", self._take_answers, self._lose, connecting.reach
@@ -137,12 +151,27 @@ class Session:
         channel.closing.add_done_callback(closed)
         return publisher
 
-    def _note_limit(self, queue: str, limit: int | None) -> None:
-        if limit is not None:
-            self.notes.append(
-                f"the queue {queue!r} drops (or dead-letters) a message that comes back more than {limit} times; "
-                "long outages of Elasticsearch cost it some of these: give it a large x-delivery-limit, by a policy say"
-            )
+    async def _look_at_queues(self, connection: AbstractConnection) -> dict[str, float | None]:
+        """Note what should be known about the queues; return those to keep from expiring, and how soon they do.
+
+        Raises:
+            QueueError: messages would be lost by consuming from one of them.
+        """
+        topology, major = self._connecting.topology, major_version(connection)
+        kept: dict[str, float | None] = {}
+        for queue in topology.queues:
+            properties = await read_properties(ask_on(connection), queue, work_arguments(topology))
+            for finding in queue_findings(queue, properties, major) if properties is not None else []:
+                if finding.severity == "problem":
+                    raise QueueError(
+                        "queue-refused", f"the {finding.where} can't be used: {finding.what}. To do: {finding.mend}"
+                    )
+                if finding.severity == "warning":
+                    self.notes.append(f"the {finding.where}: {finding.what}; {finding.mend}")
+            seconds = _expires_seconds(properties, topology)
+            if seconds is not None or _keeping_is_free(properties, major):
+                kept[queue] = seconds
+        return kept
 
     async def _open_channel(self, connection: AbstractConnection, wire: Wire, queue: str) -> Ledger:
         channel = await connection.channel(publisher_confirms=False)
@@ -198,6 +227,8 @@ class Session:
         if self.lost.done():
             raise BrokerError(self.lost.result())
         try:
+            if self._lease is not None:
+                await self._lease.end()
             for ledger in self.ledgers:
                 channel = self._channels[ledger.channel]
                 await channel.basic_qos(prefetch_count=prefetch)  # counts for consumers that begin after it
@@ -227,6 +258,8 @@ class Session:
         except FAILURES as error:
             raise self._failed(error) from error
         self._consumer_tags.clear()
+        if self._lease is not None:
+            self._lease.begin(at_once=False)
 
     def settle(self, ledger: Ledger, settlements: list[Settlement]) -> None:
         """Write acks at once; void when the epoch is over."""
@@ -342,6 +375,8 @@ class Session:
         for at, copy in enumerate(copies):
             if copy.delay is not None and isinstance(refusals[at], Unroutable):  # somebody deleted the queue
                 self._delay_queues.pop(copy.delay, None)
+                name = copy.routing_key.decode()
+                refusals[at] = Unroutable(f"the delay queue {name!r} was deleted, with the messages that waited in it")
         return list(refusals.values())
 
     async def _publish(self, copies: list[Copy]) -> list[str | None]:
@@ -386,6 +421,8 @@ class Session:
         if self._publisher is not None:
             self._publisher.lose("the session was closed")
         try:
+            if self._lease is not None:
+                await self._lease.end()
             if not self.lost.done():
                 await self._acks_are_safe()
             await end(self._publishing, self._publish_wire)
@@ -396,6 +433,8 @@ class Session:
 
     def abandon(self) -> None:
         """Drop both connections without a word."""
+        if self._lease is not None:
+            self._lease.abandon()
         for wire in (self._publish_wire, self._consume_wire):
             if wire is not None:
                 wire.abort()
@@ -412,8 +451,23 @@ async def open_session(urls: tuple[str, ...], connecting: Connecting, receive: R
 
 def _nack_is_free(connection: AbstractConnection) -> bool:
     """Whether a nack costs a message no delivery of a quorum queue's limit."""
-    numbers = str(connection.server_properties.get("version", "")).split(".")[:2]
-    return all(number.isdigit() for number in numbers) and [int(number) for number in numbers] >= _NACK_IS_FREE_FROM
+    return version(connection) >= _NACK_IS_FREE_FROM
+
+
+def _expires_seconds(properties: QueueProperties | None, topology: Topology) -> float | None:
+    """Return how soon a queue expires, by its arguments or by those that it should have; None: it isn't known to."""
+    found = expires_seconds(properties) if properties is not None else None
+    wished = topology.queue_arguments.get("x-expires")
+    return found if found is not None else wished / 1000 if isinstance(wished, int) else None
+
+
+def _keeping_is_free(properties: QueueProperties | None, major: int) -> bool:
+    """Whether a queue can be kept just in case: a policy may have it expire, which no client sees.
+
+    RabbitMQ 4 would send a message for it; and with a single active consumer nobody else would be served meanwhile.
+    """
+    single = properties is not None and properties.arguments.get("x-single-active-consumer") is True
+    return 0 < major < _FIRST_WITHOUT_CREDIT and not single
 
 
 def _nobody_cares(_: str | None) -> None:

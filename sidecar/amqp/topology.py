@@ -2,29 +2,34 @@
 
 Under ``missing`` what exists is left as it is, whatever its arguments: it is looked for (passively) first, and declared
 only when it isn't there. Each look has a channel of its own, for a no closes the channel.
+
+A work queue that was there and is gone took its messages along. It isn't created again in the life of the same process
+(`Seen`), for an empty queue of the same name would hide the loss. What holds no messages that are still to be stored
+(dead-letter queue, exchange) is created again, and that is told.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from aiormq.exceptions import AMQPError, ChannelClosed, ChannelNotFoundEntity
+from aiormq.exceptions import AMQPError, ChannelClosed, ChannelLockedResource, ChannelNotFoundEntity
 
-from sidecar.errors import BrokerError, BrokerRefusedError
+from sidecar.errors import BrokerError, BrokerRefusedError, QueueError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from aiormq.abc import AbstractChannel, AbstractConnection
 
-_OTHER_LIMIT = re.compile(r"inequivalent arg 'x-delivery-limit'.*current is (?:the value '(-?\d+)'|none)", re.DOTALL)
-_LOW_DELIVERY_LIMIT = 100
-_DEFAULT_DELIVERY_LIMIT = 20
-_FIRST_WITH_LIMIT = 4  # of RabbitMQ's versions
 _UNLIMITED_DELIVERIES = 1_000_000_000
 """Quorum queues drop a message at its 21st delivery by default (since 4.0); -1 isn't understood by all versions."""
+
+
+EXCLUSIVE = (
+    "another connection has it for itself, and RabbitMQ deletes it with its messages when that connection ends; "
+    "declare the queue without exclusive"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,24 +67,59 @@ class Topology:
         return f"SIDECAR_AMQP_DECLARE={'own' if self.declare else 'never'}"
 
 
-async def declare(connection: AbstractConnection, topology: Topology) -> bool:
+class Seen:
+    """What was on the broker in the life of this process, by cluster and virtual host.
+
+    Attributes:
+        recreated: what was there, was gone, and was created again: a sentence for each.
+    """
+
+    def __init__(self) -> None:
+        self.recreated: list[str] = []
+        self._names: set[tuple[str, str]] = set()
+
+    def note(self, place: str, name: str) -> None:
+        """Note that something is there; `name` says what it is, too."""
+        self._names.add((place, name))
+
+    def knows(self, place: str, name: str) -> bool:
+        """Whether it was there before."""
+        return (place, name) in self._names
+
+    def note_created(self, place: str, name: str, *, loss: str) -> None:
+        """Note that something was created, and that it was there before if it was."""
+        if self.knows(place, name):
+            self.recreated.append(f"the {name} was deleted; it is created again, {loss}")
+        self.note(place, name)
+
+
+def _place(connection: AbstractConnection) -> str:
+    """Return cluster and virtual host: several URLs may lead to the same, or to others."""
+    return f"{connection.server_properties.get('cluster_name', '')!r} {connection.url.path}"
+
+
+async def declare(connection: AbstractConnection, topology: Topology, seen: Seen | None = None) -> bool:
     """Create what is absent, or, without `Topology.declare`, see that the queues are there.
+
+    Args:
+        connection: to the broker.
+        topology: what should be there.
+        seen: what was there before.
 
     Returns:
         Whether a queue was created: messages in it are safe after `sidecar.ports.DURABLE_SECONDS`.
 
     Raises:
+        QueueError: a work queue was there and is gone, or belongs to another connection.
         BrokerError: something is missing and not to be declared, or the broker refused.
     """
+    seen, place = seen if seen is not None else Seen(), _place(connection)
     created = False
     for queue in topology.queues:
-        if topology.declare and not topology.declares_work:
-            await _require_queue(connection, queue)
-        else:
-            created |= await _ensure_queue(connection, topology, queue, work_arguments(topology))
+        created |= await _ensure_work_queue(connection, topology, queue, seen)
         if not topology.dead_letter_exchange:  # the default exchange: the routing key is a queue's name
             dead = topology.dead_letter_routing_key or f"{queue}.dead"
-            created |= await _ensure_queue(connection, topology, dead, quorum_arguments())
+            created |= await _ensure_dead_letter_queue(connection, topology, dead, seen)
     if topology.dead_letter_exchange:
         name = topology.dead_letter_exchange
         why = f"the dead-letter exchange {name!r} doesn't exist; declare it, or unset SIDECAR_DEAD_LETTER_EXCHANGE"
@@ -91,9 +131,40 @@ async def declare(connection: AbstractConnection, topology: Topology) -> bool:
             f"the exchange {topology.exchange!r} doesn't exist, and {topology.setting} forbids to create it",
         )
     if topology.exchange and topology.creates_work:
-        await _ensure_exchange(connection, topology, topology.exchange)
+        if await _ensure_exchange(connection, topology, topology.exchange):
+            loss = "and bound again with SIDECAR_AMQP_ROUTING_KEYS; what was published to it meanwhile is lost"
+            seen.note_created(place, f"exchange {topology.exchange!r}", loss=loss)
+        seen.note(place, f"exchange {topology.exchange!r}")
         for queue in topology.queues:
             await _bind(connection, topology, topology.exchange, queue)
+    return created
+
+
+async def _ensure_work_queue(connection: AbstractConnection, topology: Topology, queue: str, seen: Seen) -> bool:
+    """See that a work queue is there; return whether it was created.
+
+    Raises:
+        QueueError: it was there and is gone.
+    """
+    place, name = _place(connection), f"queue {queue!r}"
+    created = False
+    if seen.knows(place, name) and (absence := await _queue_absence(connection, queue)) is not None:
+        raise QueueError("queue-gone", _gone(topology, queue, absence))
+    if topology.declare and not topology.declares_work:
+        await _require_queue(connection, queue)
+    else:
+        created = await _ensure_queue(connection, topology, queue, work_arguments(topology))
+    seen.note(place, name)
+    return created
+
+
+async def _ensure_dead_letter_queue(connection: AbstractConnection, topology: Topology, queue: str, seen: Seen) -> bool:
+    """See that a dead-letter queue is there; return whether it was created."""
+    place, name = _place(connection), f"dead-letter queue {queue!r}"
+    created = await _ensure_queue(connection, topology, queue, quorum_arguments())
+    if created:
+        seen.note_created(place, name, loss="without the dead letters in it")
+    seen.note(place, name)
     return created
 
 
@@ -138,34 +209,20 @@ def work_arguments(topology: Topology) -> dict[str, object]:
     return {**base, **topology.queue_arguments}
 
 
-async def low_delivery_limit(connection: AbstractConnection, queue: str) -> int | None:
-    """Return the delivery limit of a quorum queue, where there is one so low that long outages may reach it.
-
-    The protocol tells nobody the arguments of a queue, but in the refusal to declare it with others.
-    """
-    channel = await connection.channel(publisher_confirms=False)
-    try:
-        await channel.queue_declare(queue, durable=True, arguments=quorum_arguments())  # type: ignore[arg-type]
-    except AMQPError as error:
-        refusal = _OTHER_LIMIT.search(str(error))
-        if refusal is None:
-            return None
-        limit = int(refusal[1]) if refusal[1] else _default_delivery_limit(connection)
-        return limit if limit is not None and 0 <= limit < _LOW_DELIVERY_LIMIT else None
-    await channel.close()
-    return None
-
-
-def _default_delivery_limit(connection: AbstractConnection) -> int | None:
-    version = str(connection.server_properties.get("version", "")).partition(".")[0]
-    return _DEFAULT_DELIVERY_LIMIT if version.isdigit() and int(version) >= _FIRST_WITH_LIMIT else None
+def _gone(topology: Topology, queue: str, absence: str) -> str:
+    again = " or restart the sidecar, which creates it" if topology.creates_work else ""
+    return (
+        f"the queue {queue!r} was there and is gone, with the messages in it ({absence}). It is not created again, "
+        "because an empty queue would hide the loss. Find out what deleted it (a user, x-expires, a policy), then "
+        f"declare it{again}; the sidecar goes on as soon as the queue is there"
+    )
 
 
 async def _ensure_queue(
     connection: AbstractConnection, topology: Topology, name: str, arguments: dict[str, object]
 ) -> bool:
     """See that a queue is there; return whether it was created."""
-    if await _found(connection, lambda channel: channel.queue_declare(name, passive=True)):
+    if await _queue_absence(connection, name) is None:
         return False
     if not topology.declare:
         raise BrokerRefusedError(
@@ -181,11 +238,19 @@ async def _ensure_queue(
 
 async def _require_queue(connection: AbstractConnection, name: str) -> None:
     """See that the queue is there that its producer declares."""
-    if not await _found(connection, lambda channel: channel.queue_declare(name, passive=True)):
+    if await _queue_absence(connection, name) is not None:
         raise BrokerError(
             f"the queue {name!r} doesn't exist yet: with SIDECAR_AMQP_DECLARE=own its producer declares it, and the "
             "sidecar waits for that"
         )
+
+
+async def _queue_absence(connection: AbstractConnection, name: str) -> str | None:
+    """Return what RabbitMQ says of a queue that isn't there (its node may be down); None if it is there."""
+    try:
+        return await _absence(connection, lambda channel: channel.queue_declare(name, passive=True))
+    except ChannelLockedResource as error:
+        raise QueueError("queue-refused", f"the queue {name!r} is exclusive: {EXCLUSIVE}") from error
 
 
 async def _require_exchange(connection: AbstractConnection, name: str, otherwise: str) -> None:
@@ -194,14 +259,16 @@ async def _require_exchange(connection: AbstractConnection, name: str, otherwise
         raise BrokerError(otherwise)
 
 
-async def _ensure_exchange(connection: AbstractConnection, topology: Topology, name: str) -> None:
+async def _ensure_exchange(connection: AbstractConnection, topology: Topology, name: str) -> bool:
+    """See that an exchange is there; return whether it was created."""
     if await _found(connection, lambda channel: channel.exchange_declare(exchange=name, passive=True)):
-        return
+        return False
     await _do(
         connection,
         f"declare the exchange {name!r}",
         lambda channel: channel.exchange_declare(exchange=name, exchange_type=topology.exchange_type, durable=True),
     )
+    return True
 
 
 async def _bind(connection: AbstractConnection, topology: Topology, exchange: str, queue: str) -> None:
@@ -216,15 +283,21 @@ async def _bind(connection: AbstractConnection, topology: Topology, exchange: st
 
 
 async def _found(connection: AbstractConnection, look: Callable[[AbstractChannel], Awaitable[object]]) -> bool:
+    return await _absence(connection, look) is None
+
+
+async def _absence(connection: AbstractConnection, look: Callable[[AbstractChannel], Awaitable[object]]) -> str | None:
     channel = await connection.channel(publisher_confirms=False)
     try:
         await look(channel)
-    except ChannelNotFoundEntity:
-        return False
+    except ChannelNotFoundEntity as error:
+        return str(error)
+    except ChannelLockedResource:
+        raise
     except AMQPError as error:
         raise _refused("a passive declare", error) from error
     await channel.close()
-    return True
+    return None
 
 
 async def _do(connection: AbstractConnection, what: str, act: Callable[[AbstractChannel], Awaitable[object]]) -> None:

@@ -22,7 +22,7 @@ from sidecar import tls
 from sidecar.amqp.methods import leave_names_to_the_broker
 from sidecar.core import frames
 from sidecar.core.frames import HEARTBEAT, Inbound
-from sidecar.errors import BrokerError, WireError
+from sidecar.errors import BrokerError, QueueError, WireError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -325,20 +325,22 @@ async def open_first(urls: tuple[str, ...], make: Callable[[], _Opened]) -> _Ope
     Raises:
         BrokerError: none of them did; the text names each with its reason, without passwords.
     """
-    failures = []
+    failures: list[BrokerError] = []
     for text in urls:
         made = make()
         try:
             await made.open(URL(text))
         except BrokerError as error:
-            failures.append(str(error))
+            failures.append(error)
             await made.close()
         except asyncio.CancelledError:
             made.abandon()
             raise
         else:
             return made
-    raise BrokerError("; ".join(dict.fromkeys(failures)))
+    told = "; ".join(dict.fromkeys(map(str, failures)))
+    queue_error = next((error for error in failures if isinstance(error, QueueError)), None)
+    raise BrokerError(told) if queue_error is None else QueueError(queue_error.reason, told)
 
 
 async def end(connection: AbstractConnection | None, wire: Wire | None) -> None:

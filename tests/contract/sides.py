@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sidecar.amqp.outlet import Outlet as RealOutlet
 from sidecar.amqp.session import Connecting, open_session
-from sidecar.amqp.topology import Topology
+from sidecar.amqp.topology import Seen, Topology
 from sidecar.amqp.wire import Reach
 from sidecar.core import bulk
 from sidecar.elastic.sink import Connection, ElasticSink
@@ -66,6 +66,14 @@ class BrokerSide(Protocol):
         """Delete the queue, as somebody else does."""
         ...
 
+    async def declare(self, *, expires_seconds: float | None = None) -> None:
+        """Declare the queue, as somebody else does."""
+        ...
+
+    async def is_there(self) -> bool:
+        """Whether the queue is there; looking doesn't renew its lease."""
+        ...
+
     def outlet(self, *, absent: bool = False) -> ClosableOutlet:
         """Return what publishes to this broker, or to where nobody listens."""
         ...
@@ -86,6 +94,7 @@ class SimulatedBroker:
         self.queue = "contract"
         self.delivery_limit = None
         self._broker = Broker(random.Random(0))
+        self._seen = Seen()
 
     def play(self, scenario: Scenario) -> None:
         """Run a scenario in virtual time."""
@@ -93,8 +102,9 @@ class SimulatedBroker:
 
     async def open(self, receive: Receive) -> BrokerSession:
         """Open a simulated session."""
+        session = await self._broker.connector([self.queue], seen=self._seen)(receive)
         self._broker.declare(self.queue).delivery_limit = self.delivery_limit
-        return await self._broker.connector([self.queue])(receive)
+        return session
 
     async def fill(self) -> str:
         """Return the name of a queue that is full."""
@@ -104,6 +114,16 @@ class SimulatedBroker:
     async def delete(self) -> None:
         """Delete the queue."""
         self._broker.delete(self.queue)
+
+    async def declare(self, *, expires_seconds: float | None = None) -> None:
+        """Declare the queue."""
+        self._broker.declare(self.queue)
+        if expires_seconds is not None:
+            self._broker.expire_after(self.queue, expires_seconds)
+
+    async def is_there(self) -> bool:
+        """Whether the queue is there."""
+        return self.queue in self._broker.queues
 
     def outlet(self, *, absent: bool = False) -> ClosableOutlet:
         """Return a simulated outlet."""
@@ -122,6 +142,7 @@ class RealBroker:
         self.queue = f"contract-{uuid.uuid4().hex[:12]}"
         self.delivery_limit = None
         self._url = url
+        self._seen = Seen()
 
     def play(self, scenario: Scenario) -> None:
         """Run a scenario, with a limit of time."""
@@ -133,7 +154,7 @@ class RealBroker:
         return await self._open(Topology(queues=(self.queue,), queue_arguments=dict(limit)), receive)
 
     async def _open(self, topology: Topology, receive: Receive) -> BrokerSession:
-        return await open_session((self._url,), Connecting(topology=topology), receive)
+        return await open_session((self._url,), Connecting(topology=topology, seen=self._seen), receive)
 
     async def fill(self) -> str:
         """Return the name of a queue that has no room at all."""
@@ -150,6 +171,23 @@ class RealBroker:
     async def delete(self) -> None:
         """Delete the queue by a connection of its own."""
         await asyncio.to_thread(self._delete)
+
+    async def declare(self, *, expires_seconds: float | None = None) -> None:
+        """Declare the queue by a connection of its own."""
+        await asyncio.to_thread(self._declare, expires_seconds)
+
+    def _declare(self, expires_seconds: float | None) -> None:
+        expires = {} if expires_seconds is None else {"x-expires": int(expires_seconds * 1000)}
+        with Amqp(self._url) as amqp:
+            amqp.declare_queue(self.queue, {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000_000, **expires})
+
+    async def is_there(self) -> bool:
+        """Whether the queue is there."""
+        return await asyncio.to_thread(self._is_there)
+
+    def _is_there(self) -> bool:
+        with Amqp(self._url) as amqp:
+            return amqp.queue_state(self.queue) is not None
 
     def outlet(self, *, absent: bool = False) -> ClosableOutlet:
         """Return a real outlet."""

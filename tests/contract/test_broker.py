@@ -10,7 +10,7 @@ import pytest
 from sidecar.core.copies import TOKEN_HEADER
 from sidecar.core.ledger import Settlement
 from sidecar.core.properties import header, join, split, table, text_value
-from sidecar.errors import BrokerError
+from sidecar.errors import BrokerError, QueueError
 from sidecar.ports import Copy
 from tests.fakes.broker import NO_PROPERTIES, REFUSED, properties
 
@@ -29,6 +29,7 @@ ODD_HEADERS = table([
 ])  # fmt: skip
 _QUIET_SECONDS = 0.3
 _PATIENCE_SECONDS = 20.0
+_EXPIRES_SECONDS = 3.0
 
 
 class Caught(list["Message"]):
@@ -369,10 +370,36 @@ def test_a_queue_that_is_deleted_costs_the_session(broker: BrokerSide) -> None:
         async with asyncio.timeout(_PATIENCE_SECONDS):
             assert "cancelled" in await asyncio.shield(session.lost)
         await session.close()
-        session, again = await consuming(broker)  # it is made anew
+        with pytest.raises(QueueError, match="was there and is gone"):
+            await consuming(broker)  # it isn't made anew
+        await broker.declare()
+        session, again = await consuming(broker)
         await asyncio.sleep(_QUIET_SECONDS)
         assert not again
         await session.close()
+
+    broker.play(scenario)
+
+
+def test_a_queue_that_expires_is_kept_while_nothing_is_consumed(broker: BrokerSide) -> None:
+    """Before the first consumer and after one was cancelled; nothing that waits there is handed out or lost."""
+
+    async def scenario() -> None:
+        await broker.declare(expires_seconds=_EXPIRES_SECONDS)
+        caught = Caught()
+        session = await broker.open(caught.receive)
+        await asyncio.sleep(3 * _EXPIRES_SECONDS)
+        await publish(broker, numbered(2))
+        await session.consume(1)
+        await caught.until(1)
+        await session.cancel()
+        await asyncio.sleep(3 * _EXPIRES_SECONDS)
+        await session.consume(10)
+        await caught.until(2)
+        assert not any(message.redelivered for message in caught)
+        await session.close()
+        await asyncio.sleep(3 * _EXPIRES_SECONDS)
+        assert not await broker.is_there()
 
     broker.play(scenario)
 

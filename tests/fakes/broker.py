@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
+from sidecar.amqp.topology import Seen
 from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
 from sidecar.core.properties import headers, join, number_value, split, table
-from sidecar.errors import BrokerError
+from sidecar.errors import BrokerError, QueueError
 from sidecar.ports import Undeclared, Unroutable
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ UNDECLARED = Undeclared("RabbitMQ refused to declare the queue: ACCESS_REFUSED")
 REFUSED = "RabbitMQ refused it (basic.nack): the queue is full or unavailable"
 _DELIVERY_COUNT = b"x-delivery-count"
 _STUCK_SECONDS = 30.0
+_LEASE_SECONDS = 1.0
+_EXPIRY_LOOK_SECONDS = 0.5
 
 
 def properties(**short_strings: str) -> bytes:
@@ -82,6 +85,8 @@ class Queue:
         silent: publishing into it is never confirmed.
         delivery_limit: how often a message may come back before it is dropped; None: for ever.
         dropped: what came back too often.
+        expires_seconds: it is deleted with its messages when it has no consumer for so long; None: never.
+        used_at: when it last had a consumer.
     """
 
     name: str
@@ -90,6 +95,8 @@ class Queue:
     silent: bool = False
     delivery_limit: int | None = None
     dropped: list[Stored] = field(default_factory=list)
+    expires_seconds: float | None = None
+    used_at: float = 0.0
 
     def take_back(self, returned: list[Stored]) -> None:
         """Put messages back at the head, in their order."""
@@ -125,6 +132,7 @@ class Broker:
         delays_full: the delay queues take nothing.
         delays_undeclarable: the delay queues, by milliseconds, that can't be declared; None among them: any.
         consumer_timeout_seconds: a delivery that stays unsettled for so long costs its channel; None: it may.
+        on_vanished: told of each queue that is about to be deleted with its messages, and whether it has expired.
     """
 
     def __init__(
@@ -152,6 +160,7 @@ class Broker:
         self.delays_undeclarable: set[int | None] = set()
         self.consumer_timeout_seconds: float | None = None
         self.turn = 0
+        self.on_vanished: Callable[[Queue, bool], None] | None = None
         self._dice = dice
         self._latency_seconds = latency_seconds
         self._chunk_items = chunk_items
@@ -194,8 +203,28 @@ class Broker:
             self.queues[name] = Queue(name)
         return self.queues[name]
 
-    def delete(self, name: str) -> None:
-        """Delete a queue; consumers of it are cancelled by the broker."""
+    def expire_after(self, name: str, seconds: float) -> None:
+        """Have a queue expire when it has no consumer for so long (``x-expires``)."""
+        queue = self.declare(name)
+        queue.expires_seconds = seconds
+        queue.used_at = asyncio.get_running_loop().time()
+        self._look_for_expiry(queue)
+
+    def _look_for_expiry(self, queue: Queue) -> None:
+        if self.queues.get(queue.name) is not queue:
+            return
+        loop = asyncio.get_running_loop()
+        if self.down or any(session.keeps(queue.name) for session in self.sessions):
+            queue.used_at = loop.time()
+        elif queue.expires_seconds is not None and loop.time() >= queue.used_at + queue.expires_seconds:
+            self.delete(queue.name, expired=True)
+            return
+        loop.call_later(_EXPIRY_LOOK_SECONDS, self._look_for_expiry, queue)
+
+    def delete(self, name: str, *, expired: bool = False) -> None:
+        """Delete a queue with its messages; consumers of it are cancelled by the broker."""
+        if self.on_vanished is not None:
+            self.on_vanished(self.queues[name], expired)
         del self.queues[name]
         for session in self.sessions:
             session.queue_gone(name)
@@ -245,18 +274,41 @@ class Broker:
             for message in channel.outstanding.values()
         ]
 
+    def open_queue(self, name: str, seen: Seen, created: Callable[[], None] | None) -> None:
+        """Declare a work queue for a session.
+
+        Raises:
+            QueueError: it was seen before, and is gone.
+        """
+        if name not in self.queues:
+            if seen.knows("simulated", name):
+                raise QueueError("queue-gone", f"the queue {name!r} was there and is gone")
+            if created is not None:
+                created()
+        self.declare(name)
+        seen.note("simulated", name)
+
     def connector(
-        self, queues: Iterable[str], *, confirm_timeout_seconds: float = 30.0
+        self,
+        queues: Iterable[str],
+        *,
+        confirm_timeout_seconds: float = 30.0,
+        created: Callable[[], None] | None = None,
+        seen: Seen | None = None,
     ) -> Callable[[Receive], Awaitable[SimulatedSession]]:
-        """Return what opens sessions, as `sidecar.app.App` wants it; queues and dead-letter queues are declared."""
+        """Return what opens sessions, as `sidecar.app.App` wants it; queues and dead-letter queues are declared.
+
+        A queue that an earlier session of the same connector saw isn't declared again.
+        """
         names = tuple(queues)
+        known = seen if seen is not None else Seen()
 
         async def connect(receive: Receive) -> SimulatedSession:
             await asyncio.sleep(self.latency())
             if self.down:
                 raise BrokerError("connection refused")
             for name in names:
-                self.declare(name)
+                self.open_queue(name, known, created)
                 self.declare(f"{name}.dead")
             await asyncio.sleep(self.latency())
             session = SimulatedSession(self, names, receive, confirm_timeout_seconds)
@@ -294,6 +346,7 @@ class SimulatedSession:
         self.prefetch = 0
         self.frame_max = 131_072
         self.notes: list[str] = []
+        self.recreated: list[str] = []
         self.on_blocked: Callable[[str | None], None] = lambda _: None
         self.paused = False
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -310,12 +363,20 @@ class SimulatedSession:
         self.served = 0  # the turn in which it was served last
         self._blocked = False
         self._unread: deque[Callable[[], None]] = deque()
+        self._lease_from = 0.0
         self._stuck: asyncio.TimerHandle
 
     @property
     def over(self) -> bool:
         """Whether it was lost or closed."""
         return self._ended
+
+    def keeps(self, name: str) -> bool:
+        """Whether it has a consumer of a queue: its own, or the one that only keeps the queue."""
+        if self._ended:
+            return False
+        leases = asyncio.get_running_loop().time() >= self._lease_from
+        return any(channel.ledger.queue == name and (channel.consuming or leases) for channel in self.channels)
 
     # Deliveries ------------------------------------------------------------------------------------------------------
 
@@ -352,6 +413,7 @@ class SimulatedSession:
         self._check()
         for channel in self.channels:
             channel.consuming = False
+        self._lease_from = asyncio.get_running_loop().time() + _LEASE_SECONDS
         await self._round_trip()
         self._check()
 
@@ -601,6 +663,9 @@ class SimulatedSession:
             self._broker.on_delay(copy)
 
         def come_back() -> None:
+            if name not in self._broker.queues:  # dead-lettered at least once: it waits there until there is a route
+                asyncio.get_running_loop().call_later(1.0, come_back)
+                return
             self._broker.delayed[copy.body] -= 1
             if not self._broker.delayed[copy.body]:
                 del self._broker.delayed[copy.body]
@@ -658,7 +723,7 @@ class SimulatedSession:
 
     def queue_gone(self, name: str) -> None:
         """Note that the broker deleted a queue: it cancels the consumer, which is the end of a session."""
-        if any(channel.ledger.queue == name and channel.consuming for channel in self.channels):
+        if self.keeps(name):
             self.lose(f"RabbitMQ cancelled the consumer of {name!r}")
 
     async def close(self) -> None:

@@ -100,20 +100,33 @@ def test_a_broker_that_is_away_is_tried_again_at_intervals(seed: int) -> None:
     play(lambda: World(seed), scenario)
 
 
+def gone(world: World) -> bool:
+    """Whether the sidecar isn't ready because its queue is gone."""
+    unready = world.app.state().unready if world.app is not None else None
+    return unready is not None and unready.reason == "queue-gone"
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_queue_that_is_deleted_and_comes_back(seed: int) -> None:
-    """The broker cancels the consumer: the session ends, and the next one consumes the new queue."""
+    """It isn't created again as if nothing had happened: that is an error until somebody declares it."""
 
     async def scenario(world: World) -> None:
         world.publish_many(20)
         await world.start()
         await world.until_settled()
         world.broker.delete(QUEUE)
-        await world.until(lambda: len(world.broker.sessions) > 1)
-        await world.until(lambda: QUEUE in world.broker.queues)
+        assert world.app is not None
+        await world.until(lambda: gone(world))
+        await asyncio.sleep(60.0)
+        assert gone(world)
+        assert QUEUE not in world.broker.queues
+        (told,) = world.log.named("amqp.queue_gone")
+        assert f"the queue '{QUEUE}' was there and is gone" in str(told["reason"])
+        world.broker.declare(QUEUE)
         world.publish_many(20, start=20)
         await world.until_settled()
         assert len(world.elastic.documents) == 40
+        assert world.app.state().unready is None
 
     play(lambda: World(seed), scenario)
 
