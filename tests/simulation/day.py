@@ -17,6 +17,7 @@ _COALESCING_SHARE = 0.3
 _GUARDED_SHARE = 0.1
 _UNDELAYED_SHARE = 0.2
 _FOR_EVER_SECONDS = 1e6
+_VANISHING_SHARE = 0.15
 BEACONS = 10
 """Good messages at the end of each day: an item at fault is only blamed when others pass."""
 
@@ -102,6 +103,7 @@ BROKER_FAULTS = ("session lost", "broker away", "full", "silent", "unroutable", 
 DELAY_FAULTS = ("delays full", "delays undeclarable")
 """What keeps messages from being delayed; of the second kind perhaps one delay queue only, by milliseconds."""
 SIDECAR_FAULTS = ("SIGTERM", "kill")
+DELETIONS = ("queue deleted",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,7 @@ class Setting:
     coalesce: str = "none"
     reject_guard: int = 1000
     on_delay_refused: str = "wait"
+    expires_seconds: float = 0.0
 
     @property
     def by_recipe(self) -> bool:
@@ -190,6 +193,10 @@ class Day:
 
 def draw(seed: int) -> Day:
     """Return the day of a seed."""
+    return _vanishing(random.Random(f"vanishing {seed}"), _drawn(seed))
+
+
+def _drawn(seed: int) -> Day:
     dice = random.Random(f"simulation {seed}")
     setting = _setting(dice)
     setting = replace(setting, coalesce=_coalescing(random.Random(f"coalescing {seed}"), setting))
@@ -233,6 +240,19 @@ def _without_delays(dice: random.Random, day: Day) -> Day:
         one._replace(index=_index(int(one.document.partition("-")[2] or one.number), setting)) for one in day.messages
     )
     return replace(day, setting=setting, messages=messages, faults=tuple(sorted(faults)))
+
+
+def _vanishing(dice: random.Random, day: Day) -> Day:
+    """Return some days with a queue that expires without a consumer, or that somebody deletes and declares again.
+
+    It expires later than a lost session takes to come back.
+    """
+    if dice.random() < _VANISHING_SHARE:
+        day = replace(day, setting=replace(day.setting, expires_seconds=dice.choice((10.0, 20.0))))
+    if dice.random() >= _VANISHING_SHARE:
+        return day
+    deletion = Fault(round(dice.uniform(0.0, 30.0), 3), round(dice.uniform(0.0, 20.0), 3), DELETIONS[0])
+    return replace(day, faults=tuple(sorted((*day.faults, deletion))))
 
 
 def _coalescing(dice: random.Random, setting: Setting) -> str:

@@ -16,7 +16,7 @@ from tests.simulation.day import BEACONS, DELAY_FAULTS, SIDECAR_FAULTS
 
 if TYPE_CHECKING:
     from sidecar.ports import Copy
-    from tests.fakes.broker import Broker, SimulatedSession, Stored
+    from tests.fakes.broker import Broker, Queue, SimulatedSession, Stored
     from tests.fakes.elasticsearch import Elasticsearch, Failure, Item, Sent
     from tests.simulation.day import Day, Publication
     from tests.simulation.world import Life
@@ -70,6 +70,7 @@ class Fate:
         suspected_at: when a request with it was refused first, in seconds, by the sidecar that sent it.
         blamed: it was refused alone, and another request has succeeded since it was suspected.
         uncertain: an operation of it may be applied long after, or others may overtake it.
+        vanished: its queue was deleted with it, and that was nobody's fault here.
     """
 
     __slots__ = (
@@ -89,6 +90,7 @@ class Fate:
         "suspected_at",
         "uncertain",
         "unknown",
+        "vanished",
         "waits",
     )
 
@@ -98,7 +100,7 @@ class Fate:
         self.unknown = self.counted = self.refused = self.waits = self.delivered_at = 0
         self.errors: dict[str, None] = {}
         self.suspected_at: dict[Life, float] = {}
-        self.uncertain = self.blamed = False
+        self.uncertain = self.blamed = self.vanished = False
 
     def __repr__(self) -> str:
         """Show what is known."""
@@ -345,6 +347,20 @@ class Judge:
         now = asyncio.get_running_loop().time()
         return any(now - sent.at >= _YOUNG_SECONDS for _, sent in self._open.get(number, ()))
 
+    def queue_vanished(self, queue: Queue, *, expired: bool) -> None:
+        """Note that the queue is deleted with its messages: it never expires while a sidecar is there."""
+        present = [life.name for life in self._lives if life.sessions and not life.over]
+        if expired and present:
+            self.fault("expired", f"the queue had no consumer for {queue.expires_seconds:g} s, beside {present}")
+        for stored in [*queue.ready, *self._broker.unsettled(queue.name)]:
+            fate = self.fates[self._by_body[stored.body]]
+            fate.vanished = fate.uncertain = True
+
+    def queue_created(self, life: Life) -> None:
+        """Note that a sidecar created the queue: not if it knew it before, for that would hide a loss."""
+        if life.sessions:
+            self.fault("recreated", f"{life.name} created the queue that it had consumed from")
+
     # Requests --------------------------------------------------------------------------------------------------------
 
     def sent(self, life: Life, sent: Sent) -> None:
@@ -536,7 +552,7 @@ class Judge:
                 self._about(number, "worn", "the broker dropped it: it came back too often")
             discarded = self.setting.on_reject == "discard" and fate.acks and self._deserves(fate)
             stored = fate.applied or ((fate.conflicts or self._covered(fate)) and fate.acks)
-            if not (stored or fate.dead or rejected[body] or discarded):
+            if not (stored or fate.dead or rejected[body] or discarded or fate.vanished):
                 self._about(number, "lost")
 
     def _judge_order(self) -> None:

@@ -11,6 +11,7 @@ from unittest import mock
 
 import sidecar.concluding
 import sidecar.copying
+from sidecar.amqp.topology import Seen
 from sidecar.concluding import Concluding
 from sidecar.consuming import Consuming
 from sidecar.copying import Copying
@@ -31,6 +32,7 @@ from sidecar.core.window import Window
 from sidecar.pipeline import Pipeline
 from sidecar.ports import Undeclared
 from sidecar.settling import Settling
+from tests.fakes.broker import SimulatedSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -619,3 +621,18 @@ def _the_stored_settle_only_themselves(self: Settling, messages: list[Message]) 
     """What was folded isn't acked with what was stored."""
     self._releaser.release(messages)
     self.acknowledge(messages, "ack")
+
+
+# Queues that vanish --------------------------------------------------------------------------------------------------
+
+
+@_planted("queue", (Seen, "knows"))
+def _recreates_silently(self: Seen, place: str, name: str) -> bool:
+    """A queue that was there and is gone is declared again, empty."""
+    return False
+
+
+@_planted("queue", (SimulatedSession, "keeps"))
+def _lets_the_lease_run_out(self: SimulatedSession, name: str) -> bool:
+    """While nothing is consumed on purpose, nothing keeps a queue that expires."""
+    return not self.over and any(channel.ledger.queue == name and channel.consuming for channel in self.channels)

@@ -35,6 +35,7 @@ from tests.simulation.day import (
     BROKER_FAULTS,
     CLUSTER_FAULTS,
     DELAY_FAULTS,
+    DELETIONS,
     ITEM_FAULTS,
     PEACE_AT_SECONDS,
     REQUEST_FAULTS,
@@ -127,7 +128,7 @@ class Life:
         self.task = asyncio.create_task(self.app.run(self.stop), name=self.name)
 
     def _connector(self, world: World):  # noqa: ANN202 - that of App
-        connect = world.broker.connector([QUEUE])
+        connect = world.broker.connector([QUEUE], created=lambda: world.created(self))
 
         async def remember(receive: Receive) -> BrokerSession:
             session = await connect(receive)
@@ -183,6 +184,7 @@ class World:
         self._last_number: dict[int, int] = {}
         self._rooms: list[int] = []  # what the write pool takes, for each fault that narrows it now
         self._pending = len(day.messages)
+        self._unroutable: list[tuple[Publication, bool]] = []
         self._turns = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._set_up_hooks()
@@ -200,6 +202,8 @@ class World:
         limit = self.day.setting.delivery_limit
         broker.declare(QUEUE).delivery_limit = limit or None
         broker.declare(DEAD)
+        self._expire()
+        broker.on_vanished = self._vanished
         broker.on_deliver = self._delivered
         broker.on_ack = self._acked
         broker.on_return = self._returned
@@ -211,6 +215,30 @@ class World:
         elastic.on_result = lambda _, item, result: judge.result(item, result)
         elastic.poison = lambda source: b'"x":"poison"' in source
         elastic.reject = must_be_number("n")
+
+    def _expire(self) -> None:
+        """Have the queue expire, where that is planned; again whenever it was made anew."""
+        if self.day.setting.expires_seconds:
+            self.broker.expire_after(QUEUE, self.day.setting.expires_seconds)
+
+    def created(self, life: Life) -> None:
+        """Note that a sidecar is about to create the queue."""
+        self.tell("broker", f"{life.name} creates the queue")
+        self.judge.queue_created(life)
+        self._declare_again()
+
+    def _declare_again(self) -> None:
+        if QUEUE not in self.broker.queues:
+            self.broker.declare(QUEUE).delivery_limit = self.day.setting.delivery_limit or None
+            self._expire()
+            unroutable, self._unroutable = self._unroutable, []
+            for publication, planned in unroutable:
+                self._publish(publication, planned=planned)
+
+    def _vanished(self, queue: Queue, expired: bool) -> None:
+        self.tell("broker", f"the queue {'expired' if expired else 'is deleted'} with {len(queue.ready)} messages")
+        if queue.name == QUEUE:
+            self.judge.queue_vanished(queue, expired=expired)
 
     def _set_up_faults(self) -> None:
         faults = self.day.faults
@@ -349,7 +377,8 @@ class World:
     @property
     def _settled(self) -> bool:
         broker = self.broker
-        return not (self._pending or broker.queues[QUEUE].ready or broker.delayed or broker.unsettled(QUEUE))
+        ready = QUEUE not in broker.queues or broker.queues[QUEUE].ready
+        return not (self._pending or ready or broker.delayed or broker.unsettled(QUEUE))
 
     async def _settle(self) -> None:
         """Wait for the end of it all, with a good message from time to time: faults are found by comparing."""
@@ -358,7 +387,8 @@ class World:
         beacons = 0
         while not self._settled or beacons < 2:
             if loop.time() > until:
-                detail = f"{len(self.broker.queues[QUEUE].ready)} ready, {len(self.broker.unsettled(QUEUE))} unsettled"
+                ready = len(self.broker.declare(QUEUE).ready)
+                detail = f"{ready} ready, {len(self.broker.unsettled(QUEUE))} unsettled"
                 held = [life.pipeline.held or life.pipeline.copying_held for life in self._present.values()]
                 raise Discrepancy("endless", f"{detail}, {len(self.broker.delayed)} delayed, held: {held}")
             index = "documents" if self.day.setting.indices == 1 else "index-0"
@@ -375,6 +405,9 @@ class World:
             self._publish(publication)
 
     def _publish(self, publication: Publication, *, planned: bool = True) -> None:
+        if QUEUE not in self.broker.queues:  # unroutable: whoever publishes tries again
+            self._unroutable.append((publication, planned))
+            return
         self._pending -= planned
         self.judge.published(publication)
         if self.telling:
@@ -445,6 +478,10 @@ class World:
             life = self._present.get(int(fault.target))
             if life is not None and life.sessions:
                 life.sessions[-1].lose("connection reset by peer")
+        elif fault.kind in DELETIONS:
+            if QUEUE in self.broker.queues:
+                self.broker.delete(QUEUE)
+            asyncio.get_running_loop().call_later(fault.seconds, self._declare_again)
         elif fault.kind in BROKER_FAULTS or fault.kind in DELAY_FAULTS:
             self._begin_broker_fault(fault)
 
