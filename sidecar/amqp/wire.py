@@ -363,6 +363,19 @@ def pass_on_if_ours(error: BaseException) -> None:
         raise error
 
 
+def forget_leftovers(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Handle what no task awaits: of connections that were dropped while aiormq closed a channel, nothing is told.
+
+    Whoever used the connection was told why. At the end of the process asyncio would write the traceback of such a task.
+
+    Args:
+        loop: whose handler this is.
+        context: what happened.
+    """
+    if not isinstance(context.get("exception"), AMQPError):
+        loop.default_exception_handler(context)
+
+
 def reason(error: BaseException) -> str:
     """Return what an error says, or what it is called where it says nothing."""
     return str(error) or type(error).__name__

@@ -16,6 +16,7 @@ import click
 
 from sidecar import __version__
 from sidecar.amqp.session import open_session
+from sidecar.amqp.wire import forget_leftovers
 from sidecar.app import App
 from sidecar.cli import EXIT_FAILED
 from sidecar.cli.recipe import choices, recipe
@@ -85,6 +86,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def _run(settings: Settings, log: FilteringBoundLogger) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(forget_leftovers)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop_or_exit, stop)
     dice = random.Random()

@@ -9,7 +9,7 @@ import pytest
 from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
-from sidecar.amqp.wire import Reach, TlsPortError, Wire, connect, end
+from sidecar.amqp.wire import Reach, TlsPortError, Wire, connect, end, forget_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,3 +104,19 @@ def test_a_scheme_that_is_not_that_of_the_port_is_told(
         server.close()
 
     run(try_it())
+
+
+def test_a_task_of_a_dropped_connection_writes_no_traceback(
+    run: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever used the connection knows; any other exception is told as ever."""
+
+    async def lose(error: Exception) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(forget_leftovers)
+        loop.call_exception_handler({"message": "unhandled exception", "exception": error})
+
+    run(lose(AMQPConnectionError("lost")))
+    assert caplog.records == []
+    run(lose(ZeroDivisionError()))
+    assert len(caplog.records) == 1
