@@ -366,7 +366,7 @@ def pass_on_if_ours(error: BaseException) -> None:
 def forget_leftovers(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Handle what no task awaits: of connections that were dropped while aiormq closed a channel, nothing is told.
 
-    Whoever used the connection was told why. At the end of the process asyncio would write the traceback of such a task.
+    Whoever used the connection was told why. At the end asyncio would write the traceback of such a task.
 
     Args:
         loop: whose handler this is.
