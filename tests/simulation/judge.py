@@ -505,7 +505,8 @@ class Judge:
     def _look_at_copies(self, now: float) -> None:
         """See that no copy waits for what another destination refuses."""
         for number, since in self._refused_at.items():
-            if now - since > _COPIED_SECONDS and not self.fates[number].dead:
+            fate = self.fates[number]
+            if now - since > _COPIED_SECONDS and not (fate.dead or fate.vanished):
                 self._about(number, "held up", f"refused {now - since:.1f} s ago, and not among the dead letters")
 
     def _look_at_acks(self, now: float) -> None:
