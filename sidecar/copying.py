@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sidecar.core.copies import copy_properties, dead_letter_headers, delay_headers
 from sidecar.core.frames import properties_limit
+from sidecar.core.names import dead_letter_queue, delay_queue
 from sidecar.core.pacing import backoff_seconds
 from sidecar.errors import BrokerError
 from sidecar.ports import Copy, Undeclared
@@ -217,7 +218,7 @@ class Copying:
 
     def delays_refused(self, queue: str, milliseconds: int) -> bool:
         """Whether it is known that the delay queue takes no messages now."""
-        one = self._destinations.get((b"", _delay_queue(queue, milliseconds)))
+        one = self._destinations.get((b"", delay_queue(queue, milliseconds).encode()))
         return one is not None and one.refusal is not None and not one.on_trial
 
     async def settled(self) -> None:
@@ -348,9 +349,9 @@ class Copying:
     def _destination(self, letter: Letter) -> Destination:
         queue, milliseconds = letter.message.ledger.queue, letter.delay_milliseconds
         if milliseconds:
-            exchange, key = b"", _delay_queue(queue, milliseconds)
+            exchange, key = b"", delay_queue(queue, milliseconds).encode()
         else:
-            exchange, key = self._route.exchange, (self._route.routing_key or f"{queue}.dead").encode()
+            exchange, key = self._route.exchange, (self._route.routing_key or dead_letter_queue(queue)).encode()
         known = self._destinations.get((exchange, key))
         if known is None:
             delay = (queue, milliseconds) if milliseconds else None
@@ -434,10 +435,6 @@ class Copying:
         properties = copy_properties(message.properties, added, properties_limit(frame_max))
         one = self._destination(letter)
         return Copy(one.exchange, one.routing_key, properties, message.body, token, one.delay)
-
-
-def _delay_queue(queue: str, milliseconds: int) -> bytes:
-    return f"{queue}.delay.{milliseconds}".encode()
 
 
 def _is_open(letter: Letter) -> bool:

@@ -50,7 +50,8 @@ from sidecar.core.correlation import set_size, whole_number
 from sidecar.core.document import MAX_DOCUMENT_BYTES, RefusedError
 from sidecar.core.fields import FieldNameError, Fields
 from sidecar.core.names import (
-    LONGEST_DELAY_SUFFIX,
+    DEAD_LETTER_SUFFIX,
+    MAX_DELAY_SUFFIX,
     MAX_NAME_BYTES,
     name_fault,
     table_fault,
@@ -447,7 +448,7 @@ class AmqpSettings(BaseSettings):
                 "amqp_exchange", "amqp_exchange_type", "amqp_routing_keys", "amqp_binding_arguments"
             )
         if self.dead_letter_routing_key is None:
-            problems += self._too_long(".dead", "SIDECAR_DEAD_LETTER_ROUTING_KEY names another one")
+            problems += self._too_long(DEAD_LETTER_SUFFIX, "name another queue in SIDECAR_DEAD_LETTER_ROUTING_KEY")
         return problems
 
     def _queue_problems(self) -> list[str]:
@@ -476,8 +477,8 @@ class AmqpSettings(BaseSettings):
         ]
 
     def _delay_problems(self) -> list[str]:
-        most = MAX_NAME_BYTES - len(LONGEST_DELAY_SUFFIX)
-        return self._too_long(LONGEST_DELAY_SUFFIX, f"use a queue whose name has at most {most} bytes")
+        most = MAX_NAME_BYTES - len(MAX_DELAY_SUFFIX)
+        return self._too_long(MAX_DELAY_SUFFIX, f"use a queue whose name has at most {most} bytes")
 
 
 ELASTICSEARCH_ONLY = frozenset({

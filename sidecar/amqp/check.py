@@ -28,19 +28,22 @@ from aiormq.exceptions import (
 )
 from yarl import URL
 
+from sidecar.amqp.channels import refusal_of
 from sidecar.amqp.queue_properties import major_version, read_properties
 from sidecar.amqp.queue_rules import QUEUES_PAGE, dead_letter_findings, queue_findings
 from sidecar.amqp.rights import lacking, lacking_to_publish
-from sidecar.amqp.topology import EXCLUSIVE, delay_arguments, delay_queue, quorum_arguments, work_arguments
+from sidecar.amqp.topology import EXCLUSIVE, delay_arguments, quorum_arguments, work_arguments
 from sidecar.amqp.trial import binding_refusal, exchange_refusal, queue_refusal
 from sidecar.amqp.wire import FAILURES, TlsPortError, connect, end, pass_on_if_ours
 from sidecar.core.check import Finding
+from sidecar.core.names import delay_queue
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from aiormq.abc import AbstractChannel, AbstractConnection
+    from aiormq.abc import AbstractConnection
 
+    from sidecar.amqp.channels import Act
     from sidecar.amqp.rights import Lack
     from sidecar.amqp.topology import Topology
     from sidecar.amqp.wire import Reach, Wire
@@ -237,15 +240,9 @@ class _Look:
             self._connection, self._wire = await connect(self.url, "check", _ignore, _ignore, self.reach)
         return self._connection
 
-    async def ask(self, act: Callable[[AbstractChannel], Awaitable[object]]) -> AMQPError | None:
-        """Return the broker's refusal, None where it agrees."""
-        channel = await (await self.connection()).channel(publisher_confirms=False)
-        try:
-            await act(channel)
-        except AMQPError as refusal:
-            return refusal
-        await channel.close()
-        return None
+    async def ask(self, act: Act) -> AMQPError | None:
+        """Return the broker's refusal, or None."""
+        return await refusal_of(await self.connection(), act)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -400,7 +397,7 @@ def _mend_argument(name: str, wanted: _Wanted) -> str:
 async def _dead_letter_queue(look: _Look, topology: Topology, queue: str) -> list[Finding]:
     if topology.dead_letter_exchange:
         return []
-    name = topology.dead_letter_routing_key or f"{queue}.dead"
+    name = topology.dead_letter_key(queue)
     wanted = _Wanted(name, quorum_arguments(), is_for_dead_letters=True)
     if name in topology.queues:
         what = "it is a work queue as well: every reject would come back at once, for ever"
@@ -419,8 +416,7 @@ async def _dead_letter_exchange(look: _Look, topology: Topology) -> list[Finding
         return [Finding("problem", where, what, "declare it with a bound queue, or unset SIDECAR_DEAD_LETTER_EXCHANGE")]
     if refusal is not None:
         return [_refused(where, refusal)]
-    keys = [topology.dead_letter_routing_key] if topology.dead_letter_routing_key else []
-    keys = keys or [f"{queue}.dead" for queue in topology.queues]
+    keys = dict.fromkeys(map(topology.dead_letter_key, topology.queues))
     what = f"whether a queue is bound to it for {', '.join(map(repr, keys))} can't be seen by AMQP"
     mend = f"see: rabbitmqctl list_bindings | grep {name}; where none is, the first reject stops consumption"
     return [Finding("note", where, what, mend)]

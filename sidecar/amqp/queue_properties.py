@@ -17,14 +17,12 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from aiormq.exceptions import AMQPError
-
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
 
     from aiormq.abc import AbstractChannel, AbstractConnection
 
-    Ask = Callable[[Callable[[AbstractChannel], Awaitable[object]]], Awaitable[AMQPError | None]]
+    from sidecar.amqp.channels import Ask
 
 _GUARD = "x-stream-max-segment-size-bytes"
 _GUARD_ARGUMENTS = {_GUARD: -1}
@@ -137,18 +135,3 @@ def version(connection: AbstractConnection) -> list[int]:
 def major_version(connection: AbstractConnection) -> int:
     """Return RabbitMQ's major version; 0 if it doesn't say."""
     return version(connection)[0]
-
-
-def ask_on(connection: AbstractConnection) -> Ask:
-    """Return a function that acts on a channel of its own each time, for a refusal closes the channel."""
-
-    async def ask(act: Callable[[AbstractChannel], Awaitable[object]]) -> AMQPError | None:
-        channel = await connection.channel(publisher_confirms=False)
-        try:
-            await act(channel)
-        except AMQPError as refusal:
-            return refusal
-        await channel.close()
-        return None
-
-    return ask

@@ -15,17 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from aiormq.exceptions import AMQPError, ChannelAccessRefused
 
 from sidecar.amqp.topology import quorum_arguments
+from sidecar.core.names import delay_queue
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from aiormq.abc import AbstractChannel
 
+    from sidecar.amqp.channels import Ask
     from sidecar.amqp.topology import Topology
     from sidecar.core.check import Severity
-
-    Act = Callable[[AbstractChannel], Awaitable[object]]
-    Ask = Callable[[Act], Awaitable[AMQPError | None]]
 
 Right = Literal["configure", "write", "read"]
 
@@ -67,9 +64,9 @@ async def lacking(ask: Ask, topology: Topology, *, publishes: bool) -> list[Lack
     for queue in dict.fromkeys(topology.queues):
         lacks.append(await _queue(ask, work, queue, "nothing can be consumed"))
         if not topology.dead_letter_exchange:
-            lacks.append(await _dead_letters(ask, topology, topology.dead_letter_routing_key or f"{queue}.dead"))
+            lacks.append(await _dead_letters(ask, topology, topology.dead_letter_key(queue)))
         if topology.declare:
-            delay = f"{queue}.delay.{_DELAY_MILLISECONDS}"
+            delay = delay_queue(queue, _DELAY_MILLISECONDS)
             lacks.append(await _queue(ask, topology, delay, "messages that have to wait can't go round by it"))
         if topology.creates_work:
             lacks.append(await _binding(ask, topology, queue))

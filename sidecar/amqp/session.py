@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiormq.exceptions import ChannelClosed
 
+from sidecar.amqp.channels import refusal_of
 from sidecar.amqp.lease import Lease
 from sidecar.amqp.publisher import Publisher, open_publisher
-from sidecar.amqp.queue_properties import ask_on, major_version, read_properties, version
+from sidecar.amqp.queue_properties import major_version, read_properties, version
 from sidecar.amqp.queue_rules import expires_seconds, queue_findings
 from sidecar.amqp.topology import Seen, Topology, declare, declare_delay_queue, work_arguments
 from sidecar.amqp.wire import (
@@ -160,7 +162,7 @@ class Session:
         topology, major = self._connecting.topology, major_version(connection)
         kept: dict[str, float | None] = {}
         for queue in topology.queues:
-            properties = await read_properties(ask_on(connection), queue, work_arguments(topology))
+            properties = await read_properties(partial(refusal_of, connection), queue, work_arguments(topology))
             for finding in queue_findings(queue, properties, major) if properties is not None else []:
                 if finding.severity == "problem":
                     raise QueueError(

@@ -13,14 +13,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from aiormq.exceptions import AMQPError, ChannelClosed, ChannelLockedResource, ChannelNotFoundEntity
+from aiormq.exceptions import ChannelClosed, ChannelLockedResource, ChannelNotFoundEntity
 
+from sidecar.amqp.channels import refusal_of
+from sidecar.core.names import dead_letter_queue, delay_queue
 from sidecar.errors import BrokerError, BrokerRefusedError, QueueError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from aiormq.abc import AbstractConnection
+    from aiormq.exceptions import AMQPError
 
-    from aiormq.abc import AbstractChannel, AbstractConnection
+    from sidecar.amqp.channels import Act
 
 _UNLIMITED_DELIVERIES = 1_000_000_000
 """Quorum queues drop a message at its 21st delivery by default (since 4.0); -1 isn't understood by all versions."""
@@ -60,6 +63,10 @@ class Topology:
     def creates_work(self) -> bool:
         """Whether work queues, the exchange and bindings are created where they are absent."""
         return self.declare and self.declares_work
+
+    def dead_letter_key(self, queue: str) -> str:
+        """Return the routing key of dead letters of a queue; on the default exchange it is a queue's name."""
+        return self.dead_letter_routing_key or dead_letter_queue(queue)
 
     @property
     def setting(self) -> str:
@@ -117,9 +124,8 @@ async def declare(connection: AbstractConnection, topology: Topology, seen: Seen
     created = False
     for queue in topology.queues:
         created |= await _ensure_work_queue(connection, topology, queue, seen)
-        if not topology.dead_letter_exchange:  # the default exchange: the routing key is a queue's name
-            dead = topology.dead_letter_routing_key or f"{queue}.dead"
-            created |= await _ensure_dead_letter_queue(connection, topology, dead, seen)
+        if not topology.dead_letter_exchange:
+            created |= await _ensure_dead_letter_queue(connection, topology, topology.dead_letter_key(queue), seen)
     if topology.dead_letter_exchange:
         name = topology.dead_letter_exchange
         why = f"the dead-letter exchange {name!r} doesn't exist; declare it, or unset SIDECAR_DEAD_LETTER_EXCHANGE"
@@ -180,11 +186,6 @@ async def declare_delay_queue(
         BrokerError: the connection was lost.
     """
     await _ensure_queue(connection, topology, delay_queue(queue, milliseconds), delay_arguments(queue, milliseconds))
-
-
-def delay_queue(queue: str, milliseconds: int) -> str:
-    """Return the name of the queue in which messages of `queue` wait."""
-    return f"{queue}.delay.{milliseconds}"
 
 
 def delay_arguments(queue: str, milliseconds: int) -> dict[str, object]:
@@ -255,13 +256,13 @@ async def _queue_absence(connection: AbstractConnection, name: str) -> str | Non
 
 async def _require_exchange(connection: AbstractConnection, name: str, otherwise: str) -> None:
     """See that an exchange is there: publishing to one that isn't closes the channel, again and again."""
-    if not await _found(connection, lambda channel: channel.exchange_declare(exchange=name, passive=True)):
+    if not await _exchange_exists(connection, name):
         raise BrokerError(otherwise)
 
 
 async def _ensure_exchange(connection: AbstractConnection, topology: Topology, name: str) -> bool:
     """See that an exchange is there; return whether it was created."""
-    if await _found(connection, lambda channel: channel.exchange_declare(exchange=name, passive=True)):
+    if await _exchange_exists(connection, name):
         return False
     await _do(
         connection,
@@ -282,34 +283,29 @@ async def _bind(connection: AbstractConnection, topology: Topology, exchange: st
         )
 
 
-async def _found(connection: AbstractConnection, look: Callable[[AbstractChannel], Awaitable[object]]) -> bool:
-    return await _absence(connection, look) is None
+async def _exchange_exists(connection: AbstractConnection, name: str) -> bool:
+    return await _absence(connection, lambda channel: channel.exchange_declare(exchange=name, passive=True)) is None
 
 
-async def _absence(connection: AbstractConnection, look: Callable[[AbstractChannel], Awaitable[object]]) -> str | None:
-    channel = await connection.channel(publisher_confirms=False)
-    try:
-        await look(channel)
-    except ChannelNotFoundEntity as error:
-        return str(error)
-    except ChannelLockedResource:
-        raise
-    except AMQPError as error:
-        raise _refused("a passive declare", error) from error
-    await channel.close()
+async def _absence(connection: AbstractConnection, declare_passively: Act) -> str | None:
+    """Return what RabbitMQ says of something that doesn't exist; None if it exists."""
+    refusal = await refusal_of(connection, declare_passively)
+    if isinstance(refusal, ChannelNotFoundEntity):
+        return str(refusal)
+    if isinstance(refusal, ChannelLockedResource):
+        raise refusal
+    if refusal is not None:
+        raise _refused("a passive declare", refusal) from refusal
     return None
 
 
-async def _do(connection: AbstractConnection, what: str, act: Callable[[AbstractChannel], Awaitable[object]]) -> None:
-    channel = await connection.channel(publisher_confirms=False)
-    try:
-        await act(channel)
-    except AMQPError as error:
-        raise _refused(f"to {what}", error) from error
-    await channel.close()
+async def _do(connection: AbstractConnection, what: str, act: Act) -> None:
+    refusal = await refusal_of(connection, act)
+    if refusal is not None:
+        raise _refused(f"to {what}", refusal) from refusal
 
 
 def _refused(what: str, error: AMQPError) -> BrokerError:
-    """Return what to raise: RabbitMQ closes the channel over a refusal, and the connection over worse."""
+    """Return the error of a refusal: the connection survives if RabbitMQ closed only the channel."""
     kind = BrokerRefusedError if isinstance(error, ChannelClosed) else BrokerError
     return kind(f"RabbitMQ refused {what}: {error}")

@@ -11,18 +11,16 @@ import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+from sidecar.core.names import MAX_NAME_BYTES, delay_queue
 
-    from aiormq.abc import AbstractChannel
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from aiormq.exceptions import AMQPError
 
+    from sidecar.amqp.channels import Ask
     from sidecar.amqp.topology import Topology
 
-    Act = Callable[[AbstractChannel], Awaitable[object]]
-    Ask = Callable[[Act], Awaitable[AMQPError | None]]
-
-_MAX_NAME_BYTES = 255
 _EXPIRES_MILLISECONDS = 60_000
 
 
@@ -73,7 +71,7 @@ async def binding_refusal(ask: Ask, topology: Topology, queue: str, arguments: d
 @asynccontextmanager
 async def _queue(ask: Ask, name: str, arguments: dict[str, Any]) -> AsyncIterator[tuple[str, AMQPError | None]]:
     # Named as a delay queue is: whoever may create nothing but the sidecar's own queues may create that.
-    trial = _named(f"{name}.delay.{secrets.randbelow(9 * 10**14) + 10**14}")
+    trial = _named(delay_queue(name, secrets.randbelow(9 * 10**14) + 10**14))
     expiring = {"x-expires": _EXPIRES_MILLISECONDS} | arguments
     refusal = await ask(lambda channel: channel.queue_declare(trial, durable=True, arguments=expiring))
     try:
@@ -98,5 +96,5 @@ async def _exchange(ask: Ask, name: str, kind: str) -> AsyncIterator[tuple[str, 
 
 def _named(name: str) -> str:
     """Return a name, or one of its own if that is too long, or reserved by RabbitMQ."""
-    fits = len(name.encode()) <= _MAX_NAME_BYTES and not name.startswith("amq.")
+    fits = len(name.encode()) <= MAX_NAME_BYTES and not name.startswith("amq.")
     return name if fits else f"sidecar-check-{secrets.token_hex(8)}"

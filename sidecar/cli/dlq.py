@@ -22,6 +22,7 @@ import click
 from sidecar.amqp.letters import LOOKING, RENEW_AT, WORKING, Replay, Verdict, open_letters, renew, sift
 from sidecar.cli import EXIT_FAILED
 from sidecar.core.letters import Choice, Grouping, header_values, obstacle, property_values
+from sidecar.core.names import dead_letter_queue
 from sidecar.core.properties import PropertiesError
 from sidecar.errors import BrokerError
 from sidecar.settings import PREFIX, load_amqp
@@ -530,7 +531,7 @@ def _dead_letter_queue(settings: AmqpSettings) -> str:
         raise click.UsageError(
             f"{PREFIX}DEAD_LETTER_EXCHANGE says only where letters are published: name the queue by --queue"
         )
-    names = dict.fromkeys(settings.dead_letter_routing_key or f"{queue}.dead" for queue in settings.amqp_queue)
+    names = dict.fromkeys(settings.dead_letter_routing_key or dead_letter_queue(queue) for queue in settings.amqp_queue)
     if len(names) > 1:
         raise click.UsageError(f"there are several dead-letter queues: choose by --queue one of {', '.join(names)}")
     return next(iter(names))

@@ -26,6 +26,7 @@ from sidecar.core.document import has_metadata, metadata_name
 from sidecar.core.ledger import Ledger
 from sidecar.core.letters import header_values, property_values
 from sidecar.core.message import Message
+from sidecar.core.names import dead_letter_queue
 from sidecar.core.policy import Course, Fate, Verdict
 from sidecar.core.staging import Stager, Stamp
 from sidecar.settings import PREFIX, Settings, given, join_list, load
@@ -408,7 +409,7 @@ def _burial(reason: str, message: Message, settings: Settings) -> str:
         return f"discarded: {reason}"
     if settings.on_reject == "broker":
         return f"rejected, for the queue's own dead-letter exchange to take: {reason}"
-    routing_key = settings.dead_letter_routing_key or f"{message.ledger.queue}.dead"
+    routing_key = settings.dead_letter_routing_key or dead_letter_queue(message.ledger.queue)
     exchange = settings.dead_letter_exchange
     where = f"the exchange {exchange!r} with the routing key {routing_key!r}" if exchange else repr(routing_key)
     return f"dead-lettered to {where}: {reason}"

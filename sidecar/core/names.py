@@ -11,8 +11,9 @@ from datetime import datetime
 from decimal import Decimal
 
 MAX_NAME_BYTES = 255
-LONGEST_DELAY_SUFFIX = ".delay.300000"
-"""Of the delay queues' names: the longest delay is five minutes."""
+DEAD_LETTER_SUFFIX = ".dead"
+MAX_DELAY_SUFFIX = ".delay.300000"
+"""Of the name of the delay queue with the longest delay, five minutes."""
 MAX_KEY_BYTES = 128
 MAX_TABLE_BYTES = 65_536
 """So that a declaration fits into one frame, which RabbitMQ limits to 128 KiB by default."""
@@ -21,6 +22,16 @@ _MAX_FLOAT = 3.4028234e38  # floats are sent with 32 bits
 _MAX_INTEGER = 1 << 63
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CONTROL_BUT_SPACE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def dead_letter_queue(queue: str) -> str:
+    """Return the name of the queue for the dead letters of `queue`."""
+    return queue + DEAD_LETTER_SUFFIX
+
+
+def delay_queue(queue: str, milliseconds: int) -> str:
+    """Return the name of the queue in which messages of `queue` wait."""
+    return f"{queue}.delay.{milliseconds}"
 
 
 def without_last_line_break(text: str) -> str:
