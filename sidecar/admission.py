@@ -1,9 +1,9 @@
-"""Admission past the guard: messages wait in the order of the queue while too many rejects in a row were made.
+"""Admission control of the reject guard: messages wait in the order of the queue after too many rejects in a row.
 
-Nothing overtakes what waits, so the order of operations on a document is kept, and a drain gives back an unbroken rest.
-While they wait, copies of messages are encoded from time to time to find out whether admission may go on: the next
-message can be encoded by now (code of the user's own works again), or others behind it can. Each message behind counts
-once: the nth time that a full row is let go needs n of them.
+No message overtakes those that wait. So the order of the operations on a document is kept, and a drain gives back all
+messages from one point on. While they wait, copies of them are encoded from time to time (a probe). Admission goes on
+if the next message can be encoded, for instance because the user's own code works again, or if messages behind it can.
+Each message behind counts once: the nth release of a full row needs n of them.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ if TYPE_CHECKING:
     from sidecar.plan import Plan
     from sidecar.work import Composing
 
-_LOOK_ITEMS = 1000
-_PIECE_ITEMS = 100  # the loop has its turn in between: a user's own code may be slow
+_PROBE_ITEMS = 1000
+_PROBE_CHUNK_ITEMS = 100  # the event loop runs in between, because the user's own code may be slow
 
 
 class Admission:
-    """Says how many messages may be admitted, and holds the others.
+    """Holds messages back while the guard admits none, and probes whether admission may go on.
 
     Args:
         plan: how messages are encoded.
         guard: counts the rejects.
-        composer: encodes the copies; not the one that encodes what is admitted.
+        composer: encodes the copies; it must not be the one that encodes admitted messages.
         dice: the only source of chance.
-        log: where state changes are told.
+        log: for the start and the end of a hold.
         wall_clock: seconds since 1970.
-        changed: is called when a hold began or ended.
+        changed: called when a hold began or ended.
 
     Attributes:
         held: why messages wait, or None.
-        held_since: when the present hold began, or the last, in seconds of the loop's clock.
-        try_at: when copies are encoded next, by the same clock.
-        looks: how often copies were encoded and admission could not go on.
+        held_since: when the present or last hold began, in seconds of the loop's clock.
+        probe_at: when the next probe is due, by the same clock.
+        probes: how many failed.
     """
 
     def __init__(
@@ -63,30 +63,30 @@ class Admission:
     ) -> None:
         self.held: str | None = None
         self.held_since = 0.0
-        self.try_at = 0.0
-        self.looks = 0
+        self.probe_at = 0.0
+        self.probes = 0
         self._guard = guard
         self._composer = composer
         self._prepare = plan.recipe.prepare
         self._splits = plan.recipe.has_parts
         self._has_signals = plan.recipe.batch_flush_when is not None
         self._room_bytes = plan.memory_limit_bytes
-        self._most = plan.reject_guard
+        self._max_rejects = plan.reject_guard
         self._far = plan.far
         self._dice = dice
         self._log = log
         self._wall_clock = wall_clock
         self._changed = changed
-        self._failed_looks = 0  # in this hold
+        self._failed_probes = 0  # in this hold
         self._try = asyncio.Event()
 
     def note(self, messages: list[Message], composed: list[Message], rejects: list[Reject]) -> None:
-        """Note what encoding messages came to; most of the time all of them were encoded.
+        """Count the results of encoding messages; most of the time all of them were encoded.
 
         Args:
-            messages: that were looked at, in the order of their admission.
+            messages: in the order of their admission.
             composed: their documents.
-            rejects: the others, with reasons.
+            rejects: the messages that were rejected, with reasons.
         """
         if rejects or self._guard.counting:
             self._guard.note([one for one in self._outcomes(messages, composed, rejects) if one is not None])
@@ -94,14 +94,14 @@ class Admission:
     def _outcomes(
         self, messages: list[Message], composed: list[Message], rejects: list[Reject]
     ) -> list[Outcome | None]:
-        """Return what became of each message; None if there was nothing to be stored of it.
+        """Return the result for each message; None for one without a document.
 
-        A message with several documents is encoded if one of them is: the answer to that one says more.
+        A message with several documents counts as encoded if one of them is: the answer to that one decides.
         """
         found: dict[int, Outcome] = {}
         for why in rejects:
             if why.reason:
-                found[self._delivered(why.message)] = Outcome(kind_of(why.reason, why.error_type), _told(why))
+                found[self._delivered(why.message)] = Outcome(kind_of(why.reason, why.error_type), _describe(why))
         for message in composed:
             if not (self._has_signals and message.correlation.is_signal):
                 found[self._delivered(message)] = ENCODED
@@ -112,19 +112,19 @@ class Admission:
 
     # The hold --------------------------------------------------------------------------------------------------------
 
-    async def look(self, waiting: list[Message]) -> bool:
-        """Encode copies of messages that wait; return whether admission may go on, and hold if it may not.
+    async def probe(self, waiting: list[Message]) -> bool:
+        """Encode copies of messages that wait. Return whether admission may go on; start or extend the hold if not.
 
         Args:
             waiting: in the order of their admission, at least one.
         """
         sample = waiting
-        if len(waiting) > _LOOK_ITEMS:
-            sample = [waiting[0], *self._dice.sample(waiting[1:], _LOOK_ITEMS - 1)]
+        if len(waiting) > _PROBE_ITEMS:
+            sample = [waiting[0], *self._dice.sample(waiting[1:], _PROBE_ITEMS - 1)]
         first: Outcome | None = None
         encoded = 0
-        for at in range(0, len(sample), _PIECE_ITEMS):
-            outcomes = await self._encode(sample[at : at + _PIECE_ITEMS])
+        for at in range(0, len(sample), _PROBE_CHUNK_ITEMS):
+            outcomes = await self._encode(sample[at : at + _PROBE_CHUNK_ITEMS])
             if at == 0:
                 first = outcomes[0]
                 if first is None or self._guard.may_leave(first):
@@ -142,7 +142,7 @@ class Admission:
         return False
 
     async def _encode(self, messages: list[Message]) -> list[Outcome | None]:
-        """Return what encoding copies of messages comes to; the messages themselves stay as they are."""
+        """Return the results of encoding copies of messages; the messages themselves are not changed."""
         copies = [
             Message(
                 Ledger(message.ledger.queue, message.ledger.channel),
@@ -163,35 +163,35 @@ class Admission:
 
     def _hold(self, why: Outcome) -> None:
         now = self._now()
-        self.looks += 1
-        self._failed_looks += 1
-        self.try_at = now + probe_pause_seconds(self._failed_looks, self._dice.random())
+        self.probes += 1
+        self._failed_probes += 1
+        self.probe_at = now + probe_pause_seconds(self._failed_probes, self._dice.random())
         if self.held is not None:
             return
         self.held_since = now
         self.held = (
-            f"{self._most} messages in a row were rejected: {why.detail}. Fix the publishers or the settings, "
+            f"{self._max_rejects} messages in a row were rejected: {why.detail}. Fix the publishers or the settings, "
             "or let rejects go with SIDECAR_REJECT_GUARD=0"
         )
         self._log.warning(self._far.held, reason=self.held)
         self._changed()
 
     def _end(self) -> None:
-        self._failed_looks = 0
+        self._failed_probes = 0
         if self.held is not None:
             self.held = None
             self._log.info(self._far.resumed)
             self._changed()
 
     async def pause(self) -> None:
-        """Wait until it is time for the next look."""
-        timer = asyncio.get_running_loop().call_at(self.try_at, self._try.set)
+        """Wait until the next probe is due."""
+        timer = asyncio.get_running_loop().call_at(self.probe_at, self._try.set)
         await self._try.wait()
         self._try.clear()
         timer.cancel()
 
     def try_now(self) -> None:
-        """Look at once, whatever pause there is."""
+        """Probe at once instead of after the pause."""
         if self.held is not None:
             self._try.set()
 
@@ -200,6 +200,6 @@ class Admission:
         return asyncio.get_running_loop().time()
 
 
-def _told(why: Reject) -> str:
+def _describe(why: Reject) -> str:
     """Return the reason and the detail of a reject."""
     return f"{why.reason}: {why.detail}"

@@ -53,12 +53,12 @@ class Keeper(Protocol):
 
     @property
     def held(self) -> str | None:
-        """Why nothing but probes is sent, or nothing more is admitted, or None."""
+        """Why only probes are sent or no more messages are admitted, or None."""
         ...
 
     @property
     def requests_held(self) -> bool:
-        """Whether nothing but probes is sent."""
+        """Whether only probes are sent."""
         ...
 
     @property
@@ -72,8 +72,8 @@ class Keeper(Protocol):
         ...
 
     @property
-    def working(self) -> bool:
-        """Whether admitted messages are being stored as ever, since only the admission of others is held."""
+    def storing(self) -> bool:
+        """Whether admitted messages are still being stored, because only admission is held."""
         ...
 
     @property
@@ -395,7 +395,7 @@ class Consuming:
             self._asked, self._asked_for = 0, probes
         # What is on its way would be there twice, or stored twice; a probe that hangs is not waited for.
         keeper = self._keeper
-        on_its_way = keeper.copies_on_their_way or keeper.working or (keeper.probing and self._asked < _ASKED_MOST)
+        on_its_way = keeper.copies_on_their_way or keeper.storing or (keeper.probing and self._asked < _ASKED_MOST)
         if on_its_way or probes < self._probes_before + _LEAST_PROBES:
             self._asked += 1
             self._give_up_at = self._now() + _ASK_AGAIN_SECONDS

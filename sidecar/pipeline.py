@@ -114,7 +114,7 @@ class Pipeline:
         self._outbox = Outbox(plan.batch_max_items, plan.batch_max_bytes, joins=plan.batches_join)
         self._gathers_singly = plan.recipe.gathers_singly
         self._chunks: asyncio.Queue[list[Message]] = asyncio.Queue()
-        self._left: list[Message] = []  # came, and can't be admitted yet: there is no room, or the guard says so
+        self._left: list[Message] = []  # delivered, but not admitted: no room, or held by the guard
         self._unadmitted = 0
         self._consuming = Consuming(
             Window(plan.memory_limit_bytes, plan.prefetch, plan.batch_max_items),
@@ -157,18 +157,18 @@ class Pipeline:
 
     @property
     def held(self) -> str | None:
-        """Why nothing but probes is sent, or nothing more is admitted, or None."""
+        """Why only probes are sent or no more messages are admitted, or None."""
         return self.pacing.held or self._admission.held
 
     @property
     def requests_held(self) -> bool:
-        """Whether nothing but probes is sent."""
+        """Whether only probes are sent."""
         return self.pacing.held is not None
 
     @property
     def probes(self) -> int:
-        """How many probes were sent, or tried to encode, ever."""
-        return self._probes + self._admission.looks
+        """How many probes there were, of requests and of encoding."""
+        return self._probes + self._admission.probes
 
     @property
     def probing(self) -> bool:
@@ -176,8 +176,8 @@ class Pipeline:
         return self.pacing.probing
 
     @property
-    def working(self) -> bool:
-        """Whether admitted messages are being stored as ever, since only the admission of others is held."""
+    def storing(self) -> bool:
+        """Whether admitted messages are still being stored, because only admission is held."""
         return self.pacing.held is None and bool(self._in_flight or self._outbox or self._batcher.open_groups)
 
     @property
@@ -212,9 +212,9 @@ class Pipeline:
         )
 
     def _next_try(self) -> float:
-        """Return when something is sent again, or tried to encode, in seconds of the loop's clock."""
+        """Return when the next request or probe of admission is due, in seconds of the loop's clock."""
         admits = self.pacing.held is not None or self._admission.held is None
-        return self.pacing.pause_until() if admits else self._admission.try_at
+        return self.pacing.pause_until() if admits else self._admission.probe_at
 
     def _unready(self) -> Unready | None:
         """Return why nothing is consumed or stored now; what has to be mended first comes first."""
@@ -370,31 +370,31 @@ class Pipeline:
                 if self._guard.room:
                     await self._consuming.room(lambda: self._unadmitted)
                 else:
-                    await self._sit_out()
+                    await self._wait_for_guard()
                 if self._left and not self._draining:
                     self._admit(self._left)
 
-    async def _sit_out(self) -> None:
-        """Wait until the guard lets more messages go, or none wait any more: those that come meanwhile wait as well."""
+    async def _wait_for_guard(self) -> None:
+        """Wait until the guard admits messages again, or none wait; new deliveries wait behind the others."""
         while not self._draining:
-            self._collect()
+            self._queue_arrivals()
             if not self._left:
                 return
-            if await self._admission.look(self._left):
-                await self._prepare_left()
+            if await self._admission.probe(self._left):
+                await self._prepare_again()
                 return
             await self._admission.pause()
 
-    def _collect(self) -> None:
-        """Have what came wait behind what waits; forget what the broker has again."""
+    def _queue_arrivals(self) -> None:
+        """Append new deliveries to the waiting messages; drop those of a closed epoch."""
         while not self._chunks.empty():
             self._left += self._chunks.get_nowait()
         live = [message for message in self._left if not message.ledger.closed]
         self._unadmitted -= len(self._left) - len(live)
         self._left = live
 
-    async def _prepare_left(self) -> None:
-        """Prepare what waits, some of it again: what was made of it before may be an exception."""
+    async def _prepare_again(self) -> None:
+        """Prepare the waiting messages again: the result of an earlier call may be an exception."""
         prepare = self._plan.recipe.prepare
         if prepare is not None:
             async with self._preparing:
@@ -420,7 +420,7 @@ class Pipeline:
             return
 
     def _admit(self, chunk: list[Message]) -> None:
-        """Make items of messages, as far as there is room, and as far as no row of rejects becomes too long."""
+        """Encode and batch messages while there is room for their bytes and the guard allows it."""
         self._unadmitted -= len(chunk)
         self._left = []
         if chunk[0].ledger.closed:  # an epoch ends between two chunks, never inside one
@@ -434,10 +434,10 @@ class Pipeline:
             self._wake.set()
 
     def _encode(self, messages: list[Message]) -> None:
-        """Make items of messages, as far as there is room for the bytes."""
+        """Encode and batch messages while there is room for their bytes."""
         self._composer.room_bytes = self._consuming.room_bytes
         composed, rejects = self._composer.compose(messages, self._wall_clock())
-        self._left = [*self._composer.left]  # more is added to it, and the composer's own may live on
+        self._left = [*self._composer.left]  # a copy, because messages are appended to it
         self._admission.note(messages[: len(messages) - len(self._left)], composed, rejects)
         if rejects:
             self._refuse(rejects)
@@ -499,17 +499,17 @@ class Pipeline:
         self._batch(self._order.leave(messages))
 
     def retry(self, messages: list[Message]) -> None:
-        """Send messages once more that are still in the order of their documents."""
-        most = self._plan.batch_max_items
-        for at in range(0, len(messages), most):
-            some = messages[at : at + most]
+        """Send again messages that still have their place in the order of their documents."""
+        count = self._plan.batch_max_items
+        for at in range(0, len(messages), count):
+            some = messages[at : at + count]
             batch = Batch(some, sum(message.bulk_bytes for message in some), self._now())
             batch.mendable = True
             self._outbox.put_again(batch)
         self._wake.set()
 
     def readmit(self, messages: list[Message]) -> None:
-        """Send messages once more, behind the operations on the same documents that came in the meantime."""
+        """Send messages again, behind later operations on the same documents."""
         self.retry(self._order.enter(messages))
 
     def take_apart(self, message: Message) -> None:
@@ -580,7 +580,7 @@ class Pipeline:
         copying = self._settling.copying
         if copying.moving:
             return False
-        if not copying.idle:  # their route takes none for now
+        if not copying.idle:  # their destinations refuse messages
             return not (self._outbox or self._batcher.open_groups)
         return not (self._outbox or self._order)
 

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from sidecar.ports import BrokerSession
 
 WITHHELD_SECONDS = 2.0
-"""So long at most an ack waits for those before it: then it is written singly.
+"""How long an ack waits for those before it, at most; then it is written individually.
 
-A hole may stay for minutes (a message that waits in place for its target). If the session were lost meanwhile, all that
-is stored behind it would be delivered and stored again.
+An unsettled message before it may stay for minutes, if it waits in place for its target. If the session were lost
+meanwhile, all messages stored after it would be delivered and stored again.
 """
 _WITHHELD_SHARE = 0.75  # of the prefetch: beyond it acks are written singly, or the broker would stop delivering
 
@@ -48,11 +48,11 @@ class Releaser(Protocol):
         ...
 
     def retry(self, messages: list[Message]) -> None:
-        """Send messages once more that are still in the order of their documents."""
+        """Send again messages that still have their place in the order of their documents."""
         ...
 
     def readmit(self, messages: list[Message]) -> None:
-        """Send messages once more, behind the operations on the same documents that came in the meantime."""
+        """Send messages again, behind later operations on the same documents."""
         ...
 
     def take_apart(self, message: Message) -> None:
@@ -174,11 +174,11 @@ class Settling:
             self._leave_to_broker(ours)
 
     def delay(self, letters: list[Letter]) -> None:
-        """Send messages round by the delay queue.
+        """Send messages to the delay queue.
 
-        What follows one on the same document goes on when the delay queue has it: if that refuses it, it is retried in
-        place, and comes first. What follows a document of a message that holds several goes on at once, for the message
-        may hold that as well, and is delayed whole.
+        Later operations on the same document wait until the delay queue has confirmed the message: if it refuses it,
+        the message is retried in place, before them. For a message with several documents they go on at once: it is
+        delayed as a whole, and they may be part of it.
         """
         letters = self._of_their_own(letters)
         self.waiting_room.leave(letter.message for letter in letters)
@@ -191,17 +191,17 @@ class Settling:
         self._conclude([parts for letter in letters if (parts := letter.message.parts) and parts.delayed(letter)])
 
     def copied(self, messages: list[Message], verdict: Settled) -> None:
-        """Ack messages whose copies were confirmed; what follows the delayed ones on the same documents goes on."""
+        """Ack messages whose copies were confirmed; release the operations that wait behind the delayed ones."""
         if verdict == "delay":
             self._releaser.release(messages)
         self.acknowledge(messages, verdict)
 
     def retry_undelayed(self, letters: list[Letter]) -> None:
-        """Retry in place what no delay queue takes: what comes of it then is decided with that in mind."""
+        """Retry in place the messages that their delay queue refused; that refusal is considered at the next result."""
         whole = [letter.message for letter in letters if letter.parts is None]
         parts = [part for letter in letters if letter.parts is not None for part in letter.parts.reopen()]
         for message in (*whole, *parts):
-            message.attempts = max(0, message.attempts - 1)  # without the one that it was delayed for
+            message.attempts = max(0, message.attempts - 1)  # the attempt that it was delayed for doesn't count
         self._releaser.retry(whole)
         self._releaser.readmit(parts)
 
@@ -297,7 +297,7 @@ class Settling:
             self._ack_timer = asyncio.get_running_loop().call_later(WITHHELD_SECONDS, self._write_withheld)
 
     def _write_withheld(self) -> None:
-        """Write the acks that wait behind a hole, whatever it is: one of them has waited for long."""
+        """Write all withheld acks individually: one of them has waited for `WITHHELD_SECONDS`."""
         self._ack_timer = None
         session = self._session
         for ledger in session.ledgers if session is not None else ():

@@ -1,8 +1,8 @@
-"""Counts rejects in a row: too many of one kind are a hold, or one cause would empty a queue into the dead letters.
+"""Counts rejects in a row. Too many of one kind start a hold, so that no cause empties a queue into the dead letters.
 
-There are two rows, because a message may be rejected at two places. A reject before the request counts until a later
+There are two counts, because a message can be rejected at two stages. A reject before the request counts until a later
 message can be encoded; a reject by the answer to a request counts until a document is stored. Encoding runs ahead of
-storing by up to a whole prefetch, so only messages that were encoded can end a row of rejects before the request.
+storing by up to a whole prefetch, so only an encoded message ends a row of rejects before the request.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class Outcome(NamedTuple):
-    """What encoding a message came to.
+    """The result of encoding a message.
 
     Attributes:
         kind: of the reject; empty if the message was encoded.
-        detail: of the reject: a sentence for people, without document text.
+        detail: why it was rejected, in a sentence without document text.
     """
 
     kind: str = ""
@@ -38,18 +38,18 @@ def kind_of(reason: str, error_type: str) -> str:
 
 
 class RejectGuard:
-    """Counts rejects in a row by their kind, and says which are too many.
+    """Counts rejects in a row by kind, and decides which exceed the limit.
 
     Args:
-        most: rejects of one kind in a row that may leave; 0: any number.
+        max_rejects: of one kind in a row that may leave; 0: any number.
 
     Attributes:
-        releases: how often a row was full, and more rejects were let go all the same, since a message was encoded.
+        releases: how often a full row was started anew because a message behind it could be encoded.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_rejects: int) -> None:
         self.releases = 0
-        self._most = most
+        self._max_rejects = max_rejects
         self._unencoded: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self._one_more = False
@@ -58,10 +58,10 @@ class RejectGuard:
 
     @property
     def room(self) -> int:
-        """How many messages may be encoded next, so that no row becomes too long; 0: the next one must wait."""
-        if not self._unencoded or not self._most:
-            return self._most or sys.maxsize
-        return max(self._most - max(self._unencoded.values()), int(self._one_more))
+        """How many messages may be encoded next without exceeding the limit; 0: the next one must wait."""
+        if not self._unencoded or not self._max_rejects:
+            return self._max_rejects or sys.maxsize
+        return max(self._max_rejects - max(self._unencoded.values()), int(self._one_more))
 
     @property
     def counting(self) -> bool:
@@ -69,7 +69,7 @@ class RejectGuard:
         return bool(self._unencoded)
 
     def note(self, outcomes: Iterable[Outcome]) -> None:
-        """Note what encoding messages came to, in the order of their admission."""
+        """Count the results of encoding messages, in the order of their admission."""
         self._one_more = False
         for outcome in outcomes:
             if outcome.kind:
@@ -80,36 +80,36 @@ class RejectGuard:
 
     def may_leave(self, outcome: Outcome) -> bool:
         """Whether a message with this outcome may go on: it was encoded, or its kind has room in the row."""
-        return not outcome.kind or not self._most or self._unencoded[outcome.kind] < self._most
+        return not outcome.kind or not self._max_rejects or self._unencoded[outcome.kind] < self._max_rejects
 
     def let_one_go(self) -> None:
-        """Allow one message: it is known not to make a row too long."""
+        """Allow one message that is known not to exceed the limit."""
         self._one_more = True
 
     def release(self) -> None:
-        """Begin the row anew: messages that can be encoded wait behind the rejects."""
+        """Start the row again: messages that can be encoded wait behind the rejects."""
         self._unencoded.clear()
         self.releases += 1
 
     # After a request -------------------------------------------------------------------------------------------------
 
     def stored(self) -> None:
-        """Note that something was stored: it ends the row of what answers refuse."""
+        """Note that a document was stored, which ends the row of rejects by answers."""
         self._refused.clear()
 
-    def split(self, letters: list[Letter], most: int | None = None) -> tuple[list[Letter], list[Letter]]:
-        """Split what an answer refused into what may leave and what may not, since too many of its kind came in a row.
+    def split(self, letters: list[Letter], limit: int | None = None) -> tuple[list[Letter], list[Letter]]:
+        """Split the rejects of an answer into those that may leave and those beyond the limit of their kind.
 
         Args:
-            letters: of what was refused.
-            most: another limit than that for rejects; 0: any number.
+            letters: of the rejected messages.
+            limit: instead of the limit for rejects; 0: any number.
         """
-        most = self._most if most is None else most
+        limit = self._max_rejects if limit is None else limit
         passed: list[Letter] = []
         guarded: list[Letter] = []
         for letter in letters:
             kind = kind_of(letter.reason, letter.error_type)
-            if most and self._refused[kind] >= most:
+            if limit and self._refused[kind] >= limit:
                 guarded.append(letter)
             else:
                 self._refused[kind] += 1
@@ -117,5 +117,5 @@ class RejectGuard:
         return passed, guarded
 
     def refused(self, letter: Letter) -> int:
-        """Return how many of the kind of `letter` were refused in a row."""
+        """Return how many rejects of the same kind came in a row."""
         return self._refused[kind_of(letter.reason, letter.error_type)]

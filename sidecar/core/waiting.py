@@ -1,7 +1,7 @@
-"""Room for messages that wait in place for their target: no I/O, no clock.
+"""Limits the messages that wait in place for their target: no I/O, no clock.
 
-A message whose target takes nothing waits unacknowledged if no delay queue takes it. It takes up prefetch and memory
-then, and with it all that waits behind it on the same document. Others have to have room beside them.
+A message whose target is blocked waits unacknowledged if its delay queue refuses messages. With all messages that wait
+behind it for the same document it occupies prefetch and memory, and other messages need a share of both.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ class WaitingRoom:
     """The messages that wait in place.
 
     Args:
-        most_messages: that may wait, with those behind them.
-        most_bytes: that they may hold, without those behind them.
+        max_messages: that may wait, including those behind them.
+        max_bytes: that they may hold, without those behind them.
     """
 
-    def __init__(self, most_messages: int, most_bytes: int) -> None:
-        self._most_messages = most_messages
-        self._most_bytes = most_bytes
+    def __init__(self, max_messages: int, max_bytes: int) -> None:
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
         self._messages = self._bytes = 0
         self._waiting: dict[Message, tuple[int, int]] = {}  # how many deliveries each keeps open, and its bytes
 
@@ -33,10 +33,10 @@ class WaitingRoom:
         return len(self._waiting)
 
     def admit(self, message: Message) -> bool:
-        """Whether a message may wait, or wait on; if not, it leaves."""
+        """Whether a message may start or continue to wait; if not, it is removed."""
         self.leave([message])
         count, size_bytes = self._weight(message), message.held_bytes
-        if self._messages + count > self._most_messages or self._bytes + size_bytes > self._most_bytes:
+        if self._messages + count > self._max_messages or self._bytes + size_bytes > self._max_bytes:
             return False
         self._waiting[message] = count, size_bytes
         self._messages += count
@@ -44,7 +44,7 @@ class WaitingRoom:
         return True
 
     def leave(self, messages: Iterable[Message]) -> None:
-        """Note that messages don't wait any more, if they did."""
+        """Remove messages that no longer wait; others are ignored."""
         if not self._waiting:
             return
         for message in messages:
@@ -57,10 +57,10 @@ class WaitingRoom:
         self.leave([message for message in self._waiting if message.ledger.closed])
 
     def _weight(self, message: Message) -> int:
-        """Return how many deliveries a message keeps open: itself, those that it covers, and those behind it."""
+        """Return how many deliveries a message keeps open: its own, those coalesced into it, and those behind it."""
         count = 0
         at: Message | None = message
-        while at is not None and count <= self._most_messages:
+        while at is not None and count <= self._max_messages:
             count += 1 + (len(at.cover.messages) if at.cover is not None else 0)
             at = at.follower
         return count
