@@ -56,7 +56,7 @@ class App:
     ) -> None:
         self.session: BrokerSession | None = None
         self._draining = False
-        self._delayed: Unready | None = None
+        self._startup_obstacle: Unready | None = None
         self._unready: Unready | None = None  # why there is no session
         self._pipeline = pipeline
         self._connect = connect
@@ -70,15 +70,15 @@ class App:
         state = self._pipeline.state()
         if self._draining:
             return state._replace(unready=Unready("draining", "the sidecar was told to stop"))
-        if self._delayed is not None:
-            return state._replace(unready=self._delayed)
+        if self._startup_obstacle is not None:
+            return state._replace(unready=self._startup_obstacle)
         if not state.connected and self._unready is not None:
             return state._replace(unready=self._unready)
         return state
 
-    def delay(self, reason: Unready | None) -> None:
-        """Note why `run` isn't called yet; None when nothing keeps it any more."""
-        self._delayed = reason
+    def note_startup(self, obstacle: Unready | None) -> None:
+        """Note why `run` can't be called yet; None: it can."""
+        self._startup_obstacle = obstacle
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set, then drain: what was not stored goes back to the queue.
@@ -115,13 +115,13 @@ class App:
                 session = await self._connect(self._pipeline.receive)
             except BrokerError as error:
                 tries += 1
-                self._tell_unconnected(error, tries)
+                self._log_unconnected(error, tries)
                 await self._pause(tries)
                 continue
             self.session = session
             self._log.info("amqp.connected", queues=[ledger.queue for ledger in session.ledgers])
-            for told in session.recreated:
-                self._log.error("amqp.recreated", reason=told)
+            for sentence in session.recreated:
+                self._log.error("amqp.recreated", reason=sentence)
             for note in session.notes:
                 if note not in self._told:
                     self._told[note] = None
@@ -137,12 +137,10 @@ class App:
             tries = tries + 1 if lasted_seconds < _SHORT_SECONDS else 1  # one that was refused soon is refused again
             await self._pause(tries)
 
-    def _tell_unconnected(self, error: BrokerError, tries: int) -> None:
-        """Log why there is no session: once, but again if the reason becomes another one that somebody must act on."""
-        before, self._unready = (
-            self._unready,
-            Unready(error.reason if isinstance(error, QueueError) else "not-connected", str(error)),
-        )
+    def _log_unconnected(self, error: BrokerError, tries: int) -> None:
+        """Log why there is no session: the first time, and whenever a queue needs attention for another reason."""
+        before = self._unready
+        self._unready = Unready(error.reason if isinstance(error, QueueError) else "not-connected", str(error))
         if isinstance(error, QueueError):
             if self._unready == before:
                 return

@@ -1,8 +1,8 @@
 """Copies for the dead-letter and delay queues: published, confirmed, and only then is the original acked.
 
-Each destination has a fate of its own. One that refuses its copies is tried at growing intervals, while the copies for
-the others are published. Dead letters wait until their destination takes them, and one of them tries it. What a delay
-queue refuses goes back to the pipeline, which retries it in place: the delay queue is tried without a message at stake.
+Destinations are independent. One that refuses its copies is tried at growing intervals, while copies for the others
+are published. Dead letters wait until their destination accepts them; one at a time is published as a probe. Messages
+that a delay queue refuses go back to the pipeline, which retries them in place, and the queue is probed without them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Settler(Protocol):
         ...
 
     def retry_undelayed(self, letters: list[Letter]) -> None:
-        """Retry in place what no delay queue takes."""
+        """Retry in place the messages that their delay queue refused."""
         ...
 
     def target(self, message: Message) -> tuple[str, str, bytes]:
@@ -67,7 +67,7 @@ class Route:
         exchange: for dead letters; empty for the default exchange.
         routing_key: for dead letters; None for ``<queue>.dead``.
         delay_min_seconds: the first pause after a refusal.
-        delay_max_seconds: what pauses grow to.
+        delay_max_seconds: the longest pause.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Route:
 
 
 class Destination:
-    """An exchange and a routing key that copies are published with, and what waits for it.
+    """An exchange and a routing key for copies, with the copies that wait for it.
 
     Args:
         exchange: empty for the default exchange.
@@ -88,40 +88,40 @@ class Destination:
         delay: for a delay queue: the queue that messages come back to, and after how many milliseconds.
 
     Attributes:
-        letters: what waits to be published.
-        tries: how often in a row it took nothing; while there are any, one copy at a time tries it.
-        ready_at: not to be tried before, in seconds of the loop's clock.
-        refusal: why it takes nothing, or None.
-        on_trial: (a delay queue) it refused the last copy, and the next one may be taken: it is there, at least.
+        queued: what waits to be published.
+        refused_tries: in a row. While there are any, one copy at a time is published.
+        ready_at: when to try next, in seconds of the loop's clock.
+        refusal: why it refuses copies, or None.
+        on_trial: (delay queues) it refused the last copy, but it exists, so the next copy tries it.
     """
 
     def __init__(self, exchange: bytes, routing_key: bytes, delay: tuple[str, int] | None) -> None:
         self.exchange = exchange
         self.routing_key = routing_key
         self.delay = delay
-        self.letters: deque[Letter] = deque()
-        self.tries = 0
+        self.queued: deque[Letter] = deque()
+        self.refused_tries = 0
         self.ready_at = 0.0
         self.refusal: str | None = None
         self.on_trial = False
 
     @property
     def due_at(self) -> float | None:
-        """When something is to be done here, in seconds of the loop's clock; None: nothing."""
-        if self.letters:
+        """When to publish or probe next, in seconds of the loop's clock; None: never, as it stands."""
+        if self.queued:
             return 0.0 if self.on_trial else self.ready_at
         return self.ready_at if self.delay is not None and self.refusal is not None else None
 
     @property
-    def told(self) -> str:
-        """Why it takes nothing and, for a delay queue, what to do, in a sentence."""
+    def reason(self) -> str:
+        """Why it refuses copies and, for a delay queue, its name and the fix, in a sentence."""
         if self.delay is None:
             return self.refusal or ""
         return f"{self.routing_key.decode(errors='replace')}: {self.refusal}; {self.fix}"
 
     @property
     def fix(self) -> str:
-        """What makes a delay queue take messages again."""
+        """What to do so that a delay queue accepts messages again."""
         return _DECLARE_IT if isinstance(self.refusal, Undeclared) else _MAKE_ROOM
 
 
@@ -135,8 +135,8 @@ class Copying:
         wall_clock: seconds since 1970.
 
     Attributes:
-        held: why dead letters are not taken, or None.
-        delays_held: why messages are not delayed, or None.
+        held: why dead letters are refused, or None.
+        delays_held: why messages can't be delayed, or None.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Copying:
     @property
     def idle(self) -> bool:
         """Whether no copy waits or is on its way."""
-        return not (self._on_their_way or any(one.letters for one in self._destinations.values()))
+        return not (self._on_their_way or any(one.queued for one in self._destinations.values()))
 
     @property
     def moving(self) -> bool:
@@ -193,13 +193,13 @@ class Copying:
         """Forget letters whose originals the broker has again; return these."""
         gone: list[Message] = []
         for one in self._destinations.values():
-            gone += [letter.message for letter in one.letters if letter.message.ledger.closed]
-            one.letters = deque(letter for letter in one.letters if not letter.message.ledger.closed)
+            gone += [letter.message for letter in one.queued if letter.message.ledger.closed]
+            one.queued = deque(letter for letter in one.queued if not letter.message.ledger.closed)
         self._look()
         return gone
 
     def add(self, letters: Iterable[Letter]) -> None:
-        """Have copies published, in order; what is for a delay queue that refuses messages is retried in place."""
+        """Publish copies in order; those for a delay queue that refuses messages are retried in place."""
         undelayed: list[Letter] = []
         gone: list[Message] = []
         for letter in letters:
@@ -209,7 +209,7 @@ class Copying:
             elif one.delay is not None and one.refusal is not None and not one.on_trial:
                 undelayed.append(letter)
             else:
-                one.letters.append(letter)
+                one.queued.append(letter)
         self._look()
         self._wake.set()
         self._settler.drop(gone)
@@ -217,7 +217,7 @@ class Copying:
             self._settler.retry_undelayed(undelayed)
 
     def delays_refused(self, queue: str, milliseconds: int) -> bool:
-        """Whether it is known that the delay queue takes no messages now."""
+        """Whether the delay queue is known to refuse messages now."""
         one = self._destinations.get((b"", delay_queue(queue, milliseconds).encode()))
         return one is not None and one.refusal is not None and not one.on_trial
 
@@ -244,7 +244,7 @@ class Copying:
             self._settler.copying_changed()
 
     async def _sleep(self) -> None:
-        """Sleep until something is to be done, or something changed."""
+        """Sleep until a destination is due or something changed."""
         moments = [one.due_at for one in self._destinations.values()] if self._session is not None else []
         until = min((moment for moment in moments if moment is not None), default=None)
         self._wake.clear()
@@ -255,16 +255,16 @@ class Copying:
             return
 
     async def _try_delays(self, session: BrokerSession) -> None:
-        """Look for delay queues that refused messages, without a message.
+        """Probe delay queues that refused messages, by declaring them.
 
-        One that is full, or without a leader, can't be told so from one that isn't: the next message tries it. If none
-        comes before the next pause is over, it counts as one that takes messages.
+        A declare doesn't show whether a queue is full or has no leader, so the next message tries it. If none comes
+        within the next pause, the queue counts as one that accepts messages.
 
         Raises:
             BrokerError: the session was lost.
         """
         for one in list(self._destinations.values()):
-            if one.delay is None or one.refusal is None or one.letters or one.ready_at > self._now():
+            if one.delay is None or one.refusal is None or one.queued or one.ready_at > self._now():
                 continue
             refusal = await session.find_delay_queue(*one.delay)
             if refusal is not None:
@@ -273,7 +273,7 @@ class Copying:
                 self._resume(one)
             else:
                 one.on_trial = True
-                one.ready_at = self._now() + self._pause(one.tries)
+                one.ready_at = self._now() + self._pause(one.refused_tries)
 
     async def _publish(self, session: BrokerSession) -> None:
         """Publish what may leave now.
@@ -282,11 +282,11 @@ class Copying:
             BrokerError: the session was lost.
         """
         now = self._now()
-        due = [one for one in self._destinations.values() if one.letters and (one.on_trial or one.ready_at <= now)]
+        due = [one for one in self._destinations.values() if one.queued and (one.on_trial or one.ready_at <= now)]
         letters: list[Letter] = []
         for one in due:
-            count = 1 if one.tries else max(1, _AT_ONCE // len(due))  # while it refuses, one copy finds out
-            letters += [one.letters.popleft() for _ in range(min(count, len(one.letters)))]
+            count = 1 if one.refused_tries else max(1, _AT_ONCE // len(due))  # a single one as a probe
+            letters += [one.queued.popleft() for _ in range(min(count, len(one.queued)))]
         if not letters:
             return
         self._on_their_way = len(letters)
@@ -301,22 +301,22 @@ class Copying:
         self._settle(letters, refusals)
 
     def _put_back(self, letters: list[Letter], reason: str) -> None:
-        """Keep letters that a lost session left without an answer, as long as their originals are ours.
+        """Keep the copies that a lost session left without an answer, if their originals are still open.
 
-        Should the copies be why it was lost, the next session must live long enough to settle what is good.
+        The copies may be why it was lost; the pause lets the next session settle other messages first.
         """
         for one in dict.fromkeys(self._destination(letter) for letter in letters):
-            one.tries += 1
-            one.ready_at = self._now() + self._pause(one.tries)
-            if one.tries > 1:
+            one.refused_tries += 1
+            one.ready_at = self._now() + self._pause(one.refused_tries)
+            if one.refused_tries > 1:
                 self._note(one, reason)
         for letter in reversed(letters):
             if _is_open(letter):
-                self._destination(letter).letters.appendleft(letter)
+                self._destination(letter).queued.appendleft(letter)
         self._settler.drop([letter.message for letter in letters if not _is_open(letter)])
 
     def _settle(self, letters: list[Letter], refusals: list[str | None]) -> None:
-        # The end may have come while the copies were on their way: then the broker has the originals again.
+        # If the epoch ended in the meantime, the broker has the originals again.
         ours = [(letter, refusal) for letter, refusal in zip(letters, refusals, strict=True) if _is_open(letter)]
         self._settler.drop([letter.message for letter in letters if not _is_open(letter)])
         taken = [letter for letter, refusal in ours if refusal is None]
@@ -329,7 +329,7 @@ class Copying:
             if refusal is not None:
                 refused.setdefault(self._destination(letter), []).append((letter, refusal))
         for one in dict.fromkeys(map(self._destination, taken)):
-            one.tries = 0
+            one.refused_tries = 0
             if one not in refused:
                 self._resume(one)
         undelayed: list[Letter] = []
@@ -337,10 +337,10 @@ class Copying:
             self._refuse(one, some[0][1])
             letters = [letter for letter, _ in some]
             if one.delay is None:
-                one.letters.extend(letters)  # at the end: should it be this one's own fault, another tries it
+                one.queued.extend(letters)  # at the end, so that another one is the next probe
             else:
-                undelayed += [*letters, *one.letters]
-                one.letters.clear()
+                undelayed += [*letters, *one.queued]
+                one.queued.clear()
         if undelayed:
             self._settler.retry_undelayed(undelayed)
 
@@ -359,15 +359,17 @@ class Copying:
         return known
 
     def _forget_idle(self) -> None:
-        """Forget destinations that there is nothing to say about: code of one's own may name very many."""
+        """Drop destinations in their normal state: the user's own code may choose any number of delays."""
         self._destinations = {
-            name: one for name, one in self._destinations.items() if one.letters or one.tries or one.refusal is not None
+            name: one
+            for name, one in self._destinations.items()
+            if one.queued or one.refused_tries or one.refusal is not None
         }
 
     def _refuse(self, one: Destination, reason: str) -> None:
         one.on_trial = False
-        one.tries += 1
-        one.ready_at = self._now() + self._pause(one.tries)
+        one.refused_tries += 1
+        one.ready_at = self._now() + self._pause(one.refused_tries)
         self._note(one, reason)
 
     def _resume(self, one: Destination) -> None:
@@ -378,7 +380,7 @@ class Copying:
         return backoff_seconds(tries, 1.0, self._route.delay_min_seconds, self._route.delay_max_seconds)
 
     def _note(self, one: Destination, refusal: str | None) -> None:
-        """Note why a destination takes nothing, and tell it if that is news."""
+        """Note why a destination refuses copies, and log a change."""
         if refusal == one.refusal:
             return
         one.refusal = refusal
@@ -396,7 +398,7 @@ class Copying:
     def _blocked(self, reason: str | None) -> None:
         """Note that RabbitMQ is short of resources: copies wait at its door, and nothing needs to be done."""
         if reason is not None:
-            reason = f"RabbitMQ takes no messages for now: {reason}"
+            reason = f"RabbitMQ accepts no messages at the moment: {reason}"
             self._log.error("dead_letters.held", reason=reason)
         elif self._blocked_by is not None:
             self._log.info("dead_letters.resumed")
@@ -406,11 +408,13 @@ class Copying:
 
     def _look(self) -> None:
         """See what is held, and whether anything moves."""
-        dead = (one.told for one in self._destinations.values() if one.delay is None and one.refusal is not None)
-        delays = (one.told for one in self._destinations.values() if one.delay is not None and one.refusal is not None)
+        dead = (one.reason for one in self._destinations.values() if one.delay is None and one.refusal is not None)
+        delays = (
+            one.reason for one in self._destinations.values() if one.delay is not None and one.refusal is not None
+        )
         self.held = self._blocked_by or next(dead, None)
         self.delays_held = next(delays, None)
-        may_leave = any(one.letters and (not one.tries or one.on_trial) for one in self._destinations.values())
+        may_leave = any(one.queued and (not one.refused_tries or one.on_trial) for one in self._destinations.values())
         if self._session is not None and self._blocked_by is None and (self._on_their_way or may_leave):
             self._nothing_moves.clear()
         else:

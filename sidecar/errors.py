@@ -4,7 +4,7 @@
   - `ConfigError`: the settings are wrong (exit status 2)
   - `BrokerError`: RabbitMQ is away, or refused something
     - `BrokerRefusedError`: it refused one operation, and the connection lives
-      - `QueueError`: a queue is gone, or can't be consumed without losing messages
+      - `QueueError`: a queue was deleted, or can't be consumed without losing messages
     - `WireError`: bytes that are not AMQP 0-9-1
   - `SinkError`: a bulk request went without an answer, so its outcome is unknown
   - `RefusedTemplateError`: Elasticsearch doesn't take a template
@@ -39,7 +39,7 @@ class BrokerRefusedError(BrokerError):
 
 
 class QueueError(BrokerRefusedError):
-    """A queue can't be consumed before somebody changes it; the sidecar looks again and again.
+    """A queue can't be consumed until somebody changes it; the sidecar tries again at intervals.
 
     Attributes:
         reason: what ``/readyz`` says: ``queue-gone`` or ``queue-refused``.

@@ -70,7 +70,7 @@ class Unroutable(str):
 
 
 class Undeclared(str):
-    """A refusal because the copy's delay queue doesn't exist and can't be created."""
+    """A refusal: the copy's delay queue doesn't exist and can't be created."""
 
     __slots__ = ()
 
@@ -135,7 +135,7 @@ class BrokerSession(Protocol):
         frame_max: the largest frame that the broker takes, in bytes; 0 means no limit.
         lost: resolves to the reason once the session can't be used any more.
         notes: what somebody should know about the queues.
-        recreated: what was there in an earlier session, was gone, and was created again.
+        recreated: a sentence for each queue or exchange of an earlier session that was created again.
         on_blocked: told why the broker takes no copies for now (a resource alarm), or None when it takes them again.
     """
 
@@ -207,8 +207,8 @@ class BrokerSession(Protocol):
         """Publish mandatory copies and wait for the broker to confirm each.
 
         Returns:
-            For each copy None when it is confirmed, otherwise why the broker didn't take it: `Undeclared` if its delay
-            queue can't be had, `Unroutable` if no queue takes it. A refusal of one says nothing about the others.
+            For each copy None if it was confirmed, otherwise why the broker refused it: `Undeclared` if its delay queue
+            can't be created, `Unroutable` if no queue is bound. A refusal of one says nothing about the others.
 
         Raises:
             BrokerError: the session was lost; what became of the copies is unknown.
@@ -216,7 +216,7 @@ class BrokerSession(Protocol):
         ...
 
     async def find_delay_queue(self, queue: str, milliseconds: int) -> Undeclared | None:
-        """Look for a delay queue and create it if it is missing; return why there is none.
+        """Create a delay queue if it is missing; return why that is refused, or None.
 
         Args:
             queue: the queue that messages come back to.

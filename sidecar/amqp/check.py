@@ -333,7 +333,7 @@ def _missing(topology: Topology, wanted: _Wanted) -> Finding:
     if topology.declare:
         what = "it doesn't exist; with SIDECAR_AMQP_DECLARE=own the sidecar waits until its producer declares it"
         return Finding("warning", wanted.where, what, "start the producer, or correct the name")
-    what = "it doesn't exist, and SIDECAR_AMQP_DECLARE=never forbids to create it"
+    what = "it doesn't exist, and SIDECAR_AMQP_DECLARE=never forbids creating it"
     return Finding("problem", wanted.where, what, "create it, mend the name, or set SIDECAR_AMQP_DECLARE=missing")
 
 
@@ -437,7 +437,7 @@ async def _delay_queues(look: _Look, topology: Topology, queue: str, delays: tup
     where = f"delay queues of {queue!r}"
     names = ", ".join(delay_queue(queue, length) for length in missing)
     if not topology.declare:
-        what = f"{names} can't be found, and SIDECAR_AMQP_DECLARE=never forbids to create them: {_UNDELAYED}"
+        what = f"{names} can't be found, and SIDECAR_AMQP_DECLARE=never forbids creating them: {_UNDELAYED}"
         fix = "create them (docs/deployment.md lists names and arguments), or set SIDECAR_AMQP_DECLARE=missing"
         return [Finding("warning", where, what, fix)]
     refusal = await queue_refusal(look.ask, queue, delay_arguments(queue, missing[0]))
@@ -550,7 +550,7 @@ def _no_exchange(topology: Topology, where: str) -> Finding:
     if topology.creates_work:
         what = f"it doesn't exist; sidecar run will create it, of type {topology.exchange_type}"
         return Finding("note", where, what, "nothing needs to be done, if the name is right")
-    what = f"it doesn't exist, and {topology.setting} forbids to create it: nothing comes from there"
+    what = f"it doesn't exist, and {topology.setting} forbids creating it: nothing comes from there"
     return Finding("warning", where, what, "create and bind it, unset SIDECAR_AMQP_EXCHANGE, or mend its name")
 
 
@@ -594,7 +594,7 @@ async def _sink_exchange(look: _Look, topology: Topology, name: str, meanwhile: 
             what = f"it doesn't exist; sidecar run will create it, of type {kind}"
             uncreatable = await _uncreatable(look, topology, name, where, "SIDECAR_SINK_EXCHANGE_TYPE")
             return uncreatable or [Finding("note", where, what, "nothing needs to be done, if the name is right")]
-        what = f"it doesn't exist, and {topology.setting} forbids to create it: nothing is consumed"
+        what = f"it doesn't exist, and {topology.setting} forbids creating it: nothing is consumed"
         return [Finding("problem", where, what, "create it, mend its name, or set SIDECAR_AMQP_DECLARE=missing")]
     if refusal is not None:
         return [_refused(where, refusal)]

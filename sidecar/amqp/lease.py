@@ -1,12 +1,12 @@
 """Keeps queues that expire (``x-expires``) while the sidecar doesn't consume them on purpose.
 
-RabbitMQ deletes such a queue, with its messages, once it had no consumer for that long. What renews the lease was
-measured with RabbitMQ 3.10.8 and 4.3.6: a passive declare and a declare do for classic queues only; publishing and
-binding never do. A consumer keeps every queue, and ``basic.get`` does, but takes a message.
+RabbitMQ deletes such a queue, with its messages, after that time without a consumer. Measured with RabbitMQ 3.10.8 and
+4.3.6: a declare, passive or not, renews the lease of classic queues only; publishing and binding never renew it. A
+consumer keeps every queue. So does ``basic.get``, but it takes a message.
 
-So the queue gets another consumer, on a channel of its own, that takes nothing: ``x-credit`` says zero. RabbitMQ 4
-ignores that argument and sends one message, which stays unacknowledged on that channel until consumption begins. It
-isn't returned before: each return counts towards the delivery limit of a quorum queue.
+So the queue gets another consumer without credit (``x-credit`` is zero), on a channel of its own. RabbitMQ 4 ignores
+that argument and sends one message, which stays unacknowledged on that channel until consumption begins. It isn't
+returned earlier, because each return counts towards the delivery limit of a quorum queue.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel, AbstractConnection
 
 MAX_DELAY_SECONDS = 1.0
-"""A pause that is shorter needs no lease: a wider prefetch, for instance."""
+"""A shorter pause needs no lease, for instance when the prefetch is changed."""
 _TAG = "sidecar-lease"
 _CLOSE_SECONDS = 5.0
 
@@ -73,8 +73,8 @@ class Lease:
         """Keep the queues until `end`.
 
         Args:
-            at_once: there was no consumer, for nobody knows how long. Otherwise there just was one, and the next may
-                follow soon: keeping begins a little later.
+            at_once: nobody knows for how long there was no consumer. Otherwise there just was one, and the next may
+                follow soon: the lease begins a little later.
         """
         if not self._tasks:
             self._tasks = [
@@ -83,20 +83,20 @@ class Lease:
             ]
 
     async def end(self) -> None:
-        """Stop; when this returns, the queues have again what was sent."""
+        """Stop, after returning the messages that were delivered."""
         tasks = self.abandon()
         if tasks:
             await asyncio.wait(tasks)
 
     def abandon(self) -> list[asyncio.Task[None]]:
-        """Stop without waiting; return what is still to be waited for."""
+        """Stop without waiting; return the tasks that end."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
         return tasks
 
     async def _keep(self, queue: str, pause_seconds: float) -> None:
-        """Keep one queue; RabbitMQ may end the consumer, by its consumer timeout for instance: then begin anew."""
+        """Keep one queue; start again if RabbitMQ ends the consumer, for instance by its consumer timeout."""
         while not self._connection.is_closed:
             await asyncio.sleep(pause_seconds)
             pause_seconds = _pause(self._expires_seconds[queue])
@@ -118,7 +118,7 @@ class Lease:
                 await self._leave(channel)
 
     async def _leave(self, channel: AbstractChannel) -> None:
-        """Return what was sent, so that the queue has it in its place again, and close the channel."""
+        """Return the message that was delivered to its place in the queue, and close the channel."""
         with suppress(AMQPError, OSError, RuntimeError):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await channel.basic_cancel(_TAG)

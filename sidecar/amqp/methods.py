@@ -1,10 +1,10 @@
-"""What is changed in pamqp, which writes and reads the methods of AMQP for aiormq: names are RabbitMQ's to judge.
+"""Turns off the name checks of pamqp, which encodes and decodes AMQP methods for aiormq.
 
 pamqp checks names against the grammar of AMQP 0-9-1 (ASCII letters, digits and a few marks; at most 127 characters for
-an exchange) and raises ValueError. RabbitMQ takes any UTF-8 of at most 255 bytes, and answers if it doesn't. So nothing
-is checked here; what can't be written at all is a matter of the settings (`sidecar.core.names`).
+an exchange) and raises ValueError. RabbitMQ accepts any UTF-8 of at most 255 bytes, and answers if it rejects a name.
+Names that can't be encoded at all are rejected with the settings (`sidecar.core.names`).
 
-A reason that RabbitMQ gives is cut at 255 bytes, perhaps within a character of a long name: it is read all the same.
+RabbitMQ cuts its reasons at 255 bytes, which may be inside a character; such a reason is decoded as well.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WITH_NAMES: tuple[type[Frame], ...] = (
 
 
 def leave_names_to_the_broker() -> None:
-    """Have pamqp write and read every name; once for the process."""
+    """Make pamqp encode and decode every name; once for the process."""
     for method in _WITH_NAMES:
         method.validate = _accept  # type: ignore[assignment, method-assign]
     decode.METHODS["shortstr"] = _short_string
@@ -48,7 +48,7 @@ def _accept(_: Frame) -> None:
 
 
 def _short_string(data: bytes) -> tuple[int, str]:
-    """Return the bytes that a short string takes, and the string."""
+    """Return the encoded size of a short string, and the string."""
     if not data:
         raise ValueError("a short string is missing")
     end = 1 + data[0]

@@ -138,7 +138,7 @@ class Publisher:
         frames_due: list[bytes] = []
         bytes_due = 0
         for at, copy in enumerate(pending.copies):
-            if self._refused is not None:  # while this waited for the socket: nobody reads this channel any more
+            if self._refused is not None:  # the channel was closed while this waited for the socket
                 pending.refusals[at:] = [self._refused] * (len(pending.copies) - at)
                 _resolve(pending.done)
                 return
@@ -198,9 +198,9 @@ class Publisher:
                 _resolve(pending.done)
 
     def refuse(self, reason: str) -> None:
-        """Note that RabbitMQ closed the channel over a copy: it took none of those that it didn't confirm.
+        """Refuse all open copies: RabbitMQ closed the channel because of one of them.
 
-        It may have stored some of them before, without confirming them: published again, they are there twice.
+        It may have stored some of them without confirming them; these are duplicated when published again.
         """
         self._lost = self._refused = reason
         for tag, pending in self._open.items():

@@ -1,14 +1,13 @@
 """The properties of a queue that exists: durable, exclusive, auto-delete, and the arguments that it was declared with.
 
-AMQP has no question for them. But RabbitMQ refuses to declare a queue with other properties (406), and the refusal
-names the first one that differs, with its present value. So a guess is declared, corrected by each refusal, and
-declared again until RabbitMQ accepts it: only then are the properties known. A wrongly read value is refused again, so
-the result is right, or there is none.
+AMQP has no method that returns them. But RabbitMQ refuses to declare a queue with other properties (406), and the
+refusal names the first one that differs, with its present value. So a guess is declared, corrected by each refusal, and
+declared again until RabbitMQ accepts it. A value that was misread is refused again, so a result is never wrong.
 
-A queue can be deleted between two guesses, and the next guess would create it. Each guess therefore carries an
-argument that RabbitMQ compares for streams only, with a value for which it creates no queue.
+A queue may be deleted between two guesses, and the next guess must not create it. So each guess carries an argument
+that RabbitMQ compares for streams only, with a value that is not valid for a new queue.
 
-Policies don't show here. Measured with RabbitMQ 3.10.8 and 4.3.6.
+Policies are not visible here. Measured with RabbitMQ 3.10.8 and 4.3.6.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _INTEGERS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class QueueProperties:
-    """What a queue was declared with.
+    """The properties that a queue was declared with.
 
     Attributes:
         durable: the queue survives a restart of the broker.
@@ -70,7 +69,7 @@ async def read_properties(ask: Ask, queue: str, arguments: dict[str, Any] | None
     Args:
         ask: acts on a channel and returns the refusal, or None.
         queue: must exist; one that doesn't isn't created.
-        arguments: a first guess. RabbitMQ logs each refusal, and a right guess needs none.
+        arguments: the first guess. RabbitMQ logs each refusal, and a right guess causes none.
     """
     guess = QueueProperties(arguments=arguments or {})
     for _ in range(_MAX_GUESSES):
@@ -95,7 +94,7 @@ def _declare(channel: AbstractChannel, queue: str, guess: QueueProperties) -> Aw
 
 
 def correct(guess: QueueProperties, refusal: str) -> QueueProperties | None:
-    """Return a guess with the one value that a refusal corrects; None if the refusal doesn't say that."""
+    """Return a guess with the value from a refusal; None if the refusal is about something else."""
     difference = _DIFFERENCE.search(refusal)
     if difference is None:
         return None
@@ -118,7 +117,7 @@ def _with_flag(guess: QueueProperties, name: str, flag: bool) -> QueueProperties
 
 
 def _value(text: str, type_name: str | None, guessed: object) -> bool | int | str | None:
-    """Return the value of an argument; without a type it has that of the guess, or is a queue's type."""
+    """Return the value of an argument. A value without a type has that of the guess, or is a queue type."""
     if type_name in _INTEGERS or (type_name is None and type(guessed) is int):
         return int(text) if re.fullmatch(r"-?\d+", text) else None
     if type_name == "bool" or (type_name is None and isinstance(guessed, bool)):

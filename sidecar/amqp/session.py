@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 _CANCEL_SECONDS = 5.0
 _NACK_IS_FREE_FROM = [4, 3]
-_FIRST_WITHOUT_CREDIT = 4  # RabbitMQ's major version that ignores the consumer argument x-credit
+_CREDIT_IGNORED_SINCE = 4  # RabbitMQ's major version; it ignores the consumer argument x-credit
 _AT_ONCE = 32
 """So many messages that come back by one command keep their order: as Erlang keeps that of a small map."""
 
@@ -68,7 +68,7 @@ class Connecting:
     """How to reach RabbitMQ and what to consume; the meaning of each is that of the setting of its name.
 
     Attributes:
-        seen: what was on the broker in earlier sessions.
+        seen: what existed on the broker in earlier sessions.
     """
 
     topology: Topology
@@ -122,7 +122,7 @@ class Session:
             await declare(self._consuming, connecting.topology, connecting.seen)
             self.recreated, connecting.seen.recreated = connecting.seen.recreated, []
             self._safe_at = asyncio.get_running_loop().time() + DURABLE_SECONDS
-            self._lease = Lease(self._consuming, await self._look_at_queues(self._consuming))
+            self._lease = Lease(self._consuming, await self._inspect_queues(self._consuming))
             self._lease.begin(at_once=True)
             for queue in connecting.topology.queues:
                 self.ledgers.append(await self._open_channel(self._consuming, self._consume_wire, queue))
@@ -153,11 +153,11 @@ class Session:
         channel.closing.add_done_callback(closed)
         return publisher
 
-    async def _look_at_queues(self, connection: AbstractConnection) -> dict[str, float | None]:
-        """Note what should be known about the queues; return those to keep from expiring, and how soon they do.
+    async def _inspect_queues(self, connection: AbstractConnection) -> dict[str, float | None]:
+        """Note warnings about the queues; return those that need a lease, with the time after which they expire.
 
         Raises:
-            QueueError: messages would be lost by consuming from one of them.
+            QueueError: consuming from one of them would lose messages.
         """
         topology, major = self._connecting.topology, major_version(connection)
         kept: dict[str, float | None] = {}
@@ -166,7 +166,7 @@ class Session:
             for finding in queue_findings(queue, properties, major) if properties is not None else []:
                 if finding.severity == "problem":
                     raise QueueError(
-                        "queue-refused", f"the {finding.where} can't be used: {finding.what}. To do: {finding.mend}"
+                        "queue-refused", f"the {finding.where} can't be used: {finding.what}; {finding.mend}"
                     )
                 if finding.severity == "warning":
                     self.notes.append(f"the {finding.where}: {finding.what}; {finding.mend}")
@@ -366,7 +366,7 @@ class Session:
         missing = {delay: await self.find_delay_queue(*delay) for delay in delays if delay not in self._delay_queues}
         safe_at = max([self._safe_at, *(self._delay_queues.get(delay, 0.0) for delay in delays)])
         await asyncio.sleep(safe_at - asyncio.get_running_loop().time())
-        # RabbitMQ closes the channel if an exchange is gone: nobody else's copies may be on it then.
+        # RabbitMQ closes the channel if an exchange is missing: copies for other exchanges must not be on it then.
         by_exchange: dict[bytes, list[int]] = {}
         for at, copy in enumerate(copies):
             refusals[at] = missing.get(copy.delay) if copy.delay is not None else None
@@ -375,14 +375,14 @@ class Session:
         for places in by_exchange.values():
             refusals |= zip(places, await self._publish([copies[at] for at in places]), strict=True)
         for at, copy in enumerate(copies):
-            if copy.delay is not None and isinstance(refusals[at], Unroutable):  # somebody deleted the queue
+            if copy.delay is not None and isinstance(refusals[at], Unroutable):  # the delay queue was deleted
                 self._delay_queues.pop(copy.delay, None)
                 name = copy.routing_key.decode()
-                refusals[at] = Unroutable(f"the delay queue {name!r} was deleted, with the messages that waited in it")
+                refusals[at] = Unroutable(f"the delay queue {name!r} was deleted, with its messages")
         return list(refusals.values())
 
     async def _publish(self, copies: list[Copy]) -> list[str | None]:
-        """Publish copies by the channel, another one if RabbitMQ closed the last."""
+        """Publish copies on the channel, or on a new one if RabbitMQ closed it."""
         connection, wire = self._publishing, self._publish_wire
         if self.lost.done() or self._closing or connection is None or wire is None:
             raise BrokerError(self.lost.result() if self.lost.done() else "the session is closed")
@@ -393,7 +393,7 @@ class Session:
             raise self._failed(error) from error
 
     async def find_delay_queue(self, queue: str, milliseconds: int) -> Undeclared | None:
-        """Look for a delay queue and create it if it is missing; return why there is none.
+        """Create a delay queue if it is missing; return why that is refused, or None.
 
         Raises:
             BrokerError: the session was lost.
@@ -457,19 +457,19 @@ def _nack_is_free(connection: AbstractConnection) -> bool:
 
 
 def _expires_seconds(properties: QueueProperties | None, topology: Topology) -> float | None:
-    """Return how soon a queue expires, by its arguments or by those that it should have; None: it isn't known to."""
+    """Return after how long a queue expires, by its own arguments or by the configured ones; None: unknown."""
     found = expires_seconds(properties) if properties is not None else None
-    wished = topology.queue_arguments.get("x-expires")
-    return found if found is not None else wished / 1000 if isinstance(wished, int) else None
+    configured = topology.queue_arguments.get("x-expires")
+    return found if found is not None else configured / 1000 if isinstance(configured, int) else None
 
 
 def _keeping_is_free(properties: QueueProperties | None, major: int) -> bool:
-    """Whether a queue can be kept just in case: a policy may have it expire, which no client sees.
+    """Whether a lease costs nothing, so that it is taken even if only an invisible policy may expire the queue.
 
-    RabbitMQ 4 would send a message for it; and with a single active consumer nobody else would be served meanwhile.
+    RabbitMQ 4 would deliver a message to it. With a single active consumer, other sidecars would get no messages.
     """
     single = properties is not None and properties.arguments.get("x-single-active-consumer") is True
-    return 0 < major < _FIRST_WITHOUT_CREDIT and not single
+    return 0 < major < _CREDIT_IGNORED_SINCE and not single
 
 
 def _nobody_cares(_: str | None) -> None:

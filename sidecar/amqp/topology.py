@@ -1,11 +1,11 @@
-"""What the sidecar needs on the broker: its queues, their dead-letter queues, an exchange to bind to.
+"""Declares queues, their dead-letter queues, and an exchange with bindings.
 
-Under ``missing`` what exists is left as it is, whatever its arguments: it is looked for (passively) first, and declared
-only when it isn't there. Each look has a channel of its own, for a no closes the channel.
+With ``missing``, anything that exists is left as it is, whatever its arguments: a passive declare comes first, and a
+declare follows only if that finds nothing.
 
-A work queue that was there and is gone took its messages along. It isn't created again in the life of the same process
-(`Seen`), for an empty queue of the same name would hide the loss. What holds no messages that are still to be stored
-(dead-letter queue, exchange) is created again, and that is told.
+A work queue that was deleted took its messages along. It isn't created again in the life of the same process (`Seen`),
+because an empty queue of the same name would hide the loss. Dead-letter queues and exchanges hold no messages that are
+still to be stored: they are created again, with an error in the log.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _UNLIMITED_DELIVERIES = 1_000_000_000
 
 
 EXCLUSIVE = (
-    "another connection has it for itself, and RabbitMQ deletes it with its messages when that connection ends; "
+    "it belongs to another connection, and RabbitMQ deletes it with its messages when that connection ends; "
     "declare the queue without exclusive"
 )
 
@@ -43,7 +43,7 @@ class Topology:
         declare: something may be created; without it everything must be there.
         declares_work: work queues, the exchange and bindings may be created too. Otherwise they are the producer's, and
             only dead-letter and delay queues are the sidecar's own.
-        publishes: messages are published to the exchange: where it isn't declared, it must be there.
+        publishes: messages are published to the exchange: if it isn't declared, it must exist.
     """
 
     queues: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class Topology:
 
     @property
     def creates_work(self) -> bool:
-        """Whether work queues, the exchange and bindings are created where they are absent."""
+        """Whether missing work queues, exchanges and bindings are created."""
         return self.declare and self.declares_work
 
     def dead_letter_key(self, queue: str) -> str:
@@ -70,15 +70,15 @@ class Topology:
 
     @property
     def setting(self) -> str:
-        """What says that they aren't."""
+        """The setting, with its value, by which they aren't."""
         return f"SIDECAR_AMQP_DECLARE={'own' if self.declare else 'never'}"
 
 
 class Seen:
-    """What was on the broker in the life of this process, by cluster and virtual host.
+    """Remembers what was on the broker in the life of this process, by cluster and virtual host.
 
     Attributes:
-        recreated: what was there, was gone, and was created again: a sentence for each.
+        recreated: a sentence for each queue or exchange that was deleted and has been created again.
     """
 
     def __init__(self) -> None:
@@ -86,39 +86,39 @@ class Seen:
         self._names: set[tuple[str, str]] = set()
 
     def note(self, place: str, name: str) -> None:
-        """Note that something is there; `name` says what it is, too."""
+        """Note that something exists; `name` includes what it is."""
         self._names.add((place, name))
 
     def knows(self, place: str, name: str) -> bool:
-        """Whether it was there before."""
+        """Whether it existed before."""
         return (place, name) in self._names
 
     def note_created(self, place: str, name: str, *, loss: str) -> None:
-        """Note that something was created, and that it was there before if it was."""
+        """Note that something was created, and whether it existed before."""
         if self.knows(place, name):
             self.recreated.append(f"the {name} was deleted; it is created again, {loss}")
         self.note(place, name)
 
 
 def _place(connection: AbstractConnection) -> str:
-    """Return cluster and virtual host: several URLs may lead to the same, or to others."""
+    """Return cluster and virtual host: two URLs may lead to the same one."""
     return f"{connection.server_properties.get('cluster_name', '')!r} {connection.url.path}"
 
 
 async def declare(connection: AbstractConnection, topology: Topology, seen: Seen | None = None) -> bool:
-    """Create what is absent, or, without `Topology.declare`, see that the queues are there.
+    """Create what is missing, or, without `Topology.declare`, check that everything exists.
 
     Args:
         connection: to the broker.
-        topology: what should be there.
-        seen: what was there before.
+        topology: what to declare.
+        seen: what existed before.
 
     Returns:
         Whether a queue was created: messages in it are safe after `sidecar.ports.DURABLE_SECONDS`.
 
     Raises:
-        QueueError: a work queue was there and is gone, or belongs to another connection.
-        BrokerError: something is missing and not to be declared, or the broker refused.
+        QueueError: a work queue was deleted, or belongs to another connection.
+        BrokerError: something is missing and may not be declared, or the broker refused.
     """
     seen, place = seen if seen is not None else Seen(), _place(connection)
     created = False
@@ -134,11 +134,11 @@ async def declare(connection: AbstractConnection, topology: Topology, seen: Seen
         await _require_exchange(
             connection,
             topology.exchange,
-            f"the exchange {topology.exchange!r} doesn't exist, and {topology.setting} forbids to create it",
+            f"the exchange {topology.exchange!r} doesn't exist, and {topology.setting} forbids creating it",
         )
     if topology.exchange and topology.creates_work:
         if await _ensure_exchange(connection, topology, topology.exchange):
-            loss = "and bound again with SIDECAR_AMQP_ROUTING_KEYS; what was published to it meanwhile is lost"
+            loss = "and bound with SIDECAR_AMQP_ROUTING_KEYS; messages published to it in the meantime are lost"
             seen.note_created(place, f"exchange {topology.exchange!r}", loss=loss)
         seen.note(place, f"exchange {topology.exchange!r}")
         for queue in topology.queues:
@@ -147,10 +147,10 @@ async def declare(connection: AbstractConnection, topology: Topology, seen: Seen
 
 
 async def _ensure_work_queue(connection: AbstractConnection, topology: Topology, queue: str, seen: Seen) -> bool:
-    """See that a work queue is there; return whether it was created.
+    """Make sure that a work queue exists; return whether it was created.
 
     Raises:
-        QueueError: it was there and is gone.
+        QueueError: it was deleted.
     """
     place, name = _place(connection), f"queue {queue!r}"
     created = False
@@ -165,7 +165,7 @@ async def _ensure_work_queue(connection: AbstractConnection, topology: Topology,
 
 
 async def _ensure_dead_letter_queue(connection: AbstractConnection, topology: Topology, queue: str, seen: Seen) -> bool:
-    """See that a dead-letter queue is there; return whether it was created."""
+    """Make sure that a dead-letter queue exists; return whether it was created."""
     place, name = _place(connection), f"dead-letter queue {queue!r}"
     created = await _ensure_queue(connection, topology, queue, quorum_arguments())
     if created:
@@ -177,19 +177,19 @@ async def _ensure_dead_letter_queue(connection: AbstractConnection, topology: To
 async def declare_delay_queue(
     connection: AbstractConnection, topology: Topology, queue: str, milliseconds: int
 ) -> None:
-    """See that there is a queue that gives messages back to `queue` after a time, losing none on the way.
+    """Make sure that a delay queue exists, which returns messages to `queue` after a time and loses none.
 
     Quorum queues dead-letter at least once only with this strategy, and only while they refuse what they can't take.
 
     Raises:
-        BrokerRefusedError: it is missing and not to be declared, or the broker refused.
+        BrokerRefusedError: it is missing and may not be declared, or the broker refused.
         BrokerError: the connection was lost.
     """
     await _ensure_queue(connection, topology, delay_queue(queue, milliseconds), delay_arguments(queue, milliseconds))
 
 
 def delay_arguments(queue: str, milliseconds: int) -> dict[str, object]:
-    """Return the arguments of a queue that gives messages back to `queue` after a time."""
+    """Return the arguments of a delay queue of `queue`."""
     return quorum_arguments() | {
         "x-message-ttl": milliseconds,
         "x-dead-letter-exchange": "",
@@ -200,7 +200,7 @@ def delay_arguments(queue: str, milliseconds: int) -> dict[str, object]:
 
 
 def quorum_arguments() -> dict[str, object]:
-    """Return the arguments of a quorum queue that never drops what comes back."""
+    """Return the arguments of a quorum queue that never drops redelivered messages."""
     return {"x-queue-type": "quorum", "x-delivery-limit": _UNLIMITED_DELIVERIES}
 
 
@@ -213,21 +213,21 @@ def work_arguments(topology: Topology) -> dict[str, object]:
 def _gone(topology: Topology, queue: str, absence: str) -> str:
     again = " or restart the sidecar, which creates it" if topology.creates_work else ""
     return (
-        f"the queue {queue!r} was there and is gone, with the messages in it ({absence}). It is not created again, "
-        "because an empty queue would hide the loss. Find out what deleted it (a user, x-expires, a policy), then "
-        f"declare it{again}; the sidecar goes on as soon as the queue is there"
+        f"the queue {queue!r} was there and is gone, with its messages ({absence}). It is not created again, because "
+        "an empty queue would hide the loss. Find out what deleted it (a user, x-expires, a policy), then "
+        f"declare it{again}; the sidecar continues as soon as the queue exists"
     )
 
 
 async def _ensure_queue(
     connection: AbstractConnection, topology: Topology, name: str, arguments: dict[str, object]
 ) -> bool:
-    """See that a queue is there; return whether it was created."""
+    """Make sure that a queue exists; return whether it was created."""
     if await _queue_absence(connection, name) is None:
         return False
     if not topology.declare:
         raise BrokerRefusedError(
-            f"the queue {name!r} doesn't exist, and SIDECAR_AMQP_DECLARE=never forbids to create it"
+            f"the queue {name!r} doesn't exist, and SIDECAR_AMQP_DECLARE=never forbids creating it"
         )
     await _do(
         connection,
@@ -238,16 +238,16 @@ async def _ensure_queue(
 
 
 async def _require_queue(connection: AbstractConnection, name: str) -> None:
-    """See that the queue is there that its producer declares."""
+    """Check that the producer has declared the queue."""
     if await _queue_absence(connection, name) is not None:
         raise BrokerError(
-            f"the queue {name!r} doesn't exist yet: with SIDECAR_AMQP_DECLARE=own its producer declares it, and the "
-            "sidecar waits for that"
+            f"the queue {name!r} doesn't exist yet: with SIDECAR_AMQP_DECLARE=own the sidecar waits until its producer "
+            "declares it"
         )
 
 
 async def _queue_absence(connection: AbstractConnection, name: str) -> str | None:
-    """Return what RabbitMQ says of a queue that isn't there (its node may be down); None if it is there."""
+    """Return what RabbitMQ says of a queue that doesn't exist (its node may be down); None if it exists."""
     try:
         return await _absence(connection, lambda channel: channel.queue_declare(name, passive=True))
     except ChannelLockedResource as error:
@@ -255,13 +255,13 @@ async def _queue_absence(connection: AbstractConnection, name: str) -> str | Non
 
 
 async def _require_exchange(connection: AbstractConnection, name: str, otherwise: str) -> None:
-    """See that an exchange is there: publishing to one that isn't closes the channel, again and again."""
+    """Check that an exchange exists: publishing to a missing one closes the channel each time."""
     if not await _exchange_exists(connection, name):
         raise BrokerError(otherwise)
 
 
 async def _ensure_exchange(connection: AbstractConnection, topology: Topology, name: str) -> bool:
-    """See that an exchange is there; return whether it was created."""
+    """Make sure that an exchange exists; return whether it was created."""
     if await _exchange_exists(connection, name):
         return False
     await _do(

@@ -1,8 +1,8 @@
-"""Whether what is absent can be created, for ``sidecar check``: tried out under names that nobody has.
+"""Tries whether missing queues, exchanges and bindings can be created, for ``sidecar check``, under random names.
 
-Only RabbitMQ knows which arguments it accepts, which types of exchange it has, and whether a limit is reached. So a
-queue with the same arguments is created, and deleted at once; if the check is interrupted, it expires. The queue of a
-trial is bound to an exchange of the trial and to no other: a binding to a real exchange could take messages away.
+Only RabbitMQ knows which arguments it accepts, which exchange types it has, and whether a limit is reached. So a queue
+with the same arguments is created and deleted at once; if the check is interrupted, it expires. A trial queue is bound
+only to a trial exchange, because a binding to a real exchange could take messages away.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _EXPIRES_MILLISECONDS = 60_000
 
 
 async def queue_refusal(ask: Ask, name: str, arguments: dict[str, Any]) -> AMQPError | None:
-    """Return why RabbitMQ doesn't create such a queue; None if it does.
+    """Return why RabbitMQ refuses to create such a queue; None if it creates it.
 
     Args:
         ask: acts on a channel and returns the refusal, None if there is none.
@@ -37,13 +37,13 @@ async def queue_refusal(ask: Ask, name: str, arguments: dict[str, Any]) -> AMQPE
 
 
 async def exchange_refusal(ask: Ask, name: str, kind: str) -> AMQPError | None:
-    """Return why RabbitMQ doesn't create such an exchange; None if it does."""
+    """Return why RabbitMQ refuses to create such an exchange; None if it creates it."""
     async with _exchange(ask, name, kind) as (_, refusal):
         return refusal
 
 
 async def binding_refusal(ask: Ask, topology: Topology, queue: str, arguments: dict[str, Any]) -> AMQPError | None:
-    """Return why RabbitMQ doesn't bind such a queue to such an exchange; None if it does, or if one can't be created.
+    """Return why RabbitMQ refuses such a binding; None if it binds, or if the queue or exchange can't be created.
 
     Args:
         ask: acts on a channel and returns the refusal, None if there is none.
@@ -70,7 +70,7 @@ async def binding_refusal(ask: Ask, topology: Topology, queue: str, arguments: d
 
 @asynccontextmanager
 async def _queue(ask: Ask, name: str, arguments: dict[str, Any]) -> AsyncIterator[tuple[str, AMQPError | None]]:
-    # Named as a delay queue is: whoever may create nothing but the sidecar's own queues may create that.
+    # Named like a delay queue, so that a configure pattern for the sidecar's own queues covers it.
     trial = _named(delay_queue(name, secrets.randbelow(9 * 10**14) + 10**14))
     expiring = {"x-expires": _EXPIRES_MILLISECONDS} | arguments
     refusal = await ask(lambda channel: channel.queue_declare(trial, durable=True, arguments=expiring))
@@ -95,6 +95,6 @@ async def _exchange(ask: Ask, name: str, kind: str) -> AsyncIterator[tuple[str, 
 
 
 def _named(name: str) -> str:
-    """Return a name, or one of its own if that is too long, or reserved by RabbitMQ."""
+    """Return a name, or a short random one if it is too long or reserved by RabbitMQ."""
     fits = len(name.encode()) <= MAX_NAME_BYTES and not name.startswith("amq.")
     return name if fits else f"sidecar-check-{secrets.token_hex(8)}"

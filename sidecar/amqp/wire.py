@@ -68,7 +68,7 @@ class Wire(asyncio.StreamReaderProtocol):
     Attributes:
         inbound: says what is taken.
         close_reason: what RabbitMQ said when it closed the connection.
-        heard: the first piece of the stream.
+        heard: the first bytes of the stream.
         writer: asyncio's writer on the same transport, for its flow control.
         on_blocked: gets the reason why RabbitMQ takes no publishes (a resource alarm), or None when it does again.
     """
@@ -338,9 +338,9 @@ async def open_first(urls: tuple[str, ...], make: Callable[[], _Opened]) -> _Ope
             raise
         else:
             return made
-    told = "; ".join(dict.fromkeys(map(str, failures)))
+    reasons = "; ".join(dict.fromkeys(map(str, failures)))
     queue_error = next((error for error in failures if isinstance(error, QueueError)), None)
-    raise BrokerError(told) if queue_error is None else QueueError(queue_error.reason, told)
+    raise BrokerError(reasons) if queue_error is None else QueueError(queue_error.reason, reasons)
 
 
 async def end(connection: AbstractConnection | None, wire: Wire | None) -> None:

@@ -107,7 +107,7 @@ async def _run(settings: Settings, log: FilteringBoundLogger) -> None:
         log.info("sidecar.started", version=__version__, queues=list(settings.amqp_queue), **far.told)
         if address is not None:
             log.info("http.listening", address=address)
-        await far.prepare(stop, app.delay)
+        await far.prepare(stop, app.note_startup)
         _tune_garbage_collection()
         await app.run(stop)
     finally:

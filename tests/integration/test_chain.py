@@ -181,7 +181,7 @@ def test_check_looks_at_both_ends(bench: Bench, staging: str) -> None:
     assert "come back, again and again" in found.stdout
     found = run_check(bench, SINK_EXCHANGE=staging, AMQP_DECLARE="never")
     assert found.returncode == 1
-    assert "it doesn't exist, and SIDECAR_AMQP_DECLARE=never forbids to create it" in found.stdout
+    assert "it doesn't exist, and SIDECAR_AMQP_DECLARE=never forbids creating it" in found.stdout
     found = run_check(bench, SINK_ROUTING_KEY=staging, SINK_AMQP_URL="amqp://127.0.0.1:1/")
     assert found.returncode == 1
     assert "host and port in SIDECAR_SINK_AMQP_URL are right" in found.stdout
