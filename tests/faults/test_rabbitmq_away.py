@@ -85,5 +85,23 @@ def test_rabbitmq_killed_as_soon_as_copies_are_in_queues_that_were_just_created(
     assert account["delay"] >= count
 
 
+def test_a_queue_that_is_not_durable_is_an_error_after_a_restart_of_rabbitmq(scene: Scene) -> None:
+    """It was deleted with its messages: the sidecar says so, creates nothing, and continues once it is declared."""
+    scene.amqp.declare_queue(scene.queue, CLASSIC, durable=False)
+    sidecar = scene.sidecar(HTTP_ADDRESS=ANY_PORT)
+    sidecar.wait_for("amqp.consuming")
+    scene.rabbitmq.restart()
+    scene.reconnect()
+    told = sidecar.wait_for("amqp.queue_gone", DEADLINE_SECONDS)
+    assert scene.queue in str(told)
+    ready = Http(sidecar).get("/readyz")
+    assert (ready.status, ready.json["reason"]) == (503, "queue-gone")
+    assert scene.amqp.queue_state(scene.queue) is None
+    scene.amqp.declare_queue(scene.queue, CLASSIC, durable=False)
+    scene.publish(numbered([1]))
+    wait_until(lambda: scene.stored() == 1, DEADLINE_SECONDS, "the queue that was declared again", sidecar.told)
+    sidecar.terminate()
+
+
 def _wait_for(sidecar: SidecarProcess, name: str, times: int) -> None:
     wait_until(lambda: len(sidecar.events(name)) >= times, DEADLINE_SECONDS, f"{name} {times} times", sidecar.told)

@@ -150,8 +150,8 @@ def kept_though_a_policy_has_it_expire(side: Side) -> None:
             eventually(lambda: gone(side))
 
 
-def kept_in_a_restart_of_nothing(side: Side) -> None:
-    """What a restart does to it takes a broker of one's own: see tests/faults. Here: what it is declared as."""
+def not_kept_by_a_restart(side: Side) -> None:
+    """What the broker lists. `tests/faults/test_rabbitmq_away.py` restarts a broker: the queue is gone."""
     listing = side.broker.rabbitmqctl("list_queues", "name", "durable", "--no-table-headers")
     assert f"{side.queue}\tfalse" in listing
 
@@ -311,7 +311,7 @@ ROWS: dict[str, Row] = {
     "`x-queue-type: stream`": Row("problem", nothing_is_given_back, {"x-queue-type": "stream"}, refused=True),
     "`x-expires`": Row("warning", kept_while_connected, classic(expires=EXPIRES)),
     "policy `expires`": Row("", kept_though_a_policy_has_it_expire),
-    "not durable": Row("warning", kept_in_a_restart_of_nothing, {}, {"durable": False}),
+    "not durable": Row("warning", not_kept_by_a_restart, {}, {"durable": False}),
     "`x-max-length` (drop-head)": Row("warning", given_back_and_dropped, classic(max_length=3)),
     "`x-max-length` (reject-publish)": Row(
         "note", given_back_and_kept, classic(max_length=3, overflow="reject-publish")
