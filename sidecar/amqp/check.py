@@ -1,8 +1,8 @@
-"""What is wrong with RabbitMQ, for ``sidecar check``. Nothing that is there is changed, and nothing consumed.
+"""Finds problems with RabbitMQ, for ``sidecar check``. Nothing that exists is changed, and nothing is consumed.
 
-What is absent is tried out under another name, which is gone afterwards (`sidecar.amqp.trial`).
-A passive declare tells only whether something is there. Declaring what is there with other arguments is refused, and
-the refusal names the argument; with the same ones it does nothing. So that is asked, but only of what was found.
+Whether something missing can be created is tried under another name, which is deleted again (`sidecar.amqp.trial`).
+A passive declare tells only whether something exists. If it does, it is declared with the configured arguments: that
+does nothing if they are the same, and otherwise the refusal names the argument that differs.
 """
 
 from __future__ import annotations
@@ -192,9 +192,9 @@ def _text(error: BaseException) -> str:
 
 
 async def _capacity(look: _Look, queues: int, connections: int) -> list[Finding]:
-    """Return whether a limit (of a user, virtual host or node) keeps from opening what `sidecar run` has open at once.
+    """Check whether a limit (of a user, virtual host or node) allows the connections and channels of `sidecar run`.
 
-    That is a connection with a channel for each queue, and another one with two channels, to publish and to declare.
+    It opens a connection with a channel for each queue, and another one with two channels, to publish and to declare.
     """
     opened = [_Look(look.url, look.reach) for _ in range(connections)]
     at = 0
@@ -211,7 +211,7 @@ async def _capacity(look: _Look, queues: int, connections: int) -> list[Finding]
         )
         mend = (
             "raise the limit: see rabbitmqctl list_user_limits, rabbitmqctl list_vhost_limits, and connection_max and "
-            "channel_max in rabbitmq.conf; another sidecar of the same user takes as many"
+            "channel_max in rabbitmq.conf; another sidecar of the same user needs as many"
         )
         return [Finding("problem", _where(look.url), what, mend)]
     finally:
@@ -282,7 +282,7 @@ async def _queue(look: _Look, topology: Topology, wanted: _Wanted) -> list[Findi
 
 
 async def _none_of_several(look: _Look, topology: Topology) -> list[Finding]:
-    """Return whether all of several queues would be created: their names may be one name with commas in it."""
+    """Warn if all of several queues would be created: they may be one name that contains commas."""
     names = tuple(dict.fromkeys(topology.queues))
     if len(names) < 2 or not topology.creates_work:  # noqa: PLR2004 - several
         return []
@@ -296,29 +296,29 @@ async def _none_of_several(look: _Look, topology: Topology) -> list[Finding]:
 
 
 async def _absent(look: _Look, topology: Topology, wanted: _Wanted) -> list[Finding]:
-    """Return what comes of a queue that isn't there, and whether it can be created."""
+    """Return what `sidecar run` does about a missing queue, and whether it can create it."""
     if not (topology.declare if wanted.is_for_dead_letters else topology.creates_work):
         return [_missing(topology, wanted)]
     refusal = await queue_refusal(look.ask, wanted.name, wanted.arguments)
     if refusal is None:
         return [_missing(topology, wanted)]
-    if isinstance(refusal, ChannelAccessRefused):  # whether the queue itself may be created is asked with the rights
-        what = f"whether RabbitMQ accepts its arguments is unknown, for a trial queue is refused: {_text(refusal)}"
-        mend = "nothing needs to be done, if sidecar run starts; or let the user configure names such as QUEUE.delay.1"
+    if isinstance(refusal, ChannelAccessRefused):  # the permission for the queue itself is checked with the others
+        what = f"it is unknown whether RabbitMQ accepts its arguments; a trial queue was refused: {_text(refusal)}"
+        mend = "nothing needs to be done if sidecar run starts; or let the user configure names such as QUEUE.delay.1"
         return [_missing(topology, wanted), Finding("note", wanted.where, what, mend)]
     what = (
         f"it doesn't exist, and sidecar run can't create it with {json.dumps(wanted.arguments)}: RabbitMQ refuses "
-        f"that: {_text(refusal)}"
+        f"it: {_text(refusal)}"
     )
-    mend = "correct SIDECAR_AMQP_QUEUE_ARGUMENTS and SIDECAR_AMQP_QUEUE_TYPE, or raise the limit that is named"
+    mend = "correct SIDECAR_AMQP_QUEUE_ARGUMENTS and SIDECAR_AMQP_QUEUE_TYPE, or raise the limit in RabbitMQ's answer"
     if wanted.is_for_dead_letters:
-        mend = "raise the limit that is named, or create it yourself"
+        mend = "raise the limit in RabbitMQ's answer, or create it yourself"
     return [Finding("problem", wanted.where, what, mend)]
 
 
 def _missing(topology: Topology, wanted: _Wanted) -> Finding:
     if wanted.is_for_dead_letters and topology.declare:
-        mend = "nothing needs to be done, if the name is right"
+        mend = "nothing needs to be done if the name is right"
         return Finding("note", wanted.where, "it doesn't exist; sidecar run will create it", mend)
     if topology.creates_work:
         what = (
@@ -345,7 +345,7 @@ def _refused(where: str, refusal: AMQPError) -> Finding:
 
 
 async def _properties(look: _Look, topology: Topology, wanted: _Wanted) -> list[Finding]:
-    """Return what the properties of a queue do that exists, and where they differ from those that would be declared."""
+    """Return the findings about an existing queue, and where it differs from what would be declared."""
     properties = await read_properties(look.ask, wanted.name, wanted.arguments)
     if properties is None:
         what = "its properties (auto-delete, x-expires, limits) can't be read without the configure permission"
@@ -426,7 +426,7 @@ async def _dead_letter_exchange(look: _Look, topology: Topology) -> list[Finding
 
 
 async def _delay_queues(look: _Look, topology: Topology, queue: str, delays: tuple[int, ...]) -> list[Finding]:
-    """Return whether messages can be delayed. A missing right is told with the other rights."""
+    """Check whether messages can be delayed. A missing permission is reported with the other ones."""
     missing = []
     for length in delays:
         name = delay_queue(queue, length)
@@ -487,12 +487,12 @@ async def _exchange(look: _Look, topology: Topology) -> list[Finding]:
     different = await _exchange_type(look, topology, name, where)
     if not topology.creates_work:
         return different
-    # What arguments a binding takes depends on the type, and only exchanges of the one that is set can be tried.
+    # The valid arguments of a binding depend on the type, and only the configured type can be tried.
     return [*different, *([] if different else await _unbindable(look, topology, where)), _bindings(name, where)]
 
 
 async def _uncreatable(look: _Look, topology: Topology, name: str, where: str, setting: str) -> list[Finding]:
-    """Return why an exchange that isn't there can't be created."""
+    """Return why a missing exchange can't be created."""
     if not topology.creates_work:
         return []
     refusal = await exchange_refusal(look.ask, name, topology.exchange_type)
@@ -500,7 +500,7 @@ async def _uncreatable(look: _Look, topology: Topology, name: str, where: str, s
         return []
     what = (
         f"it doesn't exist, and sidecar run can't create it with the type {topology.exchange_type!r}: RabbitMQ refuses "
-        f"that: {_text(refusal)}"
+        f"it: {_text(refusal)}"
     )
     return [Finding("problem", where, what, f"correct {setting}, or enable the plug-in that brings the type")]
 
@@ -522,7 +522,7 @@ async def _unbindable(look: _Look, topology: Topology, where: str) -> list[Findi
 
 
 def _bindings(name: str, where: str) -> Finding:
-    what = "bindings of earlier SIDECAR_AMQP_ROUTING_KEYS stay, and still bring messages; AMQP can't list bindings"
+    what = "bindings of earlier SIDECAR_AMQP_ROUTING_KEYS stay, and still deliver messages; AMQP can't list bindings"
     mend = (
         f"if the keys have changed, see: rabbitmqctl list_bindings source_name destination_name routing_key | grep "
         f"{name}; remove old ones on RabbitMQ's management page, or by rabbitmqadmin delete binding"
@@ -549,8 +549,8 @@ async def _exchange_type(look: _Look, topology: Topology, name: str, where: str)
 def _no_exchange(topology: Topology, where: str) -> Finding:
     if topology.creates_work:
         what = f"it doesn't exist; sidecar run will create it, of type {topology.exchange_type}"
-        return Finding("note", where, what, "nothing needs to be done, if the name is right")
-    what = f"it doesn't exist, and {topology.setting} forbids creating it: nothing comes from there"
+        return Finding("note", where, what, "nothing needs to be done if the name is right")
+    what = f"it doesn't exist, and {topology.setting} forbids creating it: no messages come from it"
     return Finding("warning", where, what, "create and bind it, unset SIDECAR_AMQP_EXCHANGE, or mend its name")
 
 
@@ -593,7 +593,7 @@ async def _sink_exchange(look: _Look, topology: Topology, name: str, meanwhile: 
         if topology.creates_work:
             what = f"it doesn't exist; sidecar run will create it, of type {kind}"
             uncreatable = await _uncreatable(look, topology, name, where, "SIDECAR_SINK_EXCHANGE_TYPE")
-            return uncreatable or [Finding("note", where, what, "nothing needs to be done, if the name is right")]
+            return uncreatable or [Finding("note", where, what, "nothing needs to be done if the name is right")]
         what = f"it doesn't exist, and {topology.setting} forbids creating it: nothing is consumed"
         return [Finding("problem", where, what, "create it, mend its name, or set SIDECAR_AMQP_DECLARE=missing")]
     if refusal is not None:

@@ -33,7 +33,7 @@ _ARROW = f"{'':<7}  -> "
 
 async def _check(settings: Settings, reaching: Reach, far_side: Look) -> list[Finding]:
     urls = tuple(url.get_secret_value() for url in settings.amqp_url)
-    # As many as sidecar run opens at the same broker; the sink's check comes after that, to open no more than these.
+    # As many as sidecar run opens at this broker. The sink is checked afterwards, so that no more are open at once.
     connections = 3 if settings.sink == "amqp" and settings.sink_is_here else 2
     near = await amqp.check(
         urls,
@@ -49,12 +49,12 @@ async def _check(settings: Settings, reaching: Reach, far_side: Look) -> list[Fi
 
 
 def _without_effect(settings: Settings) -> list[Finding]:
-    mend = "unset it, or set what it needs"
+    mend = "unset it, or set the setting that it needs"
     return [Finding("warning", what.partition(" ")[0], what, mend) for what in settings.without_effect]
 
 
 def _proxies(settings: Settings, environment: Mapping[str, str]) -> list[Finding]:
-    """Return whether the environment names an HTTP proxy, which other programs would use on the way."""
+    """Note an HTTP proxy in the environment, which the sidecar doesn't use."""
     if settings.sink == "amqp":
         return []
     variables = {scheme: (f"{scheme}_proxy", f"{scheme}_proxy".upper()) for scheme in ("http", "https")}
@@ -182,11 +182,11 @@ FORMATS: Mapping[str, Callable[[list[Finding]], str]] = {"text": as_text, "json"
     "--format", "style", default="text", show_default=True, type=click.Choice(list(FORMATS)), help="How it is written."
 )
 def command(*, style: str) -> None:
-    """Look at the settings and at both servers, and list every problem with its mend.
+    """Check the settings and both servers, and list every problem with its fix.
 
-    Nothing that is on either server is changed. What is absent in RabbitMQ is tried out under another name, and removed
-    again. Exit status: 0 no problem (warnings and notes are none), 1 problems,
-    2 the settings are wrong.
+    Nothing that exists on either server is changed. Whether missing queues and exchanges can be created is tried under
+    other names, which are deleted again. Exit status: 0 no problem (there may be warnings and notes), 1 problems, 2 the
+    settings are wrong.
     """
     settings = load(os.environ)
     reaching, far_side = _ways(settings)

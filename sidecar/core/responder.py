@@ -1,8 +1,8 @@
-"""Who answered a request: an Elasticsearch that can be used, or something else at its address.
+"""Decides who answered a request: an Elasticsearch that can be used, or something else at its address.
 
-A login page, a proxy's 404, Kibana and RabbitMQ's management port all answer over HTTP. An answer is Elasticsearch's
-own if it has the header of the product, or the shape of Elasticsearch's errors or of its root document. OpenSearch
-sends no such header, and some proxies remove it.
+A login page, a proxy's 404, Kibana and RabbitMQ's management port all answer over HTTP. An answer is
+Elasticsearch's if it has the product header, or the format of Elasticsearch's errors or of its root document.
+OpenSearch doesn't send that header, and some proxies remove it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PRODUCT_HEADER = "x-elastic-product"
 OLDEST_MAJOR = 8
 SUPPORTED = "8 and 9"
 NOT_READY = frozenset({502, 503, 504})
-"""Said by a node that starts, or by a proxy whose server is away."""
+"""From a node that starts, or from a proxy whose server is away."""
 _PRODUCT = "Elasticsearch"
 _REDIRECTS = range(300, 400)
 _UNAUTHORIZED = 401
@@ -44,8 +44,8 @@ class Obstacle(NamedTuple):
     """The reason why a server can't be used.
 
     Attributes:
-        what: is wrong.
-        fix: what to do about it; empty if waiting is all.
+        what: the fault.
+        fix: what to do; empty if there is nothing to do but wait.
     """
 
     what: str
@@ -66,7 +66,7 @@ def obstacle(answer: Answer) -> Obstacle | None:
     if is_redirect(status):
         return redirected(status, answer.location)
     if status in NOT_READY:
-        return Obstacle(f"Elasticsearch answered {status}: it, or a proxy in front of it, is not there yet")
+        return Obstacle(f"Elasticsearch answered {status}: it, or a proxy in front of it, is not ready")
     content = _object(answer.body)
     if status == _UNAUTHORIZED:
         return _not_logged_in(is_own=is_own(answer))
@@ -79,17 +79,17 @@ def obstacle(answer: Answer) -> Obstacle | None:
 
 
 def is_own(answer: Answer) -> bool:
-    """Tell whether an answer is that of an Elasticsearch or OpenSearch, not of something in front of it."""
+    """Tell whether an Elasticsearch or OpenSearch answered, not something in front of it."""
     return answer.product == _PRODUCT or _has_own_shape(_object(answer.body))
 
 
 def is_redirect(status: int) -> bool:
-    """Tell whether a status of HTTP says that the answer is elsewhere."""
+    """Tell whether an HTTP status is a redirect."""
     return status in _REDIRECTS
 
 
 def redirected(status: int, location: str) -> Obstacle:
-    """Return what a redirect means. It is never followed: a POST becomes a GET on the way, and logins are dropped.
+    """Return the obstacle of a redirect. It is never followed: a POST would become a GET, and lose its login.
 
     Args:
         status: of HTTP.
@@ -104,14 +104,14 @@ def redirected(status: int, location: str) -> Obstacle:
 
 
 def pointed_at(base: str, path: str, location: str) -> str:
-    """Return the URL that a redirect leads to, as SIDECAR_ELASTICSEARCH_URL takes it; empty if there is none.
+    """Return the target of a redirect in the form of SIDECAR_ELASTICSEARCH_URL; empty if there is none.
 
-    Login, query and the path that was asked for are removed: the first two may hold secrets.
+    Login and query are removed, because they may hold secrets, and so is the path of the request.
 
     Args:
-        base: URL of the server that was asked.
-        path: with query, as it was asked for.
-        location: the header of this name.
+        base: URL of the server.
+        path: of the request, with query.
+        location: the header ``Location``.
     """
     if not location:
         return ""

@@ -117,7 +117,7 @@ async def check(connection: Connection, recipe: Recipe, *, templates: Sequence[T
     Args:
         connection: each node is tried; the rest is asked of the first that answers.
         recipe: what becomes of messages.
-        templates: that the sidecar installs when it starts.
+        templates: those that the sidecar installs at the start.
 
     Raises:
         ConfigError: several logins, or a wrong cloud id.
@@ -154,7 +154,7 @@ async def _look(node: _Node, recipe: Recipe, templates: Sequence[Template]) -> l
         mend = "look into the server's log, then run the check again"
         findings.append(Finding("problem", node.where, f"the check broke off: {text}", mend))
     except OTHER_SHAPE:
-        what = "the check broke off: an answer has another shape than those of Elasticsearch"
+        what = "the check was aborted: an answer is not in Elasticsearch's format"
         mend = "see that nothing between the sidecar and Elasticsearch changes answers, then run the check again"
         findings.append(Finding("problem", node.where, what, mend))
     return findings
@@ -262,10 +262,10 @@ async def _cluster_privileges(node: _Node) -> list[Finding]:
 
 
 async def _uninstallable(node: _Node, templates: Sequence[Template]) -> list[Finding]:
-    """Return which templates Elasticsearch would refuse: it is asked what they give, and installs nothing.
+    """Return which templates Elasticsearch would refuse, by simulating them; nothing is installed.
 
-    A component is tried as an index template of its own. An index template is tried without the components of the
-    folder, which may not be there yet.
+    A component is simulated as an index template of its own. An index template is simulated without the components of
+    the folder, which may not be installed yet.
     """
     components = {template.name for template in templates if template.kind == "component"}
     findings = []
@@ -283,7 +283,7 @@ async def _uninstallable(node: _Node, templates: Sequence[Template]) -> list[Fin
         fault = bulk.fault(answer.status, answer.body)
         if answer.status == _BAD_REQUEST and fault.error_type:
             where = f"{template.kind} template {template.name!r} (SIDECAR_MAPPINGS_DIR)"
-            what = f"Elasticsearch refuses it: {fault.reason}; the sidecar ends at its start"
+            what = f"Elasticsearch refuses it: {fault.reason}; the sidecar won't start"
             findings.append(Finding("problem", where, what, f"correct {template.name}.json"))
     return findings
 
@@ -380,25 +380,25 @@ async def _place(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
 
 
 async def _names_fault(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
-    """Return whether Elasticsearch refuses every name that the template gives; aliases are left out, by their names."""
+    """Return why Elasticsearch refuses every name that the template gives; aliases may have any name."""
     fault = template_fault(recipe.index)
     if fault is None:
         return []
     resolved = await node.ask("GET", f"/_resolve/index/{_quoted(target.name)}")
-    if resolved.content.get("aliases"):  # whose names may have capitals
+    if resolved.content.get("aliases"):  # aliases may have upper case
         return []
     return [Finding("problem", f"{_SETTING} ({target.name})", f"{fault}: every document is refused (400)", _FIX_NAME)]
 
 
 async def _mode(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
-    """Return what goes wrong because of the mode of an index that exists."""
+    """Return the problems with the mode of an existing index."""
     reply = await node.ask("GET", f"/{_quoted(target.name)}/_settings/index.mode?flat_settings=true")
     modes = {_at(entry, "settings", "index.mode") for entry in reply.content.values()} if reply.status == _OK else set()
     return on_time_series(recipe, target.where) if _TIME_SERIES in modes else []
 
 
 async def _mode_to_be(node: _Node, recipe: Recipe, name: str, where: str) -> list[Finding]:
-    """Return what goes wrong because of the mode that templates, with all their components, give to a new index."""
+    """Return the problems with the mode that templates give to a new index."""
     reply = await node.ask("POST", f"/_index_template/_simulate_index/{_quoted(name)}")
     is_series = _at(reply.content, "template", "settings", "index", "mode") == _TIME_SERIES
     return on_time_series(recipe, where) if is_series else []
@@ -415,7 +415,7 @@ async def _many(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
     name, template = found
     where = f"names {target.name!r} (template {name!r})"
     series = await _mode_to_be(node, recipe, target.name.replace("*", "x"), where)
-    series = [replace(finding, severity="warning") for finding in series]  # of some of the names only
+    series = [replace(finding, severity="warning") for finding in series]  # it may apply to some of the names only
     if "data_stream" not in template:
         return series
     where = f"data streams {target.name!r} (template {name!r})"
@@ -516,14 +516,14 @@ async def _index(node: _Node, target: _Target) -> list[Finding]:
 
 
 async def _failure_store(node: _Node, _recipe: Recipe, target: _Target) -> list[Finding]:
-    """Note a failure store: what it takes is answered like a success."""
+    """Note a failure store: Elasticsearch answers with a success for the documents in it."""
     if target.kind not in {"data stream", "missing", None} or not await _has_failure_store(node, target):
         return []
     what = (
         "it has a failure store: documents that the data stream refuses are stored there, with status 201, and no "
         "search of the data stream finds them"
     )
-    mend = "nothing needs to be done: they are acked and told, or dead letters as well (SIDECAR_ON_FAILURE_STORE)"
+    mend = "nothing needs to be done: they are acked and logged, or also dead-lettered (SIDECAR_ON_FAILURE_STORE)"
     return [Finding("note", f"data stream {target.name!r}", what, mend)]
 
 

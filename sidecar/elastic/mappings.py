@@ -39,7 +39,7 @@ _DATA_STREAM = {"hidden": False, "allow_custom_routing": False}
 _STAMPS = ("created_date", "created_date_millis", "modified_date", "modified_date_millis")
 
 
-_NOT_SHOWN = "the answer has another shape than those of Elasticsearch: does something else answer for it?"
+_NOT_SHOWN = "the answer is not in Elasticsearch's format: is there something else at its address?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +107,11 @@ def load(folder: Path) -> list[Template]:
 async def when_available(
     sink: ElasticSink, work: Callable[[Ask, list[Template]], Awaitable[list[Change]]], templates: list[Template]
 ) -> list[Change]:
-    """Return what `compare` or `apply` does. A proxy's 404 must not be taken for a template that is missing.
+    """Run `compare` or `apply` if Elasticsearch can be used: a proxy's 404 would look like a missing template.
 
     Raises:
         SinkError: Elasticsearch can't be used.
-        RefusedTemplateError: see there.
+        RefusedTemplateError: as these do.
     """
     reason = await sink.unavailable()
     if reason is not None:
@@ -173,7 +173,7 @@ def _shown(answer: Answer, template: Template) -> dict[str, Any]:
     """Return a template as the cluster shows it.
 
     Raises:
-        SinkError: the answer has another shape than one of Elasticsearch.
+        SinkError: the answer is not in Elasticsearch's format.
     """
     try:
         (listed,) = orjson.loads(answer.body)[_LISTS[template.kind]]

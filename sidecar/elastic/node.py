@@ -1,4 +1,4 @@
-"""One node of a cluster over aiohttp, without redirects, and the question whether it is an Elasticsearch."""
+"""A node of a cluster over aiohttp that follows no redirects, and the check whether it is an Elasticsearch."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 BULK_HEADERS = {"accept": ACCEPT, "content-type": CONTENT_TYPE}
 _ROOT_HEADERS = {"accept": "application/json"}
-"""Plain: versions before 8 refuse a type that names a version, and would not tell theirs."""
+"""Without a version: Elasticsearch before 8 refuses a media type with one, and wouldn't tell its own version."""
 BULK_PATH = "/_bulk"
 MAX_RETRY_AFTER_SECONDS = 3600.0
-"""The longest pause that an answer may ask for: there is a probe at least once an hour."""
+"""The longest pause that an answer may ask for, so that there is a probe at least once an hour."""
 OTHER_SHAPE = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What reading JSON raises that has another shape than was expected: what answers need not be an Elasticsearch."""
+"""What reading an answer raises if it isn't in Elasticsearch's format."""
 
 
 class _Session:
-    """The session of a node, which answers a redirect as it answers everything else.
+    """The session of a node, which returns redirects like other answers.
 
-    aiohttp follows redirects unless each request says no, and elastic_transport has no option for that. On the way a
-    POST becomes a GET, and a login for another host is dropped.
+    aiohttp follows redirects unless each request forbids it, and elastic_transport has no option for that. In a
+    redirect a POST becomes a GET, and a login is dropped for another host.
     """
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
@@ -65,9 +65,9 @@ def as_answer(meta: ApiResponseMeta, body: object, path: str) -> Answer:
     """Return a response as an answer.
 
     Args:
-        meta: what the transport says of it.
-        body: as it came.
-        path: that was asked for, with query.
+        meta: from the transport.
+        body: of the response.
+        path: of the request, with query.
     """
     headers, node = meta.headers, meta.node
     base = URL.build(scheme=node.scheme, host=node.host, port=node.port, path=node.path_prefix, encoded=True)
@@ -81,11 +81,11 @@ def as_answer(meta: ApiResponseMeta, body: object, path: str) -> Answer:
 
 
 async def find_obstacle(ask: Ask, bulk_path: str = BULK_PATH) -> Obstacle | None:
-    """Return why Elasticsearch can't be used now; None if it can. It takes a login, and no privilege.
+    """Return why Elasticsearch can't be used now; None if it can. This needs a login, but no privilege.
 
-    `GET /` tells the version. Restricted users and some distributions are refused it, by Elasticsearch's own errors,
-    which is proof enough. A proxy may let nothing pass but bulk requests: so an empty one decides if something else
-    answers, and Elasticsearch refuses that before it looks at privileges.
+    `GET /` returns the version. Some users may not call it; then an error in Elasticsearch's format is enough. A proxy
+    may pass only bulk requests: if something else answers, an empty one decides, which Elasticsearch refuses before it
+    checks privileges.
 
     Args:
         ask: sends a request without a body, by method, path and headers.
@@ -98,7 +98,7 @@ async def find_obstacle(ask: Ask, bulk_path: str = BULK_PATH) -> Obstacle | None
 
 
 def retry_after(headers: HttpHeaders) -> float:
-    """Return the seconds that an answer asks to wait: a number, or a date as proxies write it. Never for ever."""
+    """Return the seconds to wait, from a number or a date as proxies write it; at most `MAX_RETRY_AFTER_SECONDS`."""
     asked = headers.get("retry-after") or ""
     try:
         seconds = float(asked)
@@ -107,4 +107,4 @@ def retry_after(headers: HttpHeaders) -> float:
             seconds = parsedate_to_datetime(asked).timestamp() - time.time()
         except (ValueError, OverflowError):
             return 0.0
-    return min(seconds, MAX_RETRY_AFTER_SECONDS) if seconds > 0 else 0.0  # which NaN isn't
+    return min(seconds, MAX_RETRY_AFTER_SECONDS) if seconds > 0 else 0.0  # NaN is not above 0

@@ -166,7 +166,7 @@ class ElasticSink:
 
     Args:
         connection: how to reach the cluster.
-        bulk_path: where bulk requests go, for looks at what lets nothing else pass.
+        bulk_path: where bulk requests go, for checks through a proxy that passes nothing else.
 
     Raises:
         ConfigError: several logins, or a wrong cloud id.
