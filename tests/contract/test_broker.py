@@ -494,15 +494,19 @@ def test_a_full_queue_refuses_copies(broker: BrokerSide) -> None:
     broker.play(scenario)
 
 
-def test_an_exchange_that_is_not_there_costs_the_session(broker: BrokerSide) -> None:
-    """404; whether the copies arrived isn't to be known any more."""
+def test_a_missing_exchange_refuses_only_its_own_copies(broker: BrokerSide) -> None:
+    """RabbitMQ closes the channel (404). The session goes on, and so do copies for other exchanges."""
 
     async def scenario() -> None:
         session, _ = await consuming(broker)
-        with pytest.raises(BrokerError):
-            await session.publish([Copy(b"no-such-exchange", b"x", NO_PROPERTIES, b"x", b"1")])
-        async with asyncio.timeout(_PATIENCE_SECONDS):
-            assert "no exchange" in await asyncio.shield(session.lost)
+        for token in (b"1", b"3"):
+            missing = Copy(b"no-such-exchange", b"x", NO_PROPERTIES, b"x", token)
+            known = Copy(b"", broker.queue.encode(), NO_PROPERTIES, b"x", b"2")
+            refusal, stored = await session.publish([missing, known])
+            assert refusal is not None
+            assert "no exchange" in refusal
+            assert stored is None
+        assert not session.lost.done()
         await session.close()
 
     broker.play(scenario)
