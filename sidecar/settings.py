@@ -83,8 +83,8 @@ _ESCAPED = re.compile(r"\\([\\,])")
 _MAX_SECONDS = 366 * 24 * 3600.0
 _MAX_BYTES = 1 << 50
 _SPAN_LINES = frozenset({"list", "URLs", "JSON object"})
-"""Kinds of values that may be written over several lines."""
-_MOST_BYTES_OF_A_FILE = 1 << 20
+"""Kinds of values that may span several lines."""
+_MAX_FILE_BYTES = 1 << 20
 _EMPTY_SAYS_SOMETHING = frozenset({"http_address"})
 """Settings for which an empty value isn't none at all."""
 
@@ -114,7 +114,7 @@ def _with_unit(value: object, units: Mapping[str, float], wanted: str) -> object
 
 
 def split_list(text: str) -> tuple[str, ...]:
-    r"""Return the parts of a list: split at commas, without the space around them, and without empty ones.
+    r"""Split a list at commas; space around the parts and empty parts are dropped.
 
     ``\,`` is a comma and ``\\`` a backslash; any other backslash stands for itself.
 
@@ -126,7 +126,7 @@ def split_list(text: str) -> tuple[str, ...]:
 
 
 def join_list(parts: Iterable[str]) -> str:
-    """Return a list as it is given: `split_list` returns `parts` again.
+    """Join parts to the text of a list, from which `split_list` returns them again.
 
     Args:
         parts: none of them empty, or with space at either end.
@@ -386,8 +386,8 @@ class AmqpSettings(BaseSettings):
     amqp_queue: Names = Field(description="one or more queues, comma-separated; all feed the same aggregator")
     amqp_declare: Literal["missing", "own", "never"] = Field(
         "missing",
-        description="`missing`: create what is absent, never fail over arguments of what exists; `own`: create only "
-        "dead-letter and delay queues, and wait until the producer has declared the queue; `never`: everything must "
+        description="`missing`: create what is missing, leave what exists as it is; `own`: create only dead-letter and "
+        "delay queues, and wait until the producer has declared the queue; `never`: create nothing, everything must "
         "exist",
     )
     amqp_queue_type: Literal["classic", "quorum"] = Field(
@@ -398,7 +398,7 @@ class AmqpSettings(BaseSettings):
     amqp_exchange: Name | None = Field(None, description="exchange to create and bind to")
     amqp_exchange_type: Name = Field("direct", description="`direct`, `fanout`, `topic`, `headers`, or a plug-in's")
     amqp_routing_keys: Annotated[Names, Otherwise("queue's name")] = Field(
-        (), description="comma-separated binding keys; bindings of earlier values stay"
+        (), description="comma-separated binding keys; bindings of earlier values are not removed"
     )
     amqp_binding_arguments: Arguments = Field({}, description="JSON object (headers exchange)")
     amqp_prefetch: Annotated[int | None, Otherwise("derived")] = Field(
@@ -418,8 +418,8 @@ class AmqpSettings(BaseSettings):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _look_at_text(cls, value: object, info: ValidationInfo) -> object:
-        """Apply what holds for the text of every setting, whether the environment or a program gives it."""
+    def _check_text(cls, value: object, info: ValidationInfo) -> object:
+        """Apply the rules for the text of every setting, from the environment or from a program."""
         if isinstance(value, list | tuple):
             return tuple(without_last_line_break(part) if isinstance(part, str) else part for part in value)
         if not isinstance(value, str):
@@ -464,21 +464,21 @@ class AmqpSettings(BaseSettings):
         ]
 
     def _without(self, missing: str, *fields: str) -> list[str]:
-        """Return the settings that mean nothing without another one, which is missing."""
+        """Return the settings that have no effect without another one, which is missing."""
         return [f"{name} has no effect without {_name(missing)}" for name in self._given(fields)]
 
-    def _too_long(self, suffix: str, remedy: str) -> list[str]:
-        """Return the queues whose name leaves no room for that of a queue that belongs to them."""
+    def _too_long(self, suffix: str, fix: str) -> list[str]:
+        """Return the queues whose derived queue would have a name that is too long."""
         return [
             f"SIDECAR_AMQP_QUEUE: a name of {size} bytes leaves no room for the queue <name>{suffix}, which RabbitMQ "
-            f"limits to {MAX_NAME_BYTES} bytes; {remedy}"
+            f"limits to {MAX_NAME_BYTES} bytes; {fix}"
             for size in (len(queue.encode()) for queue in self.amqp_queue)
             if size + len(suffix) > MAX_NAME_BYTES
         ]
 
     def _delay_problems(self) -> list[str]:
-        most = MAX_NAME_BYTES - len(MAX_DELAY_SUFFIX)
-        return self._too_long(MAX_DELAY_SUFFIX, f"use a queue whose name has at most {most} bytes")
+        max_bytes = MAX_NAME_BYTES - len(MAX_DELAY_SUFFIX)
+        return self._too_long(MAX_DELAY_SUFFIX, f"use a queue whose name has at most {max_bytes} bytes")
 
 
 ELASTICSEARCH_ONLY = frozenset({
@@ -613,7 +613,7 @@ class Settings(AmqpSettings):
     bulk_concurrency: int = Field(
         4, gt=0, description="most requests in flight; the adaptive limit moves between 1 and this"
     )
-    bulk_timeout: Seconds = Field(20.0, description="one request")
+    bulk_timeout: Seconds = Field(20.0, description="timeout of a bulk request")
     bulk_compress: bool = Field(default=False, description="gzip")
     memory_limit: Bytes = Field(
         64 * 1024 * 1024, description="bytes of messages held at once; one message above it is admitted alone"
@@ -648,13 +648,13 @@ class Settings(AmqpSettings):
     )
     on_delay_refused: Literal["wait", "dead-letter"] = Field(
         "wait",
-        description="if a delay queue can't be created or takes nothing: `wait` (messages whose target is blocked are "
-        "retried in place, up to half of the prefetch, beyond which they are dead-lettered) or `dead-letter`",
+        description="if a delay queue can't be created or refuses a message: `wait` (messages whose target is blocked "
+        "are retried in place, up to half of the prefetch, and dead-lettered beyond that) or `dead-letter`",
     )
     on_failure_store: Literal["ack", "dead-letter"] = Field(
         "ack",
-        description="the failure store of a data stream took a document that the data stream refused: `ack`, or "
-        "`dead-letter` as well",
+        description="if the failure store of a data stream stored a document that the data stream refused: `ack`, or "
+        "also `dead-letter`",
     )
     on_unroutable: Literal["hold", "delay", "dead-letter"] = Field(
         "hold",
@@ -664,9 +664,9 @@ class Settings(AmqpSettings):
     reject_guard: int = Field(
         1000,
         ge=0,
-        description="so many rejects of one kind in a row: hold instead of emptying the queue into the dead letters. "
-        "A reject before the request counts until a later message can be encoded; a reject by the answer counts until "
-        "a document is stored; 0: off",
+        description="rejects of one kind in a row before a hold begins, instead of emptying the queue into the dead "
+        "letters. A reject before the request counts until a later message can be encoded; a reject by the answer "
+        "counts until a document is stored; 0: off",
     )
     hold_max: Seconds = Field(
         300.0,
@@ -720,7 +720,7 @@ class Settings(AmqpSettings):
 
     @property
     def without_effect(self) -> list[str]:
-        """Settings that are given and change nothing, with what they would need; none of them keeps it from working."""
+        """The settings that are given without effect, with the setting that they need; they are not errors."""
         found = self._without("version", "version_type") if self.version is None else []
         if self.sink == "amqp" and not self.sink_exchange:
             found += self._without("sink_exchange", "sink_exchange_type")
@@ -873,17 +873,17 @@ def _url_problem(text: str, schemes: tuple[str, ...]) -> str | None:
 
 
 _PERCENT_ENCODE_USER = (
-    "In its user and password special characters must be percent-encoded: / as %2F, # as %23, ? as %3F, @ as %40, "
+    "Special characters in user and password must be percent-encoded: / as %2F, # as %23, ? as %3F, @ as %40, "
     ": as %3A, [ as %5B, % as %25"
 )
-_PERCENT_ENCODE = f"contains #, or @ or [ where no URL can have them. {_PERCENT_ENCODE_USER}"
+_PERCENT_ENCODE = f"contains #, @ or [ in a place where a URL can't have it. {_PERCENT_ENCODE_USER}"
 
 
 _URL_PARAMETERS = frozenset({"auth", "heartbeat", "name", "timeout"})
 
 
 def _query_problem(url: URL) -> str | None:
-    """Return what is wrong with what a URL of AMQP says behind its ``?``."""
+    """Return what is wrong with the query parameters of an AMQP URL."""
     unknown = len(url.query.keys() - _URL_PARAMETERS)
     if unknown:
         return (
@@ -911,10 +911,10 @@ def load(environment: Mapping[str, str]) -> Settings:
 
 
 def load_without_required(environment: Mapping[str, str]) -> tuple[Settings, list[str]]:
-    """Return the settings for a command that moves nothing, and which of those are missing that `load` requires.
+    """Return the settings for a command that moves no messages, and the names of missing settings that `load` requires.
 
     Raises:
-        ConfigError: with every problem, but for those that are missing.
+        ConfigError: with all problems but missing settings.
     """
     found = given(environment)
     absent = [field for field in _STAND_INS if field not in found.texts and field not in found.files]
@@ -925,7 +925,7 @@ def load_without_required(environment: Mapping[str, str]) -> tuple[Settings, lis
 
 
 _STAND_INS = {"amqp_queue": "any", "index": "{queue}"}
-"""For settings that are required; the index is a template, which SIDECAR_INDEX_ALLOW can't refuse beforehand."""
+"""For required settings. The index is a template, because SIDECAR_INDEX_ALLOW can't refuse that beforehand."""
 
 
 def load_amqp(environment: Mapping[str, str], **given: object) -> AmqpSettings:
@@ -989,22 +989,22 @@ def _one_of(field: str, text: str | None, path: str) -> str:
         raise ValueError(f"{name}{_FILE}: the path {fault}")
     try:
         with Path(path).open("rb") as file:
-            data = file.read(_MOST_BYTES_OF_A_FILE + 1)
+            data = file.read(_MAX_FILE_BYTES + 1)
         content = without_last_line_break(data.decode())
     except (OSError, ValueError) as error:
         raise ValueError(f"{name}{_FILE}: {path} can't be read ({_why(error)})") from None
-    if len(data) > _MOST_BYTES_OF_A_FILE:
-        raise ValueError(f"{name}{_FILE}: {path} is larger than {_MOST_BYTES_OF_A_FILE:,} bytes")
+    if len(data) > _MAX_FILE_BYTES:
+        raise ValueError(f"{name}{_FILE}: {path} is larger than {_MAX_FILE_BYTES:,} bytes")
     if not content:
         raise ValueError(f"{name}{_FILE}: {path} is empty")
     return content
 
 
 def _texts(environment: Mapping[str, str], prefix: str = PREFIX) -> dict[str, str]:
-    """Return what the environment and ``.env`` say, by names that begin with `prefix`.
+    """Return the variables of the environment and ``.env`` whose names begin with `prefix`.
 
     Raises:
-        ConfigError: ``.env`` can't be read, or not where it says something by such a name.
+        ConfigError: ``.env`` can't be read, or a line with such a name is not valid.
     """
     said = {**_dotenv(prefix), **environment}
     return {name: without_last_line_break(text) for name, text in said.items() if name.startswith(prefix)}
@@ -1013,7 +1013,7 @@ def _texts(environment: Mapping[str, str], prefix: str = PREFIX) -> dict[str, st
 def _dotenv(prefix: str) -> dict[str, str]:
     try:
         text = Path(".env").read_bytes().decode()
-    except (FileNotFoundError, IsADirectoryError):  # a folder of that name is a virtual environment of Python's
+    except (FileNotFoundError, IsADirectoryError):  # a folder of that name is a Python virtual environment
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f".env can't be read ({_why(error)})"]) from None
@@ -1124,7 +1124,7 @@ def _unknown_names(names: Mapping[str, str]) -> list[str]:
 
 
 def _in_other_case(environment: Mapping[str, str]) -> list[str]:
-    """Return the settings whose names aren't in upper case: nobody else would call a variable so."""
+    """Report settings whose names aren't in upper case: such a variable is meant for the sidecar."""
     known = {_name(field) for field in Settings.model_fields}
     return [
         f"{name} is no setting: did you mean {name.upper()}?"

@@ -38,7 +38,7 @@ class State(NamedTuple):
         next_try_seconds: until something is sent again; 0 when that is possible now.
         breaker: ``closed`` (requests are sent), ``open`` (held) or ``half-open`` (a probe is on its way).
         copies_held: why the route of dead letters takes nothing, or None.
-        delays_held: why a delay queue takes nothing, or None.
+        delays_held: why a delay queue refuses messages, or None.
         in_flight: deliveries that are open, as the ledgers count them, apart from the account.
         in_flight_bytes: what they take of the memory limit.
         bulk_in_flight: requests on their way.

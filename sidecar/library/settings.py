@@ -61,8 +61,8 @@ class ConsumerSettings(AmqpSettings):
     reject_guard: int = Field(
         1000,
         ge=0,
-        description="so many messages in a row that can't be batched (`batch_key` and the like need what they lack): "
-        "hold instead of emptying the queue into the dead letters; 0: off",
+        description="messages in a row that can't be batched (they lack what `batch_key` and the like need) before a "
+        "hold begins, instead of emptying the queue into the dead letters; 0: off",
     )
     delayed_retry_max_rounds: int = Field(3, ge=0, description="how often a message is delayed, then a dead letter")
     delayed_retry_delay: Annotated[Seconds, Field(ge=0.001, le=LONGEST_DELAY_SECONDS)] = Field(

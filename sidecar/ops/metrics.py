@@ -109,7 +109,7 @@ def _condition(state: State) -> Iterator[Metric]:
     yield _gauge("bulk_limit", "Requests that may be on their way now", state.bulk_limit)
     yield _gauge("held", "1 while only probes are sent, or the dead-letter route takes nothing", held)
     yield _gauge("dead_letters_held", "1 while the dead-letter route takes nothing", state.copies_held is not None)
-    yield _gauge("delays_held", "1 while a delay queue takes nothing", state.delays_held is not None)
+    yield _gauge("delays_held", "1 while a delay queue refuses messages", state.delays_held is not None)
     yield _gauge("ready", "1 while messages are consumed and stored, as /readyz tells", state.unready is None)
     yield _gauge("amqp_connected", "1 while there is a session with RabbitMQ", state.connected)
     yield _counter("amqp_reconnects", "Sessions with RabbitMQ after the first", [], max(0, state.account.sessions - 1))
