@@ -7,6 +7,10 @@ consumer keeps every queue. So does ``basic.get``, but it takes a message.
 So the queue gets another consumer without credit (``x-credit`` is zero), on a channel of its own. RabbitMQ 4 ignores
 that argument and sends one message, which stays unacknowledged on that channel until consumption begins. It isn't
 returned earlier, because each return counts towards the delivery limit of a quorum queue.
+
+A queue whose properties can't be read may be auto-delete as well: RabbitMQ deletes it, with its messages, when its last
+consumer is cancelled. So with RabbitMQ 3 the two consumers overlap: each is cancelled only after the other one exists.
+With RabbitMQ 4 such a queue has no lease.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ MAX_DELAY_SECONDS = 1.0
 """A shorter pause needs no lease, for instance when the prefetch is changed."""
 _TAG = "sidecar-lease"
 _CLOSE_SECONDS = 5.0
+_BEGIN_SECONDS = 2.0
 
 
 def _long_string(value: bytes) -> bytes:
@@ -62,12 +67,20 @@ class Lease:
     Args:
         connection: a channel for each queue is opened on it.
         expires_seconds: of each queue to keep; None: not known.
+        never_alone: those of them that must not be without a consumer for a moment.
     """
 
-    def __init__(self, connection: AbstractConnection, expires_seconds: dict[str, float | None]) -> None:
+    def __init__(
+        self,
+        connection: AbstractConnection,
+        expires_seconds: dict[str, float | None],
+        never_alone: frozenset[str] = frozenset(),
+    ) -> None:
         self._connection = connection
         self._expires_seconds = expires_seconds
+        self._never_alone = never_alone
         self._tasks: list[asyncio.Task[None]] = []
+        self._tried: dict[str, asyncio.Event] = {}
 
     def begin(self, *, at_once: bool) -> None:
         """Keep the queues until `end`.
@@ -77,10 +90,26 @@ class Lease:
                 follow soon: the lease begins a little later.
         """
         if not self._tasks:
+            self._tried = {queue: asyncio.Event() for queue in self._expires_seconds}
             self._tasks = [
-                asyncio.create_task(self._keep(queue, 0.0 if at_once else _pause(seconds)))
+                asyncio.create_task(
+                    self._keep(queue, 0.0 if at_once or queue in self._never_alone else _pause(seconds))
+                )
                 for queue, seconds in self._expires_seconds.items()
             ]
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether another consumer is cancelled after this one is there, and this one after another is there."""
+        return bool(self._never_alone)
+
+    async def overlap(self) -> None:
+        """Begin, and wait until the queues that must not be without a consumer have this one."""
+        self.begin(at_once=False)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_BEGIN_SECONDS):
+                for queue in self._never_alone:
+                    await self._tried[queue].wait()
 
     async def end(self) -> None:
         """Stop, after returning the messages that were delivered."""
@@ -105,6 +134,8 @@ class Lease:
                 await self._consume(channel, queue)
             except FAILURES as error:
                 pass_on_if_ours(error)
+            finally:
+                self._tried[queue].set()
 
     async def _consume(self, channel: AbstractChannel, queue: str) -> None:
         cancelled: asyncio.Future[object] = asyncio.get_running_loop().create_future()
@@ -112,6 +143,7 @@ class Lease:
         try:
             await channel.basic_qos(prefetch_count=1)
             await channel.rpc(_Consume(queue=queue, consumer_tag=_TAG))  # type: ignore[attr-defined]
+            self._tried[queue].set()
             await asyncio.wait([cancelled, channel.closing], return_when=asyncio.FIRST_COMPLETED)
         finally:
             if not channel.is_closed:

@@ -122,7 +122,7 @@ class Session:
             await declare(self._consuming, connecting.topology, connecting.seen)
             self.recreated, connecting.seen.recreated = connecting.seen.recreated, []
             self._safe_at = asyncio.get_running_loop().time() + DURABLE_SECONDS
-            self._lease = Lease(self._consuming, await self._inspect_queues(self._consuming))
+            self._lease = await self._inspect_queues(self._consuming)
             self._lease.begin(at_once=True)
             for queue in connecting.topology.queues:
                 self.ledgers.append(await self._open_channel(self._consuming, self._consume_wire, queue))
@@ -153,14 +153,15 @@ class Session:
         channel.closing.add_done_callback(closed)
         return publisher
 
-    async def _inspect_queues(self, connection: AbstractConnection) -> dict[str, float | None]:
-        """Note warnings about the queues; return those that need a lease, with the time after which they expire.
+    async def _inspect_queues(self, connection: AbstractConnection) -> Lease:
+        """Note warnings about the queues; return the lease that keeps them while nothing is consumed.
 
         Raises:
             QueueError: consuming from one of them would lose messages.
         """
         topology, major = self._connecting.topology, major_version(connection)
         kept: dict[str, float | None] = {}
+        unknown: set[str] = set()
         for queue in topology.queues:
             properties = await read_properties(partial(refusal_of, connection), queue, work_arguments(topology))
             for finding in queue_findings(queue, properties, major) if properties is not None else []:
@@ -171,9 +172,12 @@ class Session:
                 if finding.severity == "warning":
                     self.notes.append(f"the {finding.where}: {finding.what}; {finding.mend}")
             seconds = _expires_seconds(properties, topology)
-            if seconds is not None or _keeping_is_free(properties, major):
+            keeping_is_free = _keeping_is_free(properties, major)
+            if seconds is not None or keeping_is_free:
                 kept[queue] = seconds
-        return kept
+            if properties is None and keeping_is_free:
+                unknown.add(queue)
+        return Lease(connection, kept, frozenset(unknown))
 
     async def _open_channel(self, connection: AbstractConnection, wire: Wire, queue: str) -> Ledger:
         channel = await connection.channel(publisher_confirms=False)
@@ -229,8 +233,9 @@ class Session:
         if self.lost.done():
             raise BrokerError(self.lost.result())
         try:
-            if self._lease is not None:
-                await self._lease.end()
+            lease = self._lease
+            if lease is not None and not lease.overlaps:
+                await lease.end()
             for ledger in self.ledgers:
                 channel = self._channels[ledger.channel]
                 await channel.basic_qos(prefetch_count=prefetch)  # counts for consumers that begin after it
@@ -240,6 +245,8 @@ class Session:
                     arguments=self._connecting.consumer_arguments,  # type: ignore[arg-type]
                 )
                 self._consumer_tags[ledger.channel] = ok.consumer_tag or ""
+            if lease is not None and lease.overlaps:
+                await lease.end()
         except FAILURES as error:
             if isinstance(error, asyncio.CancelledError):
                 # Who consumes now is not known, so nobody could be cancelled: only the session's end stops it.
@@ -255,6 +262,8 @@ class Session:
         if self.lost.done():
             raise BrokerError(self.lost.result())
         try:
+            if self._lease is not None and self._lease.overlaps:
+                await self._lease.overlap()
             for channel, tag in self._consumer_tags.items():
                 await self._channels[channel].basic_cancel(tag, timeout=_CANCEL_SECONDS)
         except FAILURES as error:

@@ -202,3 +202,30 @@ def test_a_dead_letter_queue_and_an_exchange_that_are_deleted_are_created_again_
     assert bench.amqp.queue_state(bench.dead) is not None
     sidecar.terminate()
     bench.amqp.delete_exchange(exchange)
+
+
+@pytest.mark.parametrize("properties", ["auto-delete", "expires"])
+def test_a_queue_whose_properties_cannot_be_read_is_never_without_a_consumer(bench: Bench, properties: str) -> None:
+    """With the least permissions (configure ^$) nobody knows that it is auto-delete: neither the start of consumption
+    nor a hold longer than SIDECAR_HOLD_MAX may be what deletes it.
+    """
+    user = f"{bench.queue}-user"
+    bench.rabbitmq.rabbitmqctl("add_user", user, "pw")
+    bench.rabbitmq.rabbitmqctl("set_permissions", user, "^$", ".*", ".*")
+    bench.create_index()
+    bench.es("POST", f"/{bench.index_name}/_close?wait_for_active_shards=0")
+    url = bench.rabbitmq.amqp_url.replace("guest:guest@", f"{user}:pw@")
+    try:
+        bench.amqp.declare_queue(bench.dead, QUORUM)
+        arguments = {"x-expires": int(5 * EXPIRES_SECONDS * 1000)} if properties == "expires" else {}
+        bench.amqp.declare_queue(bench.queue, arguments, auto_delete=properties == "auto-delete")
+        bench.publish(documents(50))
+        sidecar = bench.sidecar(AMQP_URL=url, AMQP_DECLARE="never", ON_INDEX_BLOCKED="hold", HOLD_MAX="2s")
+        sidecar.wait_for("amqp.given_back", DEADLINE_SECONDS)
+        remains(bench, EXPIRES_SECONDS)
+        bench.es("POST", f"/{bench.index_name}/_open")
+        wait_stored(bench, 50, sidecar)
+        assert not sidecar.events("amqp.queue_gone")
+        sidecar.terminate()
+    finally:
+        bench.rabbitmq.rabbitmqctl("delete_user", user)
