@@ -33,13 +33,18 @@ _OF_A_TARGET = frozenset({Verdict.UNROUTABLE, Verdict.BLOCKED, Verdict.MISSING})
 
 
 class _Fates(NamedTuple):
-    """The messages of one answer, by what happens to them next; of the stored ones, those in a failure store."""
+    """The messages of one answer, by what happens to them next; of the stored ones, those in a failure store.
+
+    Attributes:
+        why_waiting: of those that wait for their target.
+    """
 
     stored: list[Message]
     in_failure_store: list[Letter]
     throttled: list[Message]
     later: list[Message]
     waiting: list[Message]
+    why_waiting: list[Letter]
     delayed: list[Letter]
     letters: list[Letter]
 
@@ -59,6 +64,7 @@ class Concluding:
         self._pacing = place.pacing
         self._account = place.account
         self._hold_changed = place.hold_changed
+        self._starved = place.starved
         self._dice = place.dice
         self._log = place.log
         self._wall_clock = place.wall_clock
@@ -149,7 +155,7 @@ class Concluding:
         """
         self._succeeded_sent_at = max(self._succeeded_sent_at, sent_at)
         self._account.requests["partial"] += 1
-        fates = self._sort(batch.messages, results)
+        fates = self._sort(batch, results)
         letters, delayed = self._keep_back(batch, fates, results, probe=probe)
         if fates.throttled:
             share = len(fates.throttled) / len(results)
@@ -165,6 +171,8 @@ class Concluding:
         for again in (fates.later, fates.waiting):
             if again:
                 self._go_again(batch.again(again), "failed")
+        if fates.why_waiting and not probe:
+            self._settling.failures.note(fates.why_waiting, "wait")
         if fates.in_failure_store:
             self._settling.failures.note(fates.in_failure_store, "ack")
         if fates.stored:
@@ -193,11 +201,15 @@ class Concluding:
             for letter in guarded:
                 letter.message.attempts -= 1  # it is the document's kind that is on trial, not this one
             self._hold_back(batch, guarded, probe=probe)
-        elif fates.waiting and self._waiting_in_a_row >= self._waiting_guard:
+        elif fates.waiting and self._nothing_else_comes():
             self._wait(batch, fates, results, probe=probe)
         elif len(fates.throttled) < len(results):
             self._heard()
         return letters, delayed
+
+    def _nothing_else_comes(self) -> bool:
+        """Whether those that wait for their targets are all that there is, as far as is known."""
+        return self._waiting_in_a_row >= self._waiting_guard and (self._one_target or self._starved())
 
     def _wait(self, batch: Batch, fates: _Fates, results: list[Result], *, probe: bool) -> None:
         """Hold until the target of what waits in place takes it: nothing else comes before that."""
@@ -224,11 +236,11 @@ class Concluding:
         again.ready_at = 0.0
         self._put_again(again)
 
-    def _sort(self, messages: list[Message], results: list[Result]) -> _Fates:
-        fates = _Fates([], [], [], [], [], [], [])
+    def _sort(self, batch: Batch, results: list[Result]) -> _Fates:
+        fates = _Fates([], [], [], [], [], [], [], [])
         outcomes = self._account.documents
         action = self._plan.recipe.constant_action or ""
-        for message, result in zip(messages, results, strict=True):
+        for message, result in zip(batch.messages, results, strict=True):
             if result.status in bulk.STORED_STATUSES and not result.failure_store:  # most, without a look at the table
                 fates.stored.append(message)
                 outcomes[message.action or action, "success"] += 1
@@ -246,6 +258,8 @@ class Concluding:
                 fates.later.append(message)
             elif fate is Fate.WAIT:
                 fates.waiting.append(message)
+                if not batch.tries:
+                    fates.why_waiting.append(self._letter(message, result, rule))
             elif fate is Fate.DELAY:
                 fates.delayed.append(self._round(message, result, rule))
             else:

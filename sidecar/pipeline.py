@@ -136,6 +136,7 @@ class Pipeline:
                 guard=guard,
                 account=self.account,
                 hold_changed=self._hold_changed,
+                starved=self._window_full,
                 dice=dice,
                 log=log,
                 wall_clock=wall_clock,

@@ -58,6 +58,7 @@ class Workplace:
         guard: says which rejects are too many of a kind in a row.
         account: where everything is counted.
         hold_changed: to be called when a hold began or ended.
+        starved: says whether nothing more comes before something is settled.
         dice: the only source of chance.
         log: where state changes are told.
         wall_clock: seconds since 1970.
@@ -69,6 +70,7 @@ class Workplace:
     guard: RejectGuard
     account: Account
     hold_changed: Callable[[], None]
+    starved: Callable[[], bool]
     dice: random.Random
     log: FilteringBoundLogger
     wall_clock: Callable[[], float]

@@ -393,6 +393,8 @@ def _outcome(fate: Fate, rule: Rule, message: Message, settings: Settings) -> Ou
         return Outcome(name, "acked")
     if fate is Fate.THROTTLED:
         return Outcome(name, "again in place without limit, and slower")
+    if fate is Fate.WAIT:
+        return Outcome(name, "again in place after a pause, until its target takes it")
     if fate is Fate.AGAIN:
         counted = rule.verdict is Verdict.COUNTED
         limit = f"at most {settings.retry_max_attempts} attempts" if counted else "without limit"

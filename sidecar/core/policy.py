@@ -162,7 +162,7 @@ class Choices:
     on_delay_refused: Literal["wait", "dead-letter"] = "wait"
 
 
-_CHOSEN = {"ack": Fate.STORED, "dead-letter": Fate.DEAD_LETTER, "delay": Fate.DELAY, "hold": Fate.AGAIN}
+_CHOSEN = {"ack": Fate.STORED, "dead-letter": Fate.DEAD_LETTER, "delay": Fate.DELAY, "hold": Fate.WAIT}
 _ALWAYS = {
     Verdict.ACK: Fate.STORED,
     Verdict.THROTTLED: Fate.THROTTLED,
@@ -188,7 +188,7 @@ def decide(rule: Rule, choices: Choices, *, own_doing: bool, may_try: bool, may_
     if verdict is Verdict.BLOCKED:
         return _CHOSEN[choices.on_index_blocked]
     if verdict is Verdict.UNROUTABLE:
-        return Fate.WAIT if choices.on_unroutable == "hold" else _CHOSEN[choices.on_unroutable]
+        return _CHOSEN[choices.on_unroutable]
     if verdict is Verdict.FAILURE_STORE:
         return _CHOSEN[choices.on_failure_store]
     if verdict is Verdict.COUNTED:

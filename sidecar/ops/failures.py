@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sidecar.core.failures import Group, Line
     from sidecar.core.message import Message
 
-_EVENTS = {"delay": "items.delayed"}
+_EVENTS = {"delay": "items.delayed", "wait": "items.waiting"}
 _EVENTS_OF_REASONS = {"failure-store": "items.in_failure_store"}
 
 

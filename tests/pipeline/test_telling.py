@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sidecar.core.policy import Choices
 from tests.builders import properties
 from tests.fakes.elasticsearch import Failure, Trouble, must_be_number
 from tests.pipeline.world import DEAD, QUEUE, World, play
@@ -168,6 +169,31 @@ def test_what_goes_round_by_the_delay_queue_is_told_as_well() -> None:
         await world.until(lambda: world.elastic.documents, 60.0)
 
     play(World, scenario)
+
+
+@pytest.mark.parametrize("choices", [Choices(on_index_blocked="hold"), Choices(on_index_missing="hold")])
+def test_what_waits_in_place_for_its_target_is_told_and_a_hold(choices: Choices) -> None:
+    """All messages have one target, and that accepts none: not ready, with the reason; each message is told once."""
+    error_type = "index_closed_exception" if choices.on_index_blocked == "hold" else "index_not_found_exception"
+    failure = Failure(400 if choices.on_index_blocked == "hold" else 404, error_type, "no document is accepted")
+
+    async def scenario(world: World) -> None:
+        world.elastic.reject = lambda _document, _id: failure
+        for number in range(3):
+            world.publish(b'{"n":%d}' % number, f"id-{number}")
+        await world.start()
+        await world.until(lambda: reason(world) == "held", 10)
+        (line,) = world.log.named("items.waiting")
+        assert (line["error_type"], line["count"], line["example_id"]) == (error_type, 3, "id-0")
+        await asyncio.sleep(60)
+        assert reason(world) == "held"
+        (group,) = state(world).failures
+        assert (group.kind.verdict, group.count) == ("wait", 3)
+        world.elastic.reject = lambda _document, _id: None
+        await world.until_settled(60.0)
+        assert state(world).unready is None
+
+    play(lambda: World(choices=choices), scenario)
 
 
 def test_documents_are_counted_by_action_also_where_it_differs_from_message_to_message() -> None:

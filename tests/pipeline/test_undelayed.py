@@ -282,6 +282,32 @@ def test_a_dead_letter_queue_that_is_missing_holds_up_only_its_own_copies() -> N
     play(several, scenario)
 
 
+def test_a_prefetch_full_of_messages_that_wait_is_a_hold() -> None:
+    """Several targets, `hold`: others are stored and it stays ready; if nothing else can come any more, it says so."""
+
+    async def scenario(world: World) -> None:
+        for number in range(20):
+            publish(world, number, CLOSED)
+        good = [publish(world, number, OPEN) for number in range(20, 30)]
+        await world.start()
+        await world.until(lambda: all(world.elastic.applied[body] for body in good), 10)
+        await asyncio.sleep(300)
+        assert world.pipeline.state().unready is None
+        assert len(world.broker.unsettled(QUEUE)) == 20
+        lines = world.log.named("items.waiting")
+        assert {line["error_type"] for line in lines} == {"index_closed_exception"}
+        assert sum(line["count"] for line in lines) == 20
+        for number in range(30, 100):
+            publish(world, number, CLOSED)
+        await world.until(lambda: world.pipeline.state().unready is not None, 120)
+        assert world.pipeline.state().unready == ("held", TARGET_FAILURES["closed"].reason)
+        world.elastic.item_fault = lambda _: None
+        await world.until(lambda: len(world.elastic.documents) == 100, 120)
+        await world.until_settled()
+
+    play(lambda: several(choices=Choices(on_index_blocked="hold")), scenario)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_ack_waits_long_for_another(seed: int) -> None:
     """Whatever the hole is: here a message that waits in place, with nothing held and little outstanding."""

@@ -195,7 +195,7 @@ def test_every_row_of_the_table_can_be_asked_for(explained: Explained, rule: Rul
         (404, "", (), {"ACTION": "delete"}, Fate.STORED),
         (404, "index_not_found_exception", (), {}, Fate.DEAD_LETTER),
         (404, "index_not_found_exception", (), {"ON_INDEX_MISSING": "delay"}, Fate.DELAY),
-        (404, "index_not_found_exception", (), {"ON_INDEX_MISSING": "hold"}, Fate.AGAIN),
+        (404, "index_not_found_exception", (), {"ON_INDEX_MISSING": "hold"}, Fate.WAIT),
         (403, "security_exception", (), {}, Fate.DELAY),
         (403, "security_exception", (), {"ON_INDEX_BLOCKED": "dead-letter"}, Fate.DEAD_LETTER),
         (409, "x", (), {"ACTION": "create"}, Fate.STORED),

@@ -168,7 +168,7 @@ def test_a_conflict_with_ones_own_work_is_a_success_whatever_is_configured() -> 
 
 
 @pytest.mark.parametrize(
-    ("choice", "expected"), [("dead-letter", Fate.DEAD_LETTER), ("delay", Fate.DELAY), ("hold", Fate.AGAIN)]
+    ("choice", "expected"), [("dead-letter", Fate.DEAD_LETTER), ("delay", Fate.DELAY), ("hold", Fate.WAIT)]
 )
 def test_users_choose_what_a_target_that_takes_nothing_means(choice: str, expected: Fate) -> None:
     """A missing one and a blocked one, each by its own setting; attempts and rounds have nothing to do with it."""
