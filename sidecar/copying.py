@@ -16,7 +16,7 @@ from sidecar.core.frames import properties_limit
 from sidecar.core.names import dead_letter_queue, delay_queue
 from sidecar.core.pacing import backoff_seconds
 from sidecar.errors import BrokerError
-from sidecar.ports import Copy, Undeclared
+from sidecar.ports import Copy, Undeclared, Unroutable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -33,6 +33,9 @@ _DECLARE_IT = (
     "create this queue beforehand (docs/deployment.md lists the delay queues and their arguments), give the user the "
     "configure permission for it, or raise the virtual host's max-queues"
 )
+_NO_QUEUE = "there is no such queue: declare it, as a durable quorum queue, or restart the sidecar if it may create it"
+_BIND_A_QUEUE = "no queue receives that: bind one to the exchange with this routing key"
+_CREATED_AGAIN = "the sidecar looks for it, and creates it again if it may; find out what deleted it"
 _MAKE_ROOM = "see that the queue has room (x-max-length, a policy) and a leader, and that the user may write to it"
 
 
@@ -113,16 +116,24 @@ class Destination:
         return self.ready_at if self.delay is not None and self.refusal is not None else None
 
     @property
+    def name(self) -> str:
+        """What it is called: with the default exchange a routing key is the name of a queue."""
+        key = self.routing_key.decode(errors="replace")
+        return f"exchange {self.exchange.decode(errors='replace')!r}, routing key {key!r}" if self.exchange else key
+
+    @property
     def reason(self) -> str:
-        """Why it refuses copies and, for a delay queue, its name and the fix, in a sentence."""
-        if self.delay is None:
-            return self.refusal or ""
-        return f"{self.routing_key.decode(errors='replace')}: {self.refusal}; {self.fix}"
+        """Where it is, why it accepts nothing, and what to do, in a sentence."""
+        return f"{self.name}: {self.refusal}; {self.fix}"
 
     @property
     def fix(self) -> str:
-        """What to do so that a delay queue accepts messages again."""
-        return _DECLARE_IT if isinstance(self.refusal, Undeclared) else _MAKE_ROOM
+        """What to do so that it accepts messages again."""
+        if isinstance(self.refusal, Undeclared):
+            return _DECLARE_IT
+        if isinstance(self.refusal, Unroutable):
+            return _CREATED_AGAIN if self.delay is not None else _BIND_A_QUEUE if self.exchange else _NO_QUEUE
+        return _MAKE_ROOM
 
 
 class Copying:
@@ -387,7 +398,13 @@ class Copying:
         queue = one.routing_key.decode(errors="replace")
         if one.delay is None:
             if refusal is not None:
-                self._log.error("dead_letters.held", reason=refusal, routing_key=queue)
+                self._log.error(
+                    "dead_letters.held",
+                    reason=refusal,
+                    exchange=one.exchange.decode(errors="replace"),
+                    routing_key=queue,
+                    fix=one.fix,
+                )
             else:
                 self._log.info("dead_letters.resumed", routing_key=queue)
         elif refusal is not None:

@@ -84,7 +84,10 @@ def test_copies_that_the_broker_does_not_take_hold_their_originals(seed: int, tr
         await asyncio.sleep(300)
         assert_untouched(world)
         assert world.pipeline.copying_held is not None
-        assert len(world.log.named("dead_letters.held")) == 1
+        (held,) = world.log.named("dead_letters.held")
+        told = world.pipeline.copying_held
+        assert told == f"{DEAD}: {held['reason']}; {held['fix']}"
+        assert ("there is no such queue" if trouble == "unroutable" else "has room") in told
         world.broker.declare(DEAD).full = False
         await world.until_settled()
         world.judge()
