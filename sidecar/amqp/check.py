@@ -33,7 +33,7 @@ from sidecar.amqp.queue_properties import major_version, read_properties
 from sidecar.amqp.queue_rules import QUEUES_PAGE, dead_letter_findings, queue_findings
 from sidecar.amqp.rights import lacking, lacking_to_publish
 from sidecar.amqp.topology import EXCLUSIVE, delay_arguments, quorum_arguments, work_arguments
-from sidecar.amqp.trial import binding_refusal, exchange_refusal, queue_refusal
+from sidecar.amqp.trial import binding_refusal, exchange_refusal, is_reserved, queue_refusal
 from sidecar.amqp.wire import FAILURES, TlsPortError, connect, end, pass_on_if_ours
 from sidecar.core.check import Finding
 from sidecar.core.names import delay_queue
@@ -299,6 +299,9 @@ async def _absent(look: _Look, topology: Topology, wanted: _Wanted) -> list[Find
     """Return what `sidecar run` does about a missing queue, and whether it can create it."""
     if not (topology.declare if wanted.is_for_dead_letters else topology.creates_work):
         return [_missing(topology, wanted)]
+    if is_reserved(wanted.name):
+        setting = "SIDECAR_DEAD_LETTER_ROUTING_KEY" if wanted.is_for_dead_letters else "SIDECAR_AMQP_QUEUE"
+        return [_reserved(wanted.where, setting)]
     refusal = await queue_refusal(look.ask, wanted.name, wanted.arguments)
     if refusal is None:
         return [_missing(topology, wanted)]
@@ -314,6 +317,11 @@ async def _absent(look: _Look, topology: Topology, wanted: _Wanted) -> list[Find
     if wanted.is_for_dead_letters:
         mend = "raise the limit in RabbitMQ's answer, or create it yourself"
     return [Finding("problem", wanted.where, what, mend)]
+
+
+def _reserved(where: str, setting: str) -> Finding:
+    what = "it doesn't exist, and can't be created: RabbitMQ reserves names that begin with amq. for itself"
+    return Finding("problem", where, what, f"set {setting} to another name")
 
 
 def _missing(topology: Topology, wanted: _Wanted) -> Finding:
@@ -440,6 +448,9 @@ async def _delay_queues(look: _Look, topology: Topology, queue: str, delays: tup
         what = f"{names} can't be found, and SIDECAR_AMQP_DECLARE=never forbids creating them: {_UNDELAYED}"
         fix = "create them (docs/deployment.md lists names and arguments), or set SIDECAR_AMQP_DECLARE=missing"
         return [Finding("warning", where, what, fix)]
+    if is_reserved(queue):
+        what = f"{names} can't be created: RabbitMQ reserves names that begin with amq.; {_UNDELAYED}"
+        return [Finding("warning", where, what, "use a queue whose name doesn't begin with amq.")]
     refusal = await queue_refusal(look.ask, queue, delay_arguments(queue, missing[0]))
     if refusal is None or isinstance(refusal, ChannelAccessRefused):
         return []
@@ -495,6 +506,8 @@ async def _uncreatable(look: _Look, topology: Topology, name: str, where: str, s
     """Return why a missing exchange can't be created."""
     if not topology.creates_work:
         return []
+    if is_reserved(name):
+        return [_reserved(where, setting.removesuffix("_TYPE"))]
     refusal = await exchange_refusal(look.ask, name, topology.exchange_type)
     if refusal is None or isinstance(refusal, ChannelAccessRefused):
         return []
@@ -613,7 +626,9 @@ async def _sink_exchange(look: _Look, topology: Topology, name: str, meanwhile: 
 
 async def _rights(look: _Look, topology: Topology, on_reject: str) -> list[Finding]:
     """Return what the user may not do; only the user's own broker can say, and only when it is tried."""
-    return [_told(look, lack) for lack in await lacking(look.ask, topology, publishes=on_reject == "dead-letter")]
+    lacks = await lacking(look.ask, topology, publishes=on_reject == "dead-letter")
+    # What has a reserved name nobody may create, whatever their rights: that is told where it is found absent.
+    return [_told(look, lack) for lack in lacks if not (lack.right == "configure" and is_reserved(lack.resource))]
 
 
 def _told(look: _Look, lack: Lack) -> Finding:

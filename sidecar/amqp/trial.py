@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from sidecar.amqp.channels import Ask
     from sidecar.amqp.topology import Topology
 
+_RESERVED = "amq."
 _EXPIRES_MILLISECONDS = 60_000
+
+
+def is_reserved(name: str) -> bool:
+    """Whether RabbitMQ lets nobody create a queue or exchange of this name."""
+    return name.startswith(_RESERVED)
 
 
 async def queue_refusal(ask: Ask, name: str, arguments: dict[str, Any]) -> AMQPError | None:
@@ -96,5 +102,5 @@ async def _exchange(ask: Ask, name: str, kind: str) -> AsyncIterator[tuple[str, 
 
 def _named(name: str) -> str:
     """Return a name, or a short random one if it is too long or reserved by RabbitMQ."""
-    fits = len(name.encode()) <= MAX_NAME_BYTES and not name.startswith("amq.")
+    fits = len(name.encode()) <= MAX_NAME_BYTES and not is_reserved(name)
     return name if fits else f"sidecar-check-{secrets.token_hex(8)}"

@@ -89,6 +89,23 @@ def test_an_exchange_and_bindings_that_cannot_be_created_are_problems(bench: Ben
     assert leftovers(bench) == []
 
 
+@pytest.mark.parametrize(
+    ("setting", "where"),
+    [
+        ("AMQP_QUEUE", "queue 'amq.mine'"),
+        ("AMQP_EXCHANGE", "exchange 'amq.mine'"),
+        ("DEAD_LETTER_ROUTING_KEY", "dead-letter queue 'amq.mine'"),
+    ],
+)
+def test_a_name_that_rabbitmq_reserves_is_a_problem(bench: Bench, setting: str, where: str) -> None:
+    """Nobody may create it, and `sidecar run` wouldn't start; no right of the user's is to blame."""
+    told = check(bench, **{setting: "amq.mine"})
+    (finding,) = told.about(where, "problem")
+    assert "reserves names that begin with amq." in finding["what"]
+    assert f"set SIDECAR_{setting} to another name" in finding["mend"]
+    assert not [one for one in told.findings if "lacks" in one["what"]]
+
+
 def test_a_dead_letter_queue_that_cannot_be_created_is_a_problem(bench: Bench) -> None:
     """For its arguments are the sidecar's own, that is a limit: here one of queues in the virtual host."""
     vhost = f"v{secrets.token_hex(4)}"
