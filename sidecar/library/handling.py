@@ -174,6 +174,8 @@ class Calls:
         if rejected:
             settling.reject(rejected)
         if delayed:
+            for letter in delayed:
+                letter.message.attempts += 1  # `Settling.retry_undelayed` takes it back
             settling.delay(delayed)
         if requeued:
             await settling.requeue(requeued)

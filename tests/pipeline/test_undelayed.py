@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from sidecar.core.compose import Recipe
+from sidecar.core.far import HANDLER
 from sidecar.core.policy import Choices
 from sidecar.core.properties import decode, header
 from sidecar.core.template import Template
+from sidecar.library.handling import Handling
+from sidecar.library.settings import load
+from sidecar.library.verdicts import DELAY, Verdict
+from sidecar.pipeline import Pipeline
 from sidecar.settling import WITHHELD_SECONDS
 from tests.builders import long_string
 from tests.builders import properties as raw_properties
 from tests.fakes.elasticsearch import TARGET_FAILURES, Failure, must_be_number
 from tests.pipeline.world import DEAD, QUEUE, World, play
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+    from sidecar.library.messages import Message
+    from tests.fakes.broker import Stored
 
 SEEDS = range(3)
 CLOSED, OPEN = "closed", "open"
@@ -322,3 +335,35 @@ def test_no_ack_waits_long_for_another(seed: int) -> None:
             assert world.published[body].acked_at is not None
 
     play(lambda: several(seed=seed, choices=Choices(on_index_blocked="hold")), scenario)
+
+
+@pytest.mark.parametrize("refusal", ["undeclarable", "full"])
+def test_a_handler_delays_a_message_only_so_often(refusal: str) -> None:
+    """A wait in place counts as a round, also if the delay queue refuses the message again after it."""
+    calls: list[float] = []
+
+    async def process(messages: list[Message]) -> list[Verdict]:
+        calls.append(asyncio.get_running_loop().time())
+        return [DELAY] * len(messages)
+
+    class Handled(World):
+        def _new_pipeline(self) -> Pipeline:
+            trade = Handling(self.plan, process, load(None, {"amqp_queue": QUEUE}))
+            log = cast("FilteringBoundLogger", self.log)
+            return Pipeline(self.plan, trade, dice=self.dice, log=log, wall_clock=self._wall_clock)
+
+        def _acked(self, message: Stored) -> None:
+            """Nothing is stored here."""
+
+    async def scenario(world: World) -> None:
+        world.broker.delays_full = refusal == "full"
+        if refusal == "undeclarable":
+            undelayable(world)
+        world.publish(b"1", guilty=True)
+        await world.start()
+        await world.until(lambda: world.dead, 600)
+        waits = [after - before for before, after in itertools.pairwise(calls)]
+        assert len([wait for wait in waits if wait > 1]) == world.plan.delayed_retry_max_rounds
+
+    recipe = Recipe(index=Template(""), action=Template(""))
+    play(lambda: Handled(recipe=recipe, far=HANDLER), scenario)
