@@ -306,8 +306,8 @@ FORMATS: Mapping[str, Callable[[list[Row]], str]] = {
 def command(*, style: str) -> None:
     """List every setting: name, type, default, present value (secrets masked), meaning.
 
-    Problems with the settings follow on standard error, and the exit status is 2. Settings that are required and
-    missing are named there as well, but to list what there is, none of them is needed.
+    Problems with the settings are reported on standard error, with exit status 2. Missing required settings are named
+    there too, with exit status 0.
     """
     try:
         found = given(os.environ)
@@ -323,7 +323,7 @@ def command(*, style: str) -> None:
 
 
 def _with_missing(error: ConfigError) -> ConfigError:
-    """Return all problems, those with settings that are missing included."""
+    """Return all problems, including missing settings."""
     try:
         load(os.environ)
     except ConfigError as all_of_them:

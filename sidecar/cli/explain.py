@@ -98,7 +98,7 @@ def _property_options(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("--status", type=click.IntRange(100, 599), help="Elasticsearch's status of its item: what then?")
 @click.option("--error-type", default="", help="Elasticsearch's error type of its item.")
 @click.option("--error-reason", default="", help="Elasticsearch's reason.")
-@click.option("--failure-store", is_flag=True, help="A failure store took it (status 201): what then?")
+@click.option("--failure-store", is_flag=True, help="It went to a failure store (status 201): what then?")
 @click.option("--request", "whole", is_flag=True, help="Status and error are the answer to the whole request.")
 @click.option("--format", "style", default="plain", show_default=True, type=click.Choice(["plain", "json"]))
 def command(
@@ -164,7 +164,7 @@ def command(
 def _result(
     status: int | None, error_type: str, error_reason: str, *, failure_store: bool, whole: bool
 ) -> bulk.Result | None:
-    """Return the answer that is asked about; None if there is none."""
+    """Return the answer from the options; None without one."""
     if failure_store:
         if status is not None or whole:
             raise click.UsageError("--failure-store is an answer of its own; leave --status and --request out")
@@ -221,10 +221,10 @@ def _property(name: str, text: str) -> bytes:
     if not width:
         data = _short(text, name)
         return bytes([len(data)]) + data
-    most = (1 << 8 * width) - 1
-    number = whole_number(os.fsencode(text), most)
+    largest = (1 << 8 * width) - 1
+    number = whole_number(os.fsencode(text), largest)
     if number is None:
-        raise click.UsageError(f"{name} must be a whole number from 0 to {most}")
+        raise click.UsageError(f"{name} must be a whole number from 0 to {largest}")
     return number.to_bytes(width, "big")
 
 
@@ -334,7 +334,7 @@ def _tell_request(
 
 
 def _refused(message: Message) -> str:
-    """Return why Elasticsearch will refuse a document, as far as that can be told by its names; empty if it can't."""
+    """Return why Elasticsearch will refuse a document because of its field names; empty if no reason is known."""
     try:
         content = exact_json.read(message.source or b"{}")
     except exact_json.JsonError:

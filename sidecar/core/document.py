@@ -17,7 +17,7 @@ MAX_DOCUMENT_BYTES = 100 * 1024 * 1024
 METADATA = frozenset(
     ("_id", "_index", "_routing", "_source", "_version", "_seq_no", "_field_names", "_ignored", "_nested_path")
 )
-"""Names that every Elasticsearch refuses inside a document, at its top level."""
+"""Metadata fields: every Elasticsearch refuses them at the top level of a document."""
 
 LINE_BREAK = 10  # as a number: `in` looks for bytes four times slower
 SPACE = b" \t\r\n"

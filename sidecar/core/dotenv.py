@@ -2,9 +2,9 @@ r"""``.env`` files: read as ``docker compose`` reads them, and nothing in them i
 
 The rules, which are those of compose for all that `quote` writes:
 
-- ``NAME=value``: up to the end of the line, or to a ``#`` after a space; spaces around it don't count.
+- ``NAME=value``: up to the end of the line, or to a ``#`` after a space, without the spaces around it.
 - ``NAME='value'``: literal. ``\'`` is a quote; any other backslash stands for itself. Lines may break within.
-- ``NAME="value"``: ``\n``, ``\t``, ``\\``, ``\"``, ``\$`` and the like are what they are in a shell or in C.
+- ``NAME="value"``: ``\n``, ``\t``, ``\\``, ``\"``, ``\$`` and others are escapes, as in C.
 - Outside of single quotes compose expands ``$NAME`` and ``${NAME}``. The sidecar expands nothing: a ``$`` there is an
   error, unless it is written as ``\$`` in double quotes.
 """
@@ -28,13 +28,13 @@ _UNSAFE_IN_SINGLE = re.compile(r"\\(?='|$)")
 
 
 class Entry(NamedTuple):
-    """A line of the file that says something.
+    """An entry of the file.
 
     Attributes:
-        name: before the ``=``; empty if the line can't be read.
-        value: behind it.
-        problem: why there is no value, in words that don't quote it.
-        line: where, from 1.
+        name: before the ``=``; empty if the line can't be parsed.
+        value: after the ``=``.
+        problem: why there is no value, without quoting it.
+        line: its number, from 1.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Entry(NamedTuple):
 
 
 def read(text: str) -> list[Entry]:
-    """Return what a file says, in its order; a later line of the same name counts for more.
+    """Return the entries of a file in order; a later line with the same name wins.
 
     Args:
         text: of the file, with its line breaks as they are.
@@ -65,14 +65,14 @@ def read(text: str) -> list[Entry]:
         elif head["end"] in {"=", ":"}:
             value, problem, at = _value(text, head.end())
             entries.append(Entry(head["name"], value, problem, line))
-        else:  # a bare name: compose passes on what its own environment says, and so does ours
+        else:  # a bare name stands for the variable of the environment, as with compose
             at = head.end()
 
 
 def _value(text: str, at: int) -> tuple[str, str | None, int]:
     """Return a value, what is wrong with it, and where the next line begins."""
     mark = text[at : at + 1]
-    if mark not in {"'", '"'} or not mark:
+    if mark not in {"'", '"'}:
         found = _UNQUOTED.match(text, at)
         assert found is not None
         value = found["value"].partition(" #")[0].rstrip()
@@ -82,7 +82,7 @@ def _value(text: str, at: int) -> tuple[str, str | None, int]:
         return "", f"begins with a quote ({mark}) that is never closed", len(text)
     rest = _REST.match(text, found.end())
     if rest is None:
-        return "", f"goes on after its closing quote ({mark})", _line_end(text, found.end())
+        return "", f"continues after its closing quote ({mark})", _line_end(text, found.end())
     value = found["value"]
     if mark == "'":
         return _in_single(value), None, rest.end()
@@ -98,8 +98,8 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 _EXPANDED = (
-    "contains a $ outside of single quotes, which docker compose would expand and the sidecar doesn't: write the value "
-    "in single quotes"
+    "contains a $ outside of single quotes, which docker compose expands and the sidecar doesn't: put the value in "
+    "single quotes"
 )
 
 
@@ -114,7 +114,7 @@ def _line_end(text: str, at: int) -> int:
 
 
 def quote(text: str) -> str:
-    """Return a value as it is written behind ``NAME=``: `read` and compose give `text` back."""
+    """Return a value as it is written after ``NAME=``: `read` and compose return `text` again."""
     if _ORDINARY.fullmatch(text):
         return text
     if not _UNSAFE_IN_SINGLE.search(text):

@@ -1,10 +1,10 @@
-r"""JSON for everybody who looks into a body: read as Elasticsearch reads it, written as it was spelled.
+r"""Reads JSON as Elasticsearch does, and writes numbers as they were spelled; used for every access to a body.
 
-Elasticsearch stores some bodies that no parser of Python's reads: with half of a surrogate pair (``"\ud83d"``),
-numbers of up to a thousand digits, up to a thousand levels, comments, and a byte order mark. orjson reads what most
-bodies are; for the others json's scanner is made to read these as well. Nothing else is read: no NaN, no UTF-16.
+Elasticsearch stores some bodies that Python's parsers refuse: with half of a surrogate pair (``"\ud83d"``),
+numbers of up to a thousand digits, up to a thousand levels, comments, and a byte order mark. orjson reads most
+bodies; the scanner of json, with extensions, reads the others. Nothing else is accepted: no NaN, no UTF-16.
 
-What is read by one function here is read alike by the others, but for `read`, which may round numbers.
+All functions here accept the same texts. Only `read` may round numbers.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 MAX_DEPTH = 1000
 """How many levels Elasticsearch reads (``StreamReadConstraints``); numbers may have as many digits."""
 
-_PLACE = re.compile("[0-9]{1,9}")
+_INDEX = re.compile("[0-9]{1,9}")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _STRING_OR_COMMENT = re.compile(r'"(?>[^"\\]*(?:\\.[^"\\]*)*)"?|/\*.*?(?:\*/|\Z)|//[^\r\n]*', re.DOTALL)
-"""One without its end goes on to the end of the text: looking for an end at each beginning would take for ever."""
+"""An unterminated one extends to the end of the text; otherwise each start would be searched to the end."""
 _SHORTEST_COMMENT = len("/**/")
 _ALL_ONE_DIGIT = bytes.maketrans(b"123456789E", b"000000000e")
 _ROUNDED_FROM_DIGITS = b"0" * 19
@@ -42,7 +42,7 @@ class JsonError(ValueError):
 
     Attributes:
         why: a sentence for people, without text of the body.
-        at: the byte where it stops being JSON; None where that is not known.
+        at: the byte at which it is not valid; None if that is unknown.
     """
 
     def __init__(self, why: str, at: int | None = None) -> None:
@@ -52,9 +52,9 @@ class JsonError(ValueError):
 
 
 class Number(float):
-    """A number whose text is not that of the float which is nearest: ``1.50``, ``1e400``, or one of forty digits.
+    """A number that isn't spelled like its nearest float: ``1.50``, ``1e400``, or one of forty digits.
 
-    It is a float in every way; `write` and `str` give its own text.
+    It is a float in every way, but `write` and `str` return its own text.
     """
 
     __slots__ = ("text",)
@@ -81,10 +81,10 @@ class Number(float):
 
 
 def read(data: bytes) -> object:
-    """Return the value of a JSON text, fast: numbers that are no whole ones of 64 bits may be rounded.
+    """Return the value of a JSON text, fast: numbers that are not integers of 64 bits may be rounded.
 
     Raises:
-        JsonError: it is none.
+        JsonError: it is not JSON.
     """
     try:
         return orjson.loads(data)
@@ -96,7 +96,7 @@ def read_exactly(data: bytes) -> object:
     """Return the value of a JSON text, with all digits of its numbers: as `int` of any size, `float`, or `Number`.
 
     Raises:
-        JsonError: it is none.
+        JsonError: it is not JSON.
     """
     if _may_be_rounded(data):
         return _read(data)
@@ -104,7 +104,7 @@ def read_exactly(data: bytes) -> object:
 
 
 def _may_be_rounded(data: bytes) -> bool:
-    """Whether orjson might not keep a number: any that has a fraction or an exponent, and any that is long."""
+    """Whether orjson might round a number: any with a fraction or an exponent, and any long one."""
     alike = data.translate(_ALL_ONE_DIGIT)
     return (
         b"0." in alike
@@ -134,9 +134,9 @@ def _whole(text: str) -> object:
 
 
 def error_at(data: bytes) -> int | None:
-    """Return the byte where a text stops being JSON in the strict sense, which has no comments; None where it is JSON.
+    """Return the byte at which a text is not valid JSON without comments; None if it is valid.
 
-    This is for what becomes a part of another text: a comment could hide what follows.
+    This is for texts that become part of another text: a comment could hide what follows.
     """
     try:
         orjson.loads(data)
@@ -162,19 +162,19 @@ def decoded(data: bytes) -> str:
 
 
 def not_utf8(data: bytes, error: UnicodeDecodeError) -> str:
-    """Return, for people, why a body is no text."""
+    """Return a sentence that says why a body is not text."""
     wide = data.startswith(_WIDE_STARTS)
     hint = "; it looks like UTF-16 or UTF-32, which must be encoded as UTF-8" if wide else ""
     return f"the body is not UTF-8: byte {error.start} of {len(data)}{hint}"
 
 
 def is_wide(data: bytes) -> bool:
-    """Whether a body looks like UTF-16 or UTF-32: Elasticsearch stores such ones, and can't show them again."""
+    """Whether a body looks like UTF-16 or UTF-32, which Elasticsearch stores but can't return."""
     return data.startswith(_WIDE_STARTS)
 
 
 def without_comments(text: str) -> str:
-    """Return a text in which white space stands for comments, at the same places; itself where there are none."""
+    """Return a text with comments replaced by white space of the same length; the same text if there are none."""
     if "/*" not in text and "//" not in text:
         return text
     return _STRING_OR_COMMENT.sub(_blank, text)
@@ -187,7 +187,7 @@ def _blank(match: re.Match[str]) -> str:
 
 
 def value(text: str, at: int) -> tuple[object, int]:
-    """Return the value that begins at a place, and where it ends.
+    """Return the value that begins at an index, and the index of its end.
 
     Raises:
         JsonError: there is none.
@@ -207,13 +207,13 @@ def value(text: str, at: int) -> tuple[object, int]:
 
 
 def error_in(text: str, at: int) -> JsonError:
-    """Return the error of a text that stops being JSON at a place."""
+    """Return the error for a text that is not valid at an index."""
     place = len(text[:at].encode(errors="replace"))
     return JsonError(f"the body is not valid JSON: at byte {place}", place)
 
 
 def skip_space(text: str, at: int) -> int:
-    """Return where the next thing that isn't white space stands."""
+    """Return the index of the next character that isn't white space."""
     match = _SPACE.match(text, at)
     return match.end() if match is not None else at
 
@@ -236,7 +236,7 @@ _DECODER = json.JSONDecoder(parse_float=_float, parse_int=_integer, parse_consta
 
 @contextmanager
 def _deeper() -> Iterator[None]:
-    """Let json's scanner, which recurses in C, go as deep as Elasticsearch does, whoever calls it from where."""
+    """Let json's scanner, which recurses in C, go as deep as Elasticsearch, at any depth of the caller."""
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(before + 3 * MAX_DEPTH)
     try:
@@ -249,9 +249,9 @@ def _deeper() -> Iterator[None]:
 
 
 def find(content: object, path: Sequence[str]) -> object:
-    """Return what stands at a path, or None: by nesting, by dotted names (``{"a.b": 1}``), and by both mixed.
+    """Return the value at a path, or None: by nesting, by dotted names (``{"a.b": 1}``), or both mixed.
 
-    Of several the first that isn't null counts, the more nested before the more dotted. A number is also a place in an
+    The first value that isn't null is returned, with nesting before dotted names. A number is also an index of an
     array, from 0.
     """
     if not path:
@@ -263,13 +263,13 @@ def find(content: object, path: Sequence[str]) -> object:
                 found = find(content[name], path[end:])
                 if found is not None:
                     return found
-    elif isinstance(content, list) and _PLACE.fullmatch(path[0]) and int(path[0]) < len(content):
+    elif isinstance(content, list) and _INDEX.fullmatch(path[0]) and int(path[0]) < len(content):
         return find(content[int(path[0])], path[1:])
     return None
 
 
 def has(content: object, path: Sequence[str]) -> bool:
-    """Whether there is anything at a path, null included, or anything in the place of an object around it."""
+    """Whether there is a value at a path, null included, or anything but an object on the way to it."""
     if not isinstance(content, dict):
         return True
     for end in range(1, len(path) + 1):
@@ -283,7 +283,7 @@ def has(content: object, path: Sequence[str]) -> bool:
 
 
 def write(content: object) -> bytes:
-    """Return a value as JSON on one line. What `read_exactly` gave has its digits and its surrogates again.
+    """Return a value as JSON on one line. Values from `read_exactly` keep their digits and surrogates.
 
     Args:
         content: what orjson writes (dicts with texts as names, lists, tuples, texts, numbers, dates, UUIDs, enums,
@@ -307,7 +307,7 @@ def _fragment(content: object) -> orjson.Fragment:
 
 
 def _other(content: object) -> str:
-    """Return what orjson doesn't write."""
+    """Return the JSON of a type that orjson doesn't know."""
     if isinstance(content, Number):
         return content.text
     if isinstance(content, Decimal) and content.is_finite():
@@ -316,7 +316,7 @@ def _other(content: object) -> str:
 
 
 def _written(content: object) -> str:
-    """Return a value that orjson refuses: for a number beyond 64 bits, half a surrogate pair, or its depth."""
+    """Return the JSON of a value that orjson refuses: a number beyond 64 bits, half a surrogate pair, or its depth."""
     if isinstance(content, dict):
         members = []
         for name, item in content.items():

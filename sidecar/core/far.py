@@ -43,4 +43,4 @@ SINK = Far(
 )
 """Another exchange (``SIDECAR_SINK=amqp``)."""
 HANDLER = ELASTICSEARCH._replace(waiting="waiting-for-handler", held="handler.held", resumed="handler.resumed")
-"""A program's own code (the library): nobody asks whether it can be reached, and it is never throttled."""
+"""The handler of the library: it is always reachable, and never throttles."""

@@ -1,4 +1,4 @@
-"""What names Elasticsearch accepts for an index that it creates: rules of 9.5, as measured."""
+"""Elasticsearch's rules for the name of a new index, measured with 9.5."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 255
 _FORBIDDEN = ' "*\\<|,>/?#:'
-_FIRST = "_-+"
+_FORBIDDEN_FIRST = "_-+"
 _MOMENTS = (datetime(2026, 11, 29, 21, 43, 57, tzinfo=UTC), datetime(2026, 5, 4, 8, 6, 1, tzinfo=UTC))
-"""Months and days whose names are of several lengths, before and after noon."""
+"""Two times that differ in month, day, and morning or afternoon."""
 
 
 def name_fault(name: str) -> str | None:
-    """Return what Elasticsearch refuses in the name of a new index; None if it accepts it."""
+    """Return why Elasticsearch refuses the name of a new index; None if it accepts it."""
     if name in {".", ".."}:
         return "an index can't be called . or .."
-    if name[:1] and name[0] in _FIRST:
+    if name[:1] and name[0] in _FORBIDDEN_FIRST:
         return f"the name of an index can't begin with {name[0]!r}"
     if len(name.encode()) > MAX_BYTES:
         return f"the name of an index has at most {MAX_BYTES} bytes, and it has {len(name.encode())}"
@@ -27,20 +27,19 @@ def name_fault(name: str) -> str | None:
 
 
 def template_fault(template: Template) -> str | None:
-    """Return what Elasticsearch refuses in every name that a template gives; None if nothing is known.
+    """Return why Elasticsearch refuses names from a template; None if no reason is known.
 
-    Texts around fields, defaults and formats of times can be judged; values of messages can't.
+    The texts around fields, the defaults and the formats of times are checked; values of messages are unknown.
     """
     if template.constant is not None:
         return name_fault(template.constant.decode())
     first, *_ = template.pattern.split(b"%b", 1)
     literal = template.pattern.replace(b"%b", b"").replace(b"%%", b"%").decode()
-    if first and chr(first[0]) in _FIRST:
+    if first and chr(first[0]) in _FORBIDDEN_FIRST:
         return f"the name of an index can't begin with {chr(first[0])!r}"
-    if len(literal.encode()) > MAX_BYTES:
-        return (
-            f"the name of an index has at most {MAX_BYTES} bytes, and {len(literal.encode())} stand around the fields"
-        )
+    size = len(literal.encode())
+    if size > MAX_BYTES:
+        return f"the name of an index has at most {MAX_BYTES} bytes, and the text around the fields has {size}"
     fault = _text_fault(literal)
     for hole in template.holes:
         texts = [hole.default.decode()] if hole.default else []
@@ -59,5 +58,5 @@ def _text_fault(text: str) -> str | None:
     if found is not None:
         return f"the name of an index can't have the character {found!r}"
     if text.lower() != text:
-        return f"an index needs lower case, and {text!r} has capitals"
+        return f"the name of an index must be in lower case, and {text!r} isn't"
     return None

@@ -1,7 +1,7 @@
-"""Names and argument tables: what a person may write, and what AMQP 0-9-1 can carry.
+"""Rules for names and argument tables: what users may write, and what AMQP 0-9-1 can encode.
 
-RabbitMQ takes any UTF-8 of at most 255 bytes as the name of a queue or exchange and as a routing key. Control
-characters are legal there too, but a name that holds one is a mistake: nobody can see it.
+RabbitMQ accepts any UTF-8 of at most 255 bytes as the name of a queue or exchange and as a routing key. It also accepts
+control characters, but in a name they are a mistake, because they are invisible.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MAX_DELAY_SUFFIX = ".delay.300000"
 """Of the name of the delay queue with the longest delay, five minutes."""
 MAX_KEY_BYTES = 128
 MAX_TABLE_BYTES = 65_536
-"""So that a declaration fits into one frame, which RabbitMQ limits to 128 KiB by default."""
+"""A declaration must fit into one frame, which RabbitMQ limits to 128 KiB by default."""
 _MAX_DEPTH = 20
 _MAX_FLOAT = 3.4028234e38  # floats are sent with 32 bits
 _MAX_INTEGER = 1 << 63
@@ -40,11 +40,11 @@ def without_last_line_break(text: str) -> str:
 
 
 def text_fault(text: str, *, spans_lines: bool = False) -> str | None:
-    """Return why a text can't be a value; None if it can. The text itself is never part of the answer.
+    """Return why a text is not a valid value; None if it is. The reason never quotes the text.
 
     Args:
         text: the value.
-        spans_lines: tabs and line breaks are space in it, as in JSON.
+        spans_lines: tabs and line breaks are allowed, as in JSON.
     """
     try:
         text.encode()
@@ -57,7 +57,7 @@ def text_fault(text: str, *, spans_lines: bool = False) -> str | None:
 
 
 def name_fault(name: str) -> str | None:
-    """Return why a text can't be the name of a queue or exchange, or a routing key; None if it can."""
+    """Return why a text is not a valid name of a queue or exchange, or routing key; None if it is."""
     fault = text_fault(name)
     if fault is not None:
         return fault
@@ -68,7 +68,7 @@ def name_fault(name: str) -> str | None:
 
 
 def table_fault(table: dict[str, object]) -> str | None:
-    """Return why a table can't be the arguments of a queue, consumer or binding; None if it can."""
+    """Return why a table is not valid as arguments of a queue, consumer or binding; None if it is."""
     try:
         size = _table_bytes(table, 0)
     except ValueError as error:
@@ -81,7 +81,7 @@ def _table_bytes(table: dict[str, object], depth: int) -> int:
     for key, value in table.items():
         key_bytes = _encoded(key)
         if key_bytes > MAX_KEY_BYTES:
-            raise ValueError(f"has a key of {key_bytes} bytes; AMQP takes at most {MAX_KEY_BYTES}")
+            raise ValueError(f"has a key of {key_bytes} bytes; AMQP allows at most {MAX_KEY_BYTES}")
         size += 1 + key_bytes + _value_bytes(value, depth + 1)
     return size
 
@@ -98,7 +98,7 @@ def _value_bytes(value: object, depth: int) -> int:
     if isinstance(value, bytearray):
         return 5 + len(value)
     if value is not None and not isinstance(value, bool | int | float | datetime | Decimal):
-        raise ValueError(f"has a value of the type {type(value).__name__}, which AMQP can't carry")
+        raise ValueError(f"has a value of the type {type(value).__name__}, which AMQP can't encode")
     if isinstance(value, int) and not -_MAX_INTEGER <= value < _MAX_INTEGER:
         raise ValueError("has a number that doesn't fit into 64 bits")
     if isinstance(value, float) and abs(value) > _MAX_FLOAT:

@@ -32,7 +32,7 @@ class Verdict(enum.Enum):
     CONFLICT = enum.auto()
     """Another version is stored: an ack where that may be our own doing, otherwise as configured."""
     FAILURE_STORE = enum.auto()
-    """The data stream's failure store took it, not the data stream: as configured."""
+    """It is in the data stream's failure store, not in the data stream: as configured."""
     DEAD_LETTER = enum.auto()
 
 
@@ -197,13 +197,13 @@ def decide(rule: Rule, choices: Choices, *, own_doing: bool, may_try: bool, may_
 
 
 def decide_undelayed(rule: Rule, choices: Choices, *, one_target: bool, has_room: Callable[[], bool]) -> Fate:
-    """Return what is done with a message that is to be delayed if its delay queue refuses messages.
+    """Return what is done with a message that should be delayed, if its delay queue refuses messages.
 
     Args:
         rule: for its result.
         choices: the configuration.
-        one_target: all messages have the same target, so nothing else is stored while that is blocked: they all wait.
-        has_room: returns whether it may wait in place beside others.
+        one_target: all messages have the same target. Nothing else can be stored while that is blocked, so all wait.
+        has_room: returns whether the message may wait in place.
     """
     if rule.verdict is Verdict.COUNTED or choices.on_delay_refused == "dead-letter":
         return Fate.DEAD_LETTER

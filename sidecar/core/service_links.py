@@ -1,7 +1,7 @@
-"""The environment variables that Kubernetes injects for a Service: known by name and value together.
+"""Recognises the environment variables that Kubernetes injects for a Service, by name and value together.
 
-A Service called ``sidecar`` or ``sidecar-http`` gives its neighbours ``SIDECAR_PORT=tcp://10.0.0.1:9180`` and the
-like. By the name alone ``SIDECAR_HTTP_PORT=9180`` would be one of them, and a mistyped setting would be ignored.
+A Service called ``sidecar`` or ``sidecar-http`` adds ``SIDECAR_PORT=tcp://10.0.0.1:9180`` and others to all pods of
+its namespace. By name alone ``SIDECAR_HTTP_PORT=9180`` would be one of them, and a mistyped setting would be ignored.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _HOST = "_SERVICE_HOST"
 
 
 def is_service_link(name: str, environment: Mapping[str, str]) -> bool:
-    """Return whether Kubernetes wrote a variable of `environment`.
+    """Return whether a variable of `environment` comes from Kubernetes.
 
     Args:
         name: of the variable.
-        environment: with all the others: a port is one only beside its host.
+        environment: all variables; a port counts only if its host is there.
     """
     value = environment[name]
     if name.endswith(_HOST):

@@ -42,10 +42,10 @@ def split(message: Message, body: bytes, mode: Mode, most_bytes: int) -> list[Me
         RefusedError: the body is no such thing, holds no document, or too many.
     """
     body = body.removeprefix(BOM_UTF8)
-    most = most_bytes // PART_BYTES
-    bodies = _elements(body, most) if mode == "array" else list(islice(_lines(body), most + 1))
-    if len(bodies) > most:
-        raise RefusedError("too-large", f"the message holds more than {most:,} documents")
+    max_parts = most_bytes // PART_BYTES
+    bodies = _elements(body, max_parts) if mode == "array" else list(islice(_lines(body), max_parts + 1))
+    if len(bodies) > max_parts:
+        raise RefusedError("too-large", f"the message holds more than {max_parts:,} documents")
     if not bodies:
         raise RefusedError("malformed", "the message holds no document")
     parts = Parts(message, len(bodies))
@@ -63,20 +63,20 @@ def _lines(body: bytes) -> Iterator[bytes]:
         at = end + 1
 
 
-def _elements(body: bytes, most: int) -> list[bytes]:
-    """Return the elements of a JSON array, as they are spelled: `most` of them, and one more if there are more."""
+def _elements(body: bytes, max_parts: int) -> list[bytes]:
+    """Return the elements of a JSON array, as they are spelled: `max_parts` of them, and one more if there are more."""
     try:
         text = exact_json.decoded(body.strip(SPACE))
         if text[:1] != "[" or text[-1:] != "]":
             why = "the body is not a JSON array: it doesn't begin with [ and end with ]"
             raise RefusedError("malformed", why)
         try:
-            return list(islice(_cut(text, text), most + 1))
+            return list(islice(_cut(text, text), max_parts + 1))
         except JsonError:
             blank = exact_json.without_comments(text)
             if blank is text:
                 raise
-            return list(islice(_cut(text, blank), most + 1))
+            return list(islice(_cut(text, blank), max_parts + 1))
     except JsonError as error:
         raise RefusedError("malformed", error.why) from None
 
@@ -85,8 +85,8 @@ def _cut(text: str, read: str) -> Iterator[bytes]:
     """Yield the elements of an array.
 
     Args:
-        text: what they are cut from, from [ to ].
-        read: the same text, without its comments if it has any.
+        text: the source of the elements, from [ to ].
+        read: the same text, with comments replaced by white space.
     """
     at, end = skip_space(read, 1), len(read) - 1
     while at < end:
@@ -154,7 +154,7 @@ class Parts:
         return self.stored(letter.message)
 
     def reopen(self) -> list[Message]:
-        """Take back that the message is delayed: no delay queue takes it; return the documents that it was for."""
+        """Undo the delay of the message, because the delay queue refused it; return the documents to retry."""
         parts = [letter.message for letter in self._delayed]
         self.message.held_bytes -= sum(part.held_bytes for part in parts)  # until they are decided again
         self._open = len(parts)

@@ -1,4 +1,4 @@
-"""Times as people and programs write them: read from whatever is common, and written in UTC."""
+"""Reads times in all common formats, and writes them in UTC."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNITS = ((10**11, 1), (10**14, 10**3), (10**17, 10**6), (10**20, 10**9))
-"""A number below each of these counts seconds, milliseconds, microseconds, nanoseconds since 1970.
+"""Upper limits for numbers of seconds, milliseconds, microseconds and nanoseconds since 1970.
 
-Each stands for the year 5138 in its own unit, and for 1973 in the next: no time of today can be taken for another.
+Each limit is the year 5138 in its own unit, and 1973 in the next, so present times are unambiguous.
 """
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,2})?")
 _BRIEF = re.compile(r"([0-9]{4})(?:-([0-9]{2}))?")
@@ -20,13 +20,13 @@ _MAX_CHARACTERS = 64
 
 
 def since_epoch(number: float | Decimal) -> datetime | None:
-    """Return the time that a number since 1970 means, its unit by its magnitude; None if there is no such time.
+    """Return the time of a number since 1970, whose magnitude decides its unit; None if there is no such time.
 
     Args:
         number: of seconds, milliseconds, microseconds or nanoseconds.
     """
     magnitude: Any = abs(number)
-    unit = next((unit for limit, unit in _UNITS if magnitude < limit), None)  # none of NaN
+    unit = next((unit for limit, unit in _UNITS if magnitude < limit), None)  # none for NaN
     if unit is None:
         return None
     scaled = number * 1_000_000
@@ -38,11 +38,11 @@ def since_epoch(number: float | Decimal) -> datetime | None:
 
 
 def read(value: object) -> datetime | None:
-    """Return the time that a value means; None if it means none.
+    """Return the time of a value; None if it is not a time.
 
     Args:
-        value: a text as ISO 8601 has it (without a zone it is UTC; a date alone is its midnight), or a number since
-            1970 (see `since_epoch`), also as a text.
+        value: a text in ISO 8601 (UTC if there is no zone; midnight if there is only a date), or a number since 1970
+            (see `since_epoch`), also as a text.
     """
     if isinstance(value, bool):
         return None

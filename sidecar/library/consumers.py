@@ -238,8 +238,8 @@ class BatchConsumer(_Life):
         crash, or a lost connection): the work must bear that.
 
         An exception is no loss: verdicts that were yielded before it count, the others get ``on_exception``. A batch
-        with too few verdicts, or too many, is not guessed at: all its messages get ``on_missing_verdict``. So do those
-        from the first value on that is not a verdict.
+        with too few verdicts, or too many, is not guessed at: all its messages get ``on_missing_verdict``. So do the
+        messages from the first value that is not a verdict.
 
         Args:
             batch: one message or more, in the order of the queue.

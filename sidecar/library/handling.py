@@ -93,7 +93,7 @@ class Calls:
         """Return a verdict for each message, and the type of the exception that gave some of them.
 
         Verdicts belong to messages by position. Only those before the first value that is not a verdict are used; none
-        are used if there are too few values or too many, for nobody knows which position is wrong.
+        are used if there are too few values or too many, because it is unknown which position is wrong.
         """
         count = len(messages)
         values: list[object] = []
@@ -109,7 +109,7 @@ class Calls:
         if len(verdicts) == count:
             return verdicts, ""
         if len(values) == count:
-            why = f"{_told(values, verdicts)}; it and the verdicts after it are not used"
+            why = f"{_describe(values, verdicts)}; it and the verdicts after it are not used"
         else:
             verdicts = []
             many = "more than " if len(values) > count else ""
@@ -119,31 +119,31 @@ class Calls:
         return verdicts + [self._on_missing.because("no-verdict", why)] * others, ""
 
     async def _call(self, messages: list[Delivery], values: list[object]) -> str:
-        """Call the function, and add what it gives to `values`: at most one more than there are messages.
+        """Call the function, and add its values to `values`: at most one more than there are messages.
 
-        What was added before an exception stays. Returns why there are no values, or nothing.
+        Values before an exception stay. Returns why there are none, or an empty text.
         """
-        most = len(messages) + 1
+        limit = len(messages) + 1
         answer: object = self._process([Message(message, self._most_bytes) for message in messages])
         if isinstance(answer, Awaitable):
             answer = await answer
         if isinstance(answer, Verdict):
             values += [answer] * len(messages)
         elif isinstance(answer, AsyncIterable):
-            await _take(answer, values, most)
+            await _take(answer, values, limit)
         elif isinstance(answer, Iterable) and not isinstance(answer, str | bytes | Mapping | AbstractSet):
-            values.extend(islice(answer, most))  # what it gave before an exception stays
+            values.extend(islice(answer, limit))  # its values before an exception stay
         else:
             return f"the function returned {type(answer).__name__}, not a verdict for each message in order"
         return ""
 
     def _used(self, values: list[object], count: int) -> list[Verdict]:
-        """Return the verdicts before the first value that is not one; none of more values than messages."""
+        """Return the verdicts before the first value that is not one; none if there are more values than messages."""
         verdicts = cast("list[Verdict]", values)
-        if not set(map(type, values)) <= {Verdict}:  # in C, for it is nearly always so
+        if not set(map(type, values)) <= {Verdict}:  # in C, because this is nearly always true
             verdicts = cast("list[Verdict]", list(takewhile(lambda value: isinstance(value, Verdict), values)))
         if len(verdicts) < len(values):
-            self._log.error("handler.not_a_verdict", detail=_told(values, verdicts), messages=count - len(verdicts))
+            self._log.error("handler.not_a_verdict", detail=_describe(values, verdicts), messages=count - len(verdicts))
         return [] if len(values) > count else verdicts
 
     def _after(self, error: BaseException, others: int) -> Verdict:
@@ -181,7 +181,7 @@ class Calls:
             await settling.requeue(requeued)
 
     def _wait_in_place(self, delayed: list[Letter]) -> list[Letter]:
-        """Have messages wait here whose delay queue refuses messages; return what leaves: copies and dead letters."""
+        """Hold messages in place whose delay queue refuses messages; return the others, as copies and dead letters."""
         settling, now = self._settling, asyncio.get_running_loop().time()
         leaving = []
         for letter in delayed:
@@ -216,17 +216,17 @@ class Calls:
         return letter._replace(delay_milliseconds=milliseconds(seconds), rounds=before + 1)
 
 
-def _told(values: list[object], verdicts: list[Verdict]) -> str:
+def _describe(values: list[object], verdicts: list[Verdict]) -> str:
     """Name the first value that is not a verdict, by its position and type: its text may quote the message."""
     at = len(verdicts)
     return f"value {at + 1} of the batch is of type {type(values[at]).__name__}, not a verdict"
 
 
-async def _take(given: AsyncIterable[object], values: list[object], most: int) -> None:
-    """Add what an asynchronous iterable gives to `values`; one that gives more than `most` is closed."""
+async def _take(given: AsyncIterable[object], values: list[object], limit: int) -> None:
+    """Add what an asynchronous iterable gives to `values`; one that gives `limit` values is closed."""
     async for value in given:
         values.append(value)
-        if len(values) == most:
+        if len(values) == limit:
             break
     if isinstance(given, AsyncGenerator):
         await given.aclose()

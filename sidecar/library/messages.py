@@ -19,7 +19,7 @@ class Message:
 
     Args:
         delivery: as it came off the wire.
-        most_bytes: what its body may hold, if it is compressed.
+        most_bytes: the limit for the decompressed body.
     """
 
     __slots__ = ("_delivery", "_most_bytes")
@@ -51,9 +51,9 @@ class Message:
     def json(self) -> object:
         """Return the parsed body, with its ``content_encoding`` undone, as Elasticsearch reads it.
 
-        Numbers keep their digits: whole ones are `int` of any size, others are `float`, and where that would be another
-        text (``1.50``, forty digits) a float that keeps its own. `sidecar.dumps` writes them as they were, and so does
-        a transform that returns them; `json.dumps` and arithmetic round them.
+        Numbers keep all digits: whole numbers are `int` of any size, others are `float`. A `float` with another
+        spelling (``1.50``, forty digits) keeps its text. `sidecar.dumps` writes that text, as does a transform that
+        returns the number; `json.dumps` and arithmetic round.
 
         Raises:
             ValueError: it is not JSON.

@@ -45,7 +45,7 @@ def load(reference: str, most_bytes: int = MAX_DOCUMENT_BYTES) -> Hook:
 
     Args:
         reference: ``module:function``.
-        most_bytes: what a compressed body may hold.
+        most_bytes: the limit for a decompressed body.
 
     Raises:
         ConfigError: there is no such module or function, or importing it fails.
@@ -65,7 +65,7 @@ def load(reference: str, most_bytes: int = MAX_DOCUMENT_BYTES) -> Hook:
 
 
 def hook(function: Callable[[Message], object], most_bytes: int = MAX_DOCUMENT_BYTES) -> Hook:
-    """Return what composing uses of a function, or of an object that can be called like one."""
+    """Return the hook of a function, or of another callable object."""
     if not any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None)))):  # noqa: B004
         return Hook(lambda delivery: _documents(lambda: function(Message(delivery, most_bytes))), None)
 
@@ -85,7 +85,7 @@ def hook(function: Callable[[Message], object], most_bytes: int = MAX_DOCUMENT_B
 
 def _made(delivery: Delivery) -> object:
     made = delivery.made
-    del delivery.made  # used once: nothing made must not be taken for no document, which is acked
+    del delivery.made  # used once: None would mean no document, and an ack
     if isinstance(made, Exception):
         raise made
     return made

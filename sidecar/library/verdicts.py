@@ -22,8 +22,8 @@ class Verdict:
         seconds: how long a delayed message waits; None for the configured delay, doubled with each round.
 
     Raises:
-        ValueError: there is no such kind or delay.
-        TypeError: a reason is not a text.
+        ValueError: the kind or the delay is not valid.
+        TypeError: a reason is not a `str`.
     """
 
     kind: Kind
@@ -32,13 +32,13 @@ class Verdict:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what can't be carried out, where the code that gave it can be seen."""
+        """Refuse an invalid verdict where it is created, so that the traceback shows the code."""
         if self.kind not in VERDICT_KINDS:
             raise ValueError(f"{self.kind!r} is not a kind of verdict; there are {', '.join(VERDICT_KINDS)}")
         for name, text in (("reason", self.reason), ("detail", self.detail)):
             if not isinstance(text, str):
                 raise TypeError(f"the {name} of a verdict must be a str, not {type(text).__name__}")
-            # A text out of a JSON body may hold half a surrogate pair, which no header can.
+            # A text from a JSON body may hold half of a surrogate pair, which a header can't.
             object.__setattr__(self, name, text.encode(errors="replace").decode())
         if self.seconds is None:
             return
@@ -46,7 +46,7 @@ class Verdict:
             raise ValueError(f"{self.kind} has no delay; DELAY has")
         if not 0.001 <= self.seconds <= LONGEST_DELAY_SECONDS:  # noqa: PLR2004 - a millisecond
             allowed = f"from 0.001 s to {LONGEST_DELAY_SECONDS:g} s"
-            raise ValueError(f"a delay of {self.seconds} s: there are delays {allowed}")
+            raise ValueError(f"a delay of {self.seconds} s is not valid; use one {allowed}")
 
     def because(self, reason: str, detail: str = "") -> Verdict:
         """Return the same verdict with reasons, for `DEAD_LETTER` and `DELAY`."""

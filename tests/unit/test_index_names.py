@@ -44,7 +44,7 @@ def test_templates_that_may_give_good_names(text: str) -> None:
     ("text", "word"),
     [
         ("Events-{type}", "'Events-'"),
-        ("{type}-Events", "capitals"),
+        ("{type}-Events", "lower case"),
         ("_{type}", "begin with '_'"),
         ("logs {type}", "' '"),
         ("{type|Unknown}", "{type}: "),
@@ -53,7 +53,7 @@ def test_templates_that_may_give_good_names(text: str) -> None:
         ("logs-{now:%Y-%b}", "{now}: "),
         ("logs-{now:%H:%M}", "':'"),
         ("logs-{timestamp:%d/%m}", "'/'"),
-        ("logs-{timestamp:%p}", "capitals"),
+        ("logs-{timestamp:%p}", "lower case"),
         ("x" * 256 + "{type}", "at most 255 bytes"),
     ],
 )

@@ -110,7 +110,7 @@ def test_verdicts_with_reasons_and_delays() -> None:
     assert DEAD_LETTER.reason == ""
     assert DELAY.after(2.5).seconds == 2.5
     for wrong in (0.0, 301.0):
-        with pytest.raises(ValueError, match="there are delays from"):
+        with pytest.raises(ValueError, match="is not valid; use one from"):
             DELAY.after(wrong)
     with pytest.raises(ValueError, match="requeue has no delay"):
         REQUEUE.after(1.0)

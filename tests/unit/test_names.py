@@ -372,7 +372,7 @@ def test_dotenv_is_read_as_compose_reads_it(line: str, value: str) -> None:
         (b"SIDECAR_INDEX=${HOME}\n", "line 1: SIDECAR_INDEX contains a $"),
         (b'\nSIDECAR_INDEX="a$b"\n', "line 2: SIDECAR_INDEX contains a $"),
         (b"SIDECAR_INDEX='a\n", "never closed"),
-        (b"SIDECAR_INDEX='a'b\n", "goes on after"),
+        (b"SIDECAR_INDEX='a'b\n", "continues after"),
         (b"not a setting\n", "is not NAME=value"),
         (b"\xff\xfe", "not UTF-8"),
         (b"SIDECAR_INDEX=a\0b\n", "control character"),
