@@ -213,8 +213,16 @@ class Concluding:
 
     def _wait(self, batch: Batch, fates: _Fates, results: list[Result], *, probe: bool) -> None:
         """Hold until the target of what waits in place takes it: nothing else comes before that."""
-        example = next(result for result in results if judge(result, "").verdict in _OF_A_TARGET)
-        self._hold(example.error_type, example.reason, probe=probe)
+        message, example = next(
+            (message, result)
+            for message, result in zip(batch.messages, results, strict=True)
+            if judge(result, "").verdict in _OF_A_TARGET
+        )
+        reason = bulk.blank(example.reason, message.source or message.body)
+        if judge(example, "").verdict is not Verdict.UNROUTABLE:
+            _, index, _ = self._settling.target(message)
+            reason = f"the index {index!r} accepts no documents: {example.error_type}: {reason}"
+        self._hold(example.error_type, reason, probe=probe)
         again = batch.again(list(fates.waiting))
         again.ready_at = 0.0
         self._put_again(again)

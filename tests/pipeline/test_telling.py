@@ -10,7 +10,7 @@ import pytest
 from sidecar.core.policy import Choices
 from tests.builders import properties
 from tests.fakes.elasticsearch import Failure, Trouble, must_be_number
-from tests.pipeline.world import DEAD, QUEUE, World, play
+from tests.pipeline.world import DEAD, INDEX, QUEUE, World, play
 
 if TYPE_CHECKING:
     from sidecar.core.state import State
@@ -183,6 +183,9 @@ def test_what_waits_in_place_for_its_target_is_told_and_a_hold(choices: Choices)
             world.publish(b'{"n":%d}' % number, f"id-{number}")
         await world.start()
         await world.until(lambda: reason(world) == "held", 10)
+        unready = state(world).unready
+        assert unready is not None
+        assert unready.detail == f"the index {INDEX!r} accepts no documents: {error_type}: {failure.reason}"
         (line,) = world.log.named("items.waiting")
         assert (line["error_type"], line["count"], line["example_id"]) == (error_type, 3, "id-0")
         await asyncio.sleep(60)

@@ -313,7 +313,8 @@ def test_a_prefetch_full_of_messages_that_wait_is_a_hold() -> None:
         for number in range(30, 100):
             publish(world, number, CLOSED)
         await world.until(lambda: world.pipeline.state().unready is not None, 120)
-        assert world.pipeline.state().unready == ("held", TARGET_FAILURES["closed"].reason)
+        told = "the index 'closed' accepts no documents: index_closed_exception: closed"
+        assert world.pipeline.state().unready == ("held", told)
         world.elastic.item_fault = lambda _: None
         await world.until(lambda: len(world.elastic.documents) == 100, 120)
         await world.until_settled()
