@@ -3,7 +3,7 @@
     {field}  {field|default}  {field:%Y.%m.%d}  {field:%Y.%m.%d|default}  {field!lower}  {{ and }} for braces
 
 ``!lower`` stands before a format and a default, and puts all that comes out of the braces into lower case: names of
-indices have no capitals.
+indices have no capitals. Any other ``!`` belongs to the name of a header or of a member of the body.
 
 A default stands for what is absent, and for nothing else: what is there and can't be read as asked (a body that is not
 JSON, a text that is not UTF-8, a time that is none) rejects the message as malformed.
@@ -54,7 +54,7 @@ REMEMBERS = b"sidecar-re"
 IS_ENCODED = properties.FIELDS["content_encoding"][0] >> 8
 """The bit for a ``content_encoding`` in the first octet of properties."""
 _TOKEN = re.compile(r"\{\{|\}\}|\{|\}")
-_LOWER = "lower"
+_LOWER = "!lower"
 
 
 class TemplateError(SidecarError):
@@ -351,25 +351,34 @@ def _compile(text: str) -> list[bytes | Hole]:
 def _hole(text: str, at: int, inside: str) -> Hole:
     spec, bar, default = inside.partition("|")
     name, colon, style = spec.partition(":")
-    field, bang, conversion = name.partition("!")
+    field, is_lowered = _converted(name)
     if "{" in inside:
         raise TemplateError(text, at + inside.index("{"), "a { inside of braces")
-    if colon and field not in _TIMES and not field.startswith(_PREFIXES):
-        known = ", ".join((*_TIMES, *(f"{prefix}NAME" for prefix in _PREFIXES)))
-        what = f"a format on {field!r}, which is not a time ({known} may be)"
-        raise TemplateError(text, at + len(field), what)
-    if colon and "%" not in style:
-        raise TemplateError(text, at + len(field), "a format without %: write one as for strftime, such as %Y.%m.%d")
-    if bang and conversion != _LOWER:
-        raise TemplateError(text, at + len(field) + 1, f"{conversion!r} is not a conversion; there is !{_LOWER}")
     getter = _getter(field, style)
     if getter is None:
+        known, bang, conversion = field.partition("!")
+        if bang and _getter(known, style) is not None:
+            raise TemplateError(text, at + len(known) + 1, f"{conversion!r} is not a conversion; there is {_LOWER}")
         raise TemplateError(text, at, f"{field!r} is no field; there are {', '.join(FIELDS)}")
+    if colon and field not in _TIMES and not field.startswith(_PREFIXES):
+        times_known = ", ".join((*_TIMES, *(f"{prefix}NAME" for prefix in _PREFIXES)))
+        what = f"a format on {field!r}, which is not a time ({times_known} may be)"
+        raise TemplateError(text, at + len(field), what)
+    if colon and "%" not in style:
+        raise TemplateError(text, at + len(name), "a format without %: write one as for strftime, such as %Y.%m.%d")
+    if style.endswith(_LOWER):
+        raise TemplateError(text, at + len(spec) - len(_LOWER), f"{_LOWER} stands before a format, not behind it")
     spare = default.encode() if bar else None
     fill = _filler(field, getter, spare)
-    if bang:
+    if is_lowered:
         return Hole(field, style, spare, lambda scene: lowered(fill(scene)), is_lowered=True)
     return Hole(field, style, spare, fill)
+
+
+def _converted(name: str) -> tuple[str, bool]:
+    """Return a field, and whether it is converted to lower case: any other ``!`` belongs to the name."""
+    field = name.removesuffix(_LOWER)
+    return field, field != name
 
 
 def lowered(text: bytes) -> bytes:

@@ -25,7 +25,7 @@ raw_values = (
     )
     | st.just(b"F\0\0\0\x09\1aS\0\0\0\2bc")
 )
-headers = st.lists(st.tuples(st.sampled_from([b"h", b"g", b"hh", b"v", b"other"]), raw_values), max_size=4)
+headers = st.lists(st.tuples(st.sampled_from([b"h", b"g", b"hh", b"v", b"h!b", b"other"]), raw_values), max_size=4)
 remembered = st.sampled_from([
     [(b"sidecar-retry-count", b"l" + bytes(8)), (b"sidecar-exchange", long_string(b"first"))],
     [(b"sidecar-received-at", long_string(b"2020-02-03T04:05:06.000Z"))],
@@ -58,9 +58,9 @@ sent = st.tuples(
     st.integers(0, 3),
 )
 hole = st.sampled_from([
-    "message_id", "type", "correlation_id", "header.h", "header.g", "header.v", "body.k", "body.n", "body.o.k",
-    "body.o.0.k", "now", "now:%Y", "timestamp", "timestamp:%Y", "priority", "routing_key", "exchange", "queue",
-    "sha256", "item", "body.k:%Y.%m.%d", "body.n:%Y", "header.h:%Y",
+    "message_id", "type", "correlation_id", "header.h", "header.g", "header.v", "header.h!b", "body.k", "body.n",
+    "body.o.k", "body.o.0.k", "now", "now:%Y", "timestamp", "timestamp:%Y", "priority", "routing_key", "exchange",
+    "queue", "sha256", "item", "body.k:%Y.%m.%d", "body.n:%Y", "header.h:%Y",
 ])  # fmt: skip
 filled = st.builds(
     lambda field, lower, spare: f"{{{field.replace(':', f'{lower}:') if ':' in field else field + lower}{spare}}}",
