@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from sidecar.core.message import Message as Delivery
 
 
+class BodyError(ValueError):
+    """A body that can't be read. Its text is a sentence for people that quotes nothing of the body."""
+
+
 class Message:
     """A message of a batch.
 
@@ -46,7 +50,7 @@ class Message:
         try:
             return plain_body(self._delivery, self._most_bytes)
         except RefusedError as error:
-            raise ValueError(error.detail) from None
+            raise BodyError(error.detail) from None
 
     def json(self) -> object:
         """Return the parsed body, with its ``content_encoding`` undone, as Elasticsearch reads it.
@@ -58,7 +62,10 @@ class Message:
         Raises:
             ValueError: it is not JSON.
         """
-        return exact_json.read_exactly(self.content())
+        try:
+            return exact_json.read_exactly(self.content())
+        except exact_json.JsonError as error:
+            raise BodyError(error.why) from None
 
     @property
     def raw_properties(self) -> bytes:

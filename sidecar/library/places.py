@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+
+_OURS = f"{Path(__file__).parents[1]}/"
 
 
 def place(error: BaseException) -> str:
-    """Return the innermost place of an exception, for people: file, line and function.
+    """Return the innermost place of an exception outside of the sidecar, for people: file, line and function.
 
     Not its text: that may quote a message, and neither logs nor headers do.
     """
-    traceback, found = error.__traceback__, "?"
+    traceback, found, is_theirs = error.__traceback__, "?", False
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        found = f"{code.co_filename.rpartition('/')[2]}:{traceback.tb_lineno} in {code.co_name}"
+        is_ours = code.co_filename.startswith(_OURS)
+        is_theirs = is_theirs or not is_ours
+        if not (is_ours and is_theirs):
+            found = f"{code.co_filename.rpartition('/')[2]}:{traceback.tb_lineno} in {code.co_name}"
         traceback = traceback.tb_next
     return found
 

@@ -18,7 +18,7 @@ from sidecar.core import exact_json
 from sidecar.core.document import MAX_DOCUMENT_BYTES
 from sidecar.core.transform import TransformError
 from sidecar.errors import ConfigError
-from sidecar.library.messages import Message
+from sidecar.library.messages import BodyError, Message
 from sidecar.library.places import is_our_end, place
 
 if TYPE_CHECKING:
@@ -109,14 +109,32 @@ def _documents(call: Callable[[], object]) -> list[bytes]:
 
 
 def _told(error: BaseException) -> TransformError:
-    return TransformError(type(error).__name__, f"{type(error).__name__} at {place(error)}")
+    """Return the error that an exception means: with our own words if it is ours, otherwise with its place alone."""
+    kind = type(error).__name__
+    if isinstance(error, BodyError):
+        return TransformError(kind, f"{error} ({place(error)})")
+    return TransformError(kind, f"{kind} at {place(error)}")
 
 
 def _bytes(document: object) -> bytes:
+    """Return what a function gives as a document.
+
+    Raises:
+        TransformError: it is none.
+    """
     if isinstance(document, bytes):
         return document
-    if isinstance(document, str):
-        return document.encode()
-    if isinstance(document, dict):
-        return exact_json.write(document)
-    raise TypeError(f"{type(document).__name__} is no document")
+    try:
+        if isinstance(document, str):
+            return document.encode()
+        if isinstance(document, dict):
+            return exact_json.write(document)
+    except UnicodeEncodeError as error:
+        why = "the text that the function gave holds half of a surrogate pair, which UTF-8 can't hold"
+        raise TransformError(type(error).__name__, why) from None
+    except TypeError as error:  # which names types, and quotes nothing
+        why = f"the dict that the function gave can't be written as JSON: {error}"
+        raise TransformError(TypeError.__name__, why) from None  # orjson has one of its own
+    given = type(document).__name__
+    why = f"the function gave {given}, which is not a document: a dict is one, and so is JSON as str or bytes"
+    raise TransformError(TypeError.__name__, why)

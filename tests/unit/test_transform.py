@@ -99,12 +99,47 @@ def test_an_exception_is_a_reject_with_its_type(function: Any, kind: str) -> Non
     assert detail.endswith(f"in {function.__name__}")
 
 
-@pytest.mark.parametrize("given", [7, [None], {"n": object()}, [[]]])
-def test_what_is_no_document_is_a_reject(given: object) -> None:
-    """The fault is the code's, and is told so."""
-    _, ((reason, _, error_type),) = compose(lambda _: given, delivered())
-    assert reason == "transform-failed"
-    assert error_type in {"TypeError", "JSONEncodeError"}  # orjson's is a TypeError, too
+@pytest.mark.parametrize(
+    ("given", "kind", "told"),
+    [
+        (7, "TypeError", "the function gave int, which is not a document"),
+        ([None], "TypeError", "the function gave NoneType, which is not a document"),
+        ([[]], "TypeError", "the function gave list, which is not a document"),
+        ((number for number in ()), "TypeError", "the function gave generator, which is not a document"),
+        ({"n": object()}, "TypeError", "can't be written as JSON"),
+        ({"n": {1}}, "TypeError", "set"),
+        ({1: 2}, "TypeError", "a name in an object must be a text, not int"),
+        ('{"a":"\ud83d"}', "UnicodeEncodeError", "half of a surrogate pair"),
+    ],
+)
+def test_what_is_no_document_is_a_reject(given: object, kind: str, told: str) -> None:
+    """The fault is the code's, and is told so: what it gave, and not a place within the sidecar."""
+    _, ((reason, detail, error_type),) = compose(lambda _: given, delivered())
+    assert (reason, error_type) == ("transform-failed", kind)
+    assert told in detail
+    assert ".py" not in detail
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "told"),
+    [
+        (b'{"secret"', b"", "the body is not valid JSON: at byte 9"),
+        (b'{"a":"\xff"}', b"", "the body is not UTF-8: byte 6 of 9"),
+        (b"secret", b"gzip", "the body is not gzip data, as its content_encoding says"),
+        (b"secret", b"br", "the content_encoding 'br' is unknown; gzip and deflate are undone"),
+    ],
+)
+def test_a_body_that_code_cannot_read_is_told_with_the_reason(body: bytes, encoding: bytes, told: str) -> None:
+    """By our own words, which quote nothing, and by the place in the user's code, not in the sidecar."""
+
+    def reads(shown: Any) -> object:
+        return shown.json()
+
+    raw = properties(content_encoding=encoding) if encoding else properties()
+    _, ((reason, detail, error_type),) = compose(reads, message(body=body, raw=raw))
+    assert (reason, error_type) == ("transform-failed", "BodyError")
+    assert detail.startswith(f"{told} (test_transform.py:")
+    assert detail.endswith(" in reads)")
 
 
 def test_a_document_is_checked_as_any_other() -> None:
