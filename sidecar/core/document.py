@@ -56,7 +56,9 @@ def not_text(what: str) -> RefusedError:
 
 
 def document(body: bytes) -> bytes:
-    """Return `body` as one line that holds one JSON object, or refuse it. A byte order mark before it is left out.
+    """Return `body` as one line that holds one JSON object, or refuse it.
+
+    White space, comments and a byte order mark around it are left out.
 
     Raises:
         RefusedError: it is none, or Elasticsearch wouldn't take one of this size.
@@ -78,6 +80,8 @@ def document(body: bytes) -> bytes:
     if exact_json.is_wide(body):
         raise RefusedError("malformed", "the body looks like UTF-16 or UTF-32; it must be UTF-8")
     if body[:1] != b"{" or body[-1:] != b"}":
+        body = exact_json.uncommented(body)  # Elasticsearch reads over comments
+    if body[:1] != b"{" or body[-1:] != b"}":
         raise RefusedError("malformed", "the body is not a JSON object: it doesn't begin with { and end with }")
     if not body.isascii():
         try:
@@ -87,10 +91,27 @@ def document(body: bytes) -> bytes:
     if LINE_BREAK not in body:
         return body
     # A line break ends a bulk line. In valid JSON it can only stand between tokens, where a space means the same.
+    return _strict(body, "the body has line breaks and").replace(b"\n", b" ")
+
+
+def _strict(body: bytes, what: str) -> bytes:
+    """Return `body` as JSON in the strict sense, so without comments.
+
+    Args:
+        body: a document.
+        what: begins the reason of a refusal.
+
+    Raises:
+        RefusedError: it is none.
+    """
     position = exact_json.error_at(body)
     if position is not None:
-        raise RefusedError("malformed", f"the body has line breaks and is not valid JSON: at byte {position}")
-    return body.replace(b"\n", b" ")
+        plain = exact_json.uncommented(body)
+        if plain is not body:
+            body, position = plain, exact_json.error_at(plain)
+    if position is not None:
+        raise RefusedError("malformed", f"{what} is not valid JSON: at byte {position}")
+    return body
 
 
 def fragment(body: bytes) -> bytes:
@@ -102,11 +123,7 @@ def fragment(body: bytes) -> bytes:
     Raises:
         RefusedError: it is none.
     """
-    line = document(body)
-    position = exact_json.error_at(line)
-    if position is not None:
-        raise RefusedError("malformed", f"the body is not valid JSON: at byte {position}")
-    return line
+    return _strict(document(body), "the body")
 
 
 def json_string(data: bytes, what: str) -> bytes:

@@ -30,6 +30,7 @@ _INDEX = re.compile("[0-9]{1,9}")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _STRING_OR_COMMENT = re.compile(r'"(?>[^"\\]*(?:\\.[^"\\]*)*)"?|/\*.*?(?:\*/|\Z)|//[^\r\n]*', re.DOTALL)
 """An unterminated one extends to the end of the text; otherwise each start would be searched to the end."""
+_STRING_OR_ODD = re.compile(r'"(?>[^"\\]*(?:\\.[^"\\]*)*)"?|-?(?:NaN|Infinity)|[0-9]+', re.DOTALL)
 _SHORTEST_COMMENT = len("/**/")
 _ALL_ONE_DIGIT = bytes.maketrans(b"123456789E", b"000000000e")
 _ROUNDED_FROM_DIGITS = b"0" * 19
@@ -180,6 +181,16 @@ def without_comments(text: str) -> str:
     return _STRING_OR_COMMENT.sub(_blank, text)
 
 
+def uncommented(data: bytes) -> bytes:
+    """Return a JSON text without its comments and the white space around it; itself where it has none."""
+    if b"/*" not in data and b"//" not in data:
+        return data
+    try:
+        return without_comments(data.decode()).strip(" \t\r\n").encode()
+    except UnicodeDecodeError:
+        return data
+
+
 def _blank(match: re.Match[str]) -> str:
     found = match.group()
     has_no_end = found[:2] == "/*" and (found[-2:] != "*/" or len(found) < _SHORTEST_COMMENT)
@@ -203,7 +214,16 @@ def value(text: str, at: int) -> tuple[object, int]:
     except json.JSONDecodeError as error:
         raise error_in(text, error.pos) from None
     except ValueError:  # NaN, or thousands of digits
-        raise error_in(text, at) from None
+        raise error_in(text, _odd_at(text, at)) from None
+
+
+def _odd_at(text: str, at: int) -> int:
+    """Return where the first word or number stands that JSON's syntax has not, or Elasticsearch doesn't read."""
+    for match in _STRING_OR_ODD.finditer(text, at):
+        found = match.group()
+        if found[0] != '"' and (not found[-1].isdigit() or len(found) > MAX_DEPTH):
+            return match.start()
+    return at
 
 
 def error_in(text: str, at: int) -> JsonError:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Rows = list[tuple[bytes, ...]]
 """Texts to add to each of several documents."""
 
-_RESERVED = document.METADATA | {"_type", "_primary_term", "_size", "_tier", "_data_stream_timestamp"}
+_RESERVED = document.METADATA | {"_type", "_primary_term", "_size", "_tier", "_data_stream_timestamp", "_index_mode"}
 """Names that some Elasticsearch keeps for itself, by its version and plugins."""
 
 

@@ -67,16 +67,14 @@ def _elements(body: bytes, max_parts: int) -> list[bytes]:
     """Return the elements of a JSON array, as they are spelled: `max_parts` of them, and one more if there are more."""
     try:
         text = exact_json.decoded(body.strip(SPACE))
-        if text[:1] != "[" or text[-1:] != "]":
-            why = "the body is not a JSON array: it doesn't begin with [ and end with ]"
-            raise RefusedError("malformed", why)
         try:
             return list(islice(_cut(text, text), max_parts + 1))
         except JsonError:
             blank = exact_json.without_comments(text)
             if blank is text:
                 raise
-            return list(islice(_cut(text, blank), max_parts + 1))
+            array = slice(skip_space(blank, 0), len(blank.rstrip(SPACE.decode())))
+            return list(islice(_cut(text[array], blank[array]), max_parts + 1))
     except JsonError as error:
         raise RefusedError("malformed", error.why) from None
 
@@ -87,7 +85,12 @@ def _cut(text: str, read: str) -> Iterator[bytes]:
     Args:
         text: the source of the elements, from [ to ].
         read: the same text, with comments replaced by white space.
+
+    Raises:
+        JsonError: it is not an array.
     """
+    if read[:1] != "[" or read[-1:] != "]":
+        raise JsonError("the body is not a JSON array: it doesn't begin with [ and end with ]")
     at, end = skip_space(read, 1), len(read) - 1
     while at < end:
         _, after = exact_json.value(read, at)

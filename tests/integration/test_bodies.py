@@ -29,6 +29,7 @@ ODD = [
     b'{"serial":%d/*"*/,"a":"/*"}', b'{/*"serial":0,*/"serial":%d}', b'{"serial":%d}//}', b'{"a":"//","serial":%d}',
     b'{"serial":%d,"deep":' + b"[" * 999 + b"]" * 999 + b"}",
     b'{"half":"\\ud83d","deep":' + b'{"a":' * 998 + b"1" + b"}" * 998 + b',"serial":%d}',
+    b'{"serial":%d}/*x*/', b'/*{*/ {"serial":%d} // }', b'// x\n{"serial":%d, // y\n"a":"//"}\n/* z\n*/',
     MARK + b'{"serial":%d}', MARK + b' {"serial":%d,"a":"\\ud83d"}\n',
 ]  # fmt: skip
 

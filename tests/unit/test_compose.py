@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
+from sidecar.core.document import fragment
 from tests.builders import composer, message, properties, tags
 
 if TYPE_CHECKING:
@@ -97,6 +98,10 @@ def test_properties_cut_short_are_malformed_and_cost_nobody_else_anything() -> N
         ('{"a":1}'.encode("utf-32"), "looks like UTF-16 or UTF-32"),
         (b'{"a":"x\ny"}', "line breaks and is not valid JSON: at byte"),
         (b"{\n", "not a JSON object"),
+        (b"/*{}*/", "not a JSON object"),
+        (b'{"a":1}/*x', "not a JSON object"),
+        (b'{"a":1}//\xff', "not a JSON object"),
+        (b'{"a":1}\n/**/{"delete":{"_id":"victim"}}', "line breaks and is not valid JSON: at byte 12"),
         (b"{\n}\n}", "line breaks and is not valid JSON"),
         (b'{"a":\nNaN}', "line breaks and is not valid JSON"),
         (b'{"a":1}\n{"delete":{"_id":"victim"}}', "line breaks and is not valid JSON: at byte 8"),
@@ -112,6 +117,32 @@ def test_what_could_break_a_request_never_reaches_one(body: bytes, says: str) ->
     assert reason == "malformed"
     assert says in detail
     assert "victim" not in detail
+
+
+@pytest.mark.parametrize(
+    ("body", "source"),
+    [
+        (b'{"a":1}/*x*/', b'{"a":1}'),
+        (b'/*x*/ {"a":1} // {', b'{"a":1}'),
+        (b'// x\n{"a":"//"}\n// y', b'{"a":"//"}'),
+        (b'\xef\xbb\xbf/*}*/{"a":1}/**/', b'{"a":1}'),
+        (b'{"a":1, // c\n"b":2}', b'{"a":1,      "b":2}'),
+        ('{"a":1/*é\n*/}'.encode(), b'{"a":1      }'),
+    ],
+)
+def test_comments_around_a_document_and_before_line_breaks_are_left_out(body: bytes, source: bytes) -> None:
+    """Elasticsearch reads over comments; in a bulk request one must neither hide a line break nor what follows it."""
+    assert composed(body).source == source
+    assert fragment(body) == source
+
+
+@pytest.mark.parametrize(
+    ("body", "at"),
+    [(b'{"a":"NaN",\n"b":NaN}', 16), (b'{"a":-Infinity\n}', 5), (b'{"a":12,\n"b":' + b"9" * 5000 + b"}", 13)],
+)
+def test_a_word_or_number_that_is_not_json_is_told_with_its_place(body: bytes, at: int) -> None:
+    """The place of the word, not the beginning of the body."""
+    assert refusal(body) == ("malformed", f"the body has line breaks and is not valid JSON: at byte {at}")
 
 
 @pytest.mark.parametrize(
