@@ -15,6 +15,8 @@ Each limit is the year 5138 in its own unit, and 1973 in the next, so present ti
 """
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,2})?")
 _BRIEF = re.compile(r"([0-9]{4})(?:-([0-9]{2}))?")
+_DIRECTIVE = re.compile(r"%(.)", re.DOTALL)
+_YEAR_OF_FOUR_DIGITS = 1000
 _BASIC_DATE_CHARACTERS = 8
 _MAX_CHARACTERS = 64
 
@@ -93,5 +95,16 @@ def as_text(moment: datetime, style: str = "") -> str:
         style: as for ``strftime``; empty: ISO 8601 with milliseconds.
     """
     if style:
-        return moment.strftime(style)
+        differs = moment.year < _YEAR_OF_FOUR_DIGITS or "%s" in style
+        return moment.strftime(_filled(style, moment) if differs else style)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _filled(style: str, moment: datetime) -> str:
+    """Return a style with what C libraries write in other ways filled in.
+
+    Some write year 1 as ``1``, and seconds since 1970 are counted by the machine's zone.
+    """
+    year, week_year = f"{moment.year:04}", f"{moment.isocalendar().year:04}"
+    filled = {"Y": year, "F": f"{year}-%m-%d", "G": week_year, "s": str(int(moment.timestamp()))}
+    return _DIRECTIVE.sub(lambda match: filled.get(match[1], match[0]), style)

@@ -96,3 +96,27 @@ def test_the_machines_zone_means_nothing() -> None:
         else:
             os.environ["TZ"] = before
         time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("style", "expected"),
+    [("%Y.%m.%d", "0001.01.01"), ("%F", "0001-01-01"), ("%G-%V", "0001-01"), ("%%Y-%Y", "%Y-0001"), ("%d%%", "01%")],
+)
+def test_a_year_has_four_digits(style: str, expected: str) -> None:
+    """Year 1 is what Go and .NET write for a time that is not set; C libraries differ in how they write it."""
+    assert times.as_text(datetime(1, 1, 1, tzinfo=UTC), style) == expected
+
+
+def test_seconds_since_1970_are_written_as_they_are() -> None:
+    """Whatever the machine's zone."""
+    before = os.environ.get("TZ")
+    os.environ["TZ"] = "Pacific/Auckland"
+    time.tzset()
+    try:
+        assert times.as_text(datetime(1970, 1, 2, tzinfo=UTC), "%s-%Y") == "86400-1970"
+    finally:
+        if before is None:
+            del os.environ["TZ"]
+        else:
+            os.environ["TZ"] = before
+        time.tzset()
