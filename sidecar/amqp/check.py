@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from aiormq.exceptions import (
@@ -33,13 +33,13 @@ from sidecar.amqp.queue_properties import major_version, read_properties
 from sidecar.amqp.queue_rules import QUEUES_PAGE, dead_letter_findings, queue_findings
 from sidecar.amqp.rights import lacking, lacking_to_publish
 from sidecar.amqp.topology import EXCLUSIVE, delay_arguments, quorum_arguments, work_arguments
-from sidecar.amqp.trial import binding_refusal, exchange_refusal, is_reserved, queue_refusal
+from sidecar.amqp.trial import binding_refusal, consumer_refusal, exchange_refusal, is_reserved, queue_refusal
 from sidecar.amqp.wire import FAILURES, TlsPortError, connect, end, pass_on_if_ours
 from sidecar.core.check import Finding
 from sidecar.core.names import delay_queue
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from aiormq.abc import AbstractConnection
 
@@ -64,6 +64,7 @@ async def check(
     *,
     delays: tuple[int, ...] = (),
     connections: int = 2,
+    consumer_arguments: Mapping[str, Any] | None = None,
 ) -> list[Finding]:
     """Return all that is wrong with the broker.
 
@@ -74,8 +75,12 @@ async def check(
         on_reject: what becomes of rejected messages.
         delays: how long messages may wait in delay queues, in milliseconds.
         connections: how many `sidecar run` opens at once.
+        consumer_arguments: arguments of ``basic.consume``.
     """
-    return await _check(urls, reach, lambda look: _look_at_all(look, topology, on_reject, delays, connections))
+    arguments = consumer_arguments or {}
+    return await _check(
+        urls, reach, lambda look: _look_at_all(look, topology, on_reject, delays, connections, arguments)
+    )
 
 
 async def check_sink(
@@ -118,12 +123,17 @@ async def _check(
 
 
 async def _look_at_all(
-    look: _Look, topology: Topology, on_reject: str, delays: tuple[int, ...], connections: int
+    look: _Look,
+    topology: Topology,
+    on_reject: str,
+    delays: tuple[int, ...],
+    connections: int,
+    consumer_arguments: Mapping[str, Any],
 ) -> list[Finding]:
     findings = await _capacity(look, len(set(topology.queues)), connections)
     findings += await _none_of_several(look, topology)
     for queue in dict.fromkeys(topology.queues):
-        findings += await _queue(look, topology, _Wanted(queue, work_arguments(topology)))
+        findings += await _queue(look, topology, _Wanted(queue, work_arguments(topology), consumer_arguments))
         findings += await _dead_letter_queue(look, topology, queue)
         findings += await _delay_queues(look, topology, queue, delays)
     findings += await _dead_letter_exchange(look, topology)
@@ -262,6 +272,7 @@ class _Wanted:
 
     name: str
     arguments: dict[str, Any]
+    consumer_arguments: Mapping[str, Any] = field(default_factory=dict)
     is_for_dead_letters: bool = False
 
     @property
@@ -304,7 +315,7 @@ async def _absent(look: _Look, topology: Topology, wanted: _Wanted) -> list[Find
         return [_reserved(wanted.where, setting)]
     refusal = await queue_refusal(look.ask, wanted.name, wanted.arguments)
     if refusal is None:
-        return [_missing(topology, wanted)]
+        return [_missing(topology, wanted), *await _unconsumable(look, wanted, wanted.arguments)]
     if isinstance(refusal, ChannelAccessRefused):  # the permission for the queue itself is checked with the others
         what = f"it is unknown whether RabbitMQ accepts its arguments; a trial queue was refused: {_text(refusal)}"
         mend = "nothing needs to be done if sidecar run starts; or let the user configure names such as QUEUE.delay.1"
@@ -322,6 +333,18 @@ async def _absent(look: _Look, topology: Topology, wanted: _Wanted) -> list[Find
 def _reserved(where: str, setting: str) -> Finding:
     what = "it doesn't exist, and can't be created: RabbitMQ reserves names that begin with amq. for itself"
     return Finding("problem", where, what, f"set {setting} to another name")
+
+
+async def _unconsumable(look: _Look, wanted: _Wanted, arguments: dict[str, Any]) -> list[Finding]:
+    """Return why a queue with such arguments can't be consumed."""
+    if not wanted.consumer_arguments:
+        return []
+    refusal = await consumer_refusal(look.ask, wanted.name, arguments, wanted.consumer_arguments)
+    if refusal is None or isinstance(refusal, ChannelAccessRefused):
+        return []
+    told = json.dumps(dict(wanted.consumer_arguments))
+    what = f"it can't be consumed with {told}: RabbitMQ refuses that: {_text(refusal)}"
+    return [Finding("problem", wanted.where, what, "correct SIDECAR_AMQP_CONSUMER_ARGUMENTS")]
 
 
 def _missing(topology: Topology, wanted: _Wanted) -> Finding:
@@ -365,6 +388,8 @@ async def _properties(look: _Look, topology: Topology, wanted: _Wanted) -> list[
         found = queue_findings(wanted.name, properties, major_version(await look.connection()))
     if any(finding.severity == "problem" for finding in found):
         return found
+    if topology.declare:  # otherwise nothing may be created, not even for a trial
+        found = found + await _unconsumable(look, wanted, {"x-queue-type": properties.queue_type})
     declares = topology.declare if wanted.is_for_dead_letters else topology.creates_work
     severity: Severity = "warning" if declares else "note"
     present = properties.arguments | {"x-queue-type": properties.queue_type}

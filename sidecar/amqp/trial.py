@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sidecar.core.names import MAX_NAME_BYTES, delay_queue
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from aiormq.exceptions import AMQPError
 
@@ -40,6 +40,24 @@ async def queue_refusal(ask: Ask, name: str, arguments: dict[str, Any]) -> AMQPE
     """
     async with _queue(ask, name, arguments) as (_, refusal):
         return refusal
+
+
+async def consumer_refusal(
+    ask: Ask, name: str, arguments: dict[str, Any], consumer_arguments: Mapping[str, Any]
+) -> AMQPError | None:
+    """Return why RabbitMQ refuses to let such a queue be consumed; None if it can be, or can't be created.
+
+    Args:
+        ask: acts on a channel and returns the refusal, None if there is none.
+        name: of the work queue.
+        arguments: of the work queue.
+        consumer_arguments: arguments of ``basic.consume``.
+    """
+    async with _queue(ask, name, arguments) as (trial, no_queue):
+        if no_queue is not None:
+            return None
+        refusal = await ask(lambda channel: channel.basic_consume(trial, _ignore, arguments=dict(consumer_arguments)))
+        return _about(name, trial, refusal)
 
 
 async def exchange_refusal(ask: Ask, name: str, kind: str) -> AMQPError | None:
@@ -81,7 +99,7 @@ async def _queue(ask: Ask, name: str, arguments: dict[str, Any]) -> AsyncIterato
     expiring = {"x-expires": _EXPIRES_MILLISECONDS} | arguments
     refusal = await ask(lambda channel: channel.queue_declare(trial, durable=True, arguments=expiring))
     try:
-        yield trial, refusal
+        yield trial, _about(name, trial, refusal)
     finally:
         if refusal is None:
             await ask(lambda channel: channel.queue_delete(trial))
@@ -94,10 +112,21 @@ async def _exchange(ask: Ask, name: str, kind: str) -> AsyncIterator[tuple[str, 
         lambda channel: channel.exchange_declare(exchange=trial, exchange_type=kind, durable=True, auto_delete=True)
     )
     try:
-        yield trial, refusal
+        yield trial, _about(name, trial, refusal)
     finally:
         if refusal is None:
             await ask(lambda channel: channel.exchange_delete(trial))
+
+
+def _about(name: str, trial: str, refusal: AMQPError | None) -> AMQPError | None:
+    """Return a refusal with the name of the settings in place of the trial's, which nobody knows."""
+    if refusal is not None:
+        refusal.args = tuple(text.replace(trial, name) if isinstance(text, str) else text for text in refusal.args)
+    return refusal
+
+
+async def _ignore(_: object) -> None:
+    """Do nothing: a trial queue has no messages."""
 
 
 def _named(name: str) -> str:

@@ -42,6 +42,7 @@ async def _check(settings: Settings, reaching: Reach, far_side: Look) -> list[Fi
         settings.on_reject,
         delays=delay_lengths(settings.delayed_retry_delay),
         connections=connections,
+        consumer_arguments=settings.amqp_consumer_arguments,
     )
     sides = near, await far_side(reaching)
     own = (traps(_traits(settings)), _circles(settings), _without_effect(settings), _proxies(settings, os.environ))

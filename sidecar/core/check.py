@@ -164,7 +164,7 @@ def _metadata(recipe: Recipe) -> list[Finding]:
     if not names or recipe.content == "text" or recipe.constant_action == "delete":
         return []
     refused = "a field that Elasticsearch refuses inside a document"
-    what = f"{{{names[0]}}} reads {refused}: every message that has it is rejected"
+    what = f"it reads {refused}: every message that has it is rejected"
     fix = "publish it under another name, or have SIDECAR_TRANSFORM move it to one"
     return [Finding("warning" if recipe.constant_action is None else "problem", f"{{{names[0]}}}", what, fix)]
 

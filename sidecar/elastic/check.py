@@ -40,7 +40,7 @@ _JSON_HEADERS = {"accept": ACCEPT, "content-type": ACCEPT}
 _LOOK_SECONDS = 10.0
 _SETTING = "SIDECAR_INDEX"
 _TIME_SERIES = "time_series"
-_FIX_NAME = "correct SIDECAR_INDEX; {field!lower} gives lower case"
+_FIX_NAME = "correct SIDECAR_INDEX; {field!lower} gives lower case, and {now:%Y.%m.%d} a time without colons"
 
 
 class _Reply(NamedTuple):

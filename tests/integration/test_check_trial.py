@@ -60,6 +60,20 @@ def test_a_queue_that_cannot_be_created_is_a_problem(
     assert leftovers(bench) == []
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_arguments_of_a_consumer_that_rabbitmq_refuses_are_a_problem(bench: Bench, *, there: bool) -> None:
+    """`sidecar run` would connect again and again; the real queue isn't consumed, and nothing of the trial stays."""
+    if there:
+        bench.declare()
+    told = check(bench, AMQP_CONSUMER_ARGUMENTS='{"x-priority":"high"}')
+    (finding,) = told.about(f"queue '{bench.queue}'", "problem")
+    assert 'it can\'t be consumed with {"x-priority": "high"}' in finding["what"]
+    assert f"for queue '{bench.queue}' in vhost" in finding["what"]
+    assert finding["mend"] == "correct SIDECAR_AMQP_CONSUMER_ARGUMENTS"
+    assert not check(bench, AMQP_CONSUMER_ARGUMENTS='{"x-priority":10}').about(f"queue '{bench.queue}'", "problem")
+    assert leftovers(bench) == ([bench.queue] if there else [])
+
+
 def test_a_queue_that_can_be_created_is_a_note_that_says_with_what(bench: Bench) -> None:
     """What a producer would have to declare as well, and what else it can do; nothing of the trial stays."""
     told = check(bench, AMQP_QUEUE_ARGUMENTS='{"x-max-length":1000}')
