@@ -148,9 +148,13 @@ class Judge:
         # When a sidecar heard that a document is refused: nothing on this day keeps its copy from the dead letters.
         self._refused: dict[int, None] = {}  # the last result of these said so
         self._refused_at: dict[int, float] = {}
+        # When a sidecar heard that a target is blocked: messages for it leave room for others.
+        self._blocked: dict[int, None] = {}  # the last result of these said so
+        self._blocked_at: dict[int, float] = {}
         self._copies_flow = self.setting.on_reject == "dead-letter" and self.setting.coalesce == "none"
         self._copies_flow &= self.setting.reject_guard >= 1000
         self._copies_flow &= not any(fault.kind in _DEAD_LETTERS_WAIT for fault in day.faults)
+        self._room_is_left = self._copies_flow and self.setting.on_index_blocked == "delay"
 
     def fault(self, rule: str, detail: str, number: int | None = None) -> None:
         """Note a discrepancy; it is raised between two turns, for callbacks can't."""
@@ -325,6 +329,7 @@ class Judge:
         fate = self.fates[number]
         fate.delays += 1
         fate.uncertain = True
+        self._blocked_at.pop(number, None)
         self.delays += 1
         if fate.publication.guilty and not fate.errors:
             self._about(number, "guilty delayed")
@@ -335,6 +340,7 @@ class Judge:
         fate = self.fates[number]
         fate.returns += 1
         self._refused_at.pop(number, None)
+        self._blocked_at.pop(number, None)
         if why == "lost":
             fate.unknown += 1
             self.losses += 1
@@ -423,6 +429,8 @@ class Judge:
             fate.counted += unknown
             if self._copies_flow and not unknown and number in self._refused:
                 self._refused_at.setdefault(number, asyncio.get_running_loop().time())
+            if not unknown and number in self._blocked:
+                self._blocked_at.setdefault(number, asyncio.get_running_loop().time())
             fate.uncertain |= cut_off or (sent.request is not None and sent.request.outcome == "late")
 
     def _suspect(self, life: Life, sent: Sent) -> None:
@@ -448,6 +456,11 @@ class Judge:
         if item.document_id is not None and (isinstance(result, int) or result.status == CONFLICT):
             self._answered_at.setdefault((item.index, item.document_id), {})[number] = next(self._moments)
         self._refused.pop(number, None)
+        if isinstance(result, int) or result.error_type not in _BLOCKED:
+            self._blocked.pop(number, None)
+            self._blocked_at.pop(number, None)
+        else:
+            self._blocked[number] = None
         if not isinstance(result, int):
             if result.error_type == "document_parsing_exception":
                 self._refused[number] = None
@@ -478,6 +491,7 @@ class Judge:
             self._look_at = now + _LOOK_SECONDS
             self._look_at_acks(now)
             self._look_at_copies(now)
+            self._look_at_room(now)
         if self.first is not None:
             raise self.first
 
@@ -508,6 +522,18 @@ class Judge:
             fate = self.fates[number]
             if now - since > _COPIED_SECONDS and not (fate.dead or fate.vanished):
                 self._about(number, "held up", f"refused {now - since:.1f} s ago, and not among the dead letters")
+
+    def _look_at_room(self, now: float) -> None:
+        """See that messages that wait in place for a blocked target leave room for others, unless all of them wait."""
+        for life in self._lives if self._room_is_left else ():
+            if life.over or life.stop.is_set() or life.pipeline.held is not None:
+                continue
+            for session in life.sessions[-1:]:
+                unacked = [stored for channel in session.channels for stored in channel.unacked.values()]
+                since = [self._blocked_at.get(self._by_body[stored.body], now) for stored in unacked]
+                waiting = sum(now - at > _COPIED_SECONDS for at in since)
+                if waiting > self.setting.prefetch // 2:
+                    self.fault("no room", f"{waiting} messages of {life.name} wait for blocked targets")
 
     def _look_at_acks(self, now: float) -> None:
         """See that no ack of what is decided is withheld for long, whatever is before it."""
