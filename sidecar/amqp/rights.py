@@ -70,6 +70,8 @@ async def lacking(ask: Ask, topology: Topology, *, publishes: bool) -> list[Lack
             lacks.append(await _queue(ask, topology, delay, "messages that have to wait can't go round by it"))
         if topology.creates_work:
             lacks.append(await _binding(ask, topology, queue))
+    if topology.exchange and await _is_absent(ask, topology.exchange):
+        lacks.append(await _creating(ask, topology, topology.exchange, "the sidecar doesn't start"))
     lacks.append(await _default_exchange(ask))
     if topology.dead_letter_exchange and publishes:
         lacks.append(await _dead_letter_exchange(ask, topology.dead_letter_exchange))
@@ -89,17 +91,27 @@ async def lacking_to_publish(ask: Ask, topology: Topology) -> Lack | None:
         lack = await _default_exchange(ask)
         return replace(lack, consequence=consequence) if lack is not None else None
     where = f"exchange {exchange!r}"
-    if await ask(lambda channel: channel.exchange_declare(exchange=exchange, passive=True)) is not None:
-        if not topology.creates_work:  # which is a problem of its own
-            return None
-        kind = topology.exchange_type
-        refusal = await ask(
-            lambda channel: channel.exchange_declare(exchange=exchange, exchange_type=kind, arguments=_NO_ALTERNATE)
-        )
-        if not isinstance(refusal, ChannelAccessRefused):
-            return None
-        return Lack("configure", exchange, where, f"it is absent, and can't be created: {consequence}")
+    if await _is_absent(ask, exchange):
+        return await _creating(ask, topology, exchange, consequence)
     return await _publishing(ask, exchange, where, consequence)
+
+
+async def _is_absent(ask: Ask, exchange: str) -> bool:
+    return await ask(lambda channel: channel.exchange_declare(exchange=exchange, passive=True)) is not None
+
+
+async def _creating(ask: Ask, topology: Topology, exchange: str, consequence: str) -> Lack | None:
+    """Return the right that is missing to create an exchange."""
+    if not topology.creates_work:  # which is a problem of its own
+        return None
+    kind = topology.exchange_type
+    refusal = await ask(
+        lambda channel: channel.exchange_declare(exchange=exchange, exchange_type=kind, arguments=_NO_ALTERNATE)
+    )
+    if not isinstance(refusal, ChannelAccessRefused):
+        return None
+    where = f"exchange {exchange!r}"
+    return Lack("configure", exchange, where, f"it is absent, and can't be created: {consequence}")
 
 
 async def _queue(ask: Ask, topology: Topology, name: str, consequence: str) -> Lack | None:

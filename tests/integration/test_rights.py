@@ -108,6 +108,11 @@ def test_each_right_on_rabbitmq_that_is_missing_is_named(bench: Bench, permissio
     assert lacks(**exchanges) == {("write", queues[0]), ("write", "dead-letter exchange 'amq.fanout'")}
     permissions.set(write=f"{permissions.patterns['write']}|^amq.fanout$|^{bench.queue}$")
     assert lacks(**exchanges) == {("read", "exchange 'amq.direct'")}
+    absent = "absent-exchange"
+    permissions.set(write=".*", read=".*")
+    assert lacks(exchange=absent) == {("configure", f"exchange {absent!r}")}
+    permissions.set(configure=".*", write=".*", read=".*")
+    assert lacks(exchange=absent) == set()
     bench.amqp.delete_queue(bench.queue)
 
 
