@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 OK = 200
 BLOCKED_GUARD = 1000  # messages in a row that no target takes, before everything waits
 _THROTTLED_LOG_SECONDS = 10.0
+_TARGET_VERDICTS = frozenset({Verdict.BLOCKED, Verdict.MISSING, Verdict.UNROUTABLE})
 _IN_PLACE = frozenset({Fate.AGAIN, Fate.WAIT})
 _OF_A_TARGET = frozenset({Verdict.UNROUTABLE, Verdict.BLOCKED, Verdict.MISSING})
 
@@ -36,6 +37,7 @@ class _Fates(NamedTuple):
     """The messages of one answer, by what happens to them next; of the stored ones, those in a failure store.
 
     Attributes:
+        blocked: of those that are retried in place beside others, because their target accepts nothing.
         why_waiting: of those that wait for their target.
     """
 
@@ -43,6 +45,7 @@ class _Fates(NamedTuple):
     in_failure_store: list[Letter]
     throttled: list[Message]
     later: list[Message]
+    blocked: list[Message]
     waiting: list[Message]
     why_waiting: list[Letter]
     delayed: list[Letter]
@@ -168,9 +171,13 @@ class Concluding:
             self._crowded(crowded, sent_at, share, reason, probe=probe)
         else:
             self._pacing.stored(self._now(), sent_at, len(results) / self._plan.batch_max_items)
-        for again in (fates.later, fates.waiting):
-            if again:
-                self._go_again(batch.again(again), "failed")
+        if fates.later:
+            self._go_again(batch.again(fates.later), "failed")
+        for messages in (fates.blocked, fates.waiting):
+            if messages:
+                waiting = batch.again(messages)
+                waiting.waits = True
+                self._go_again(waiting, "failed")
         if fates.why_waiting and not probe:
             self._settling.failures.note(fates.why_waiting, "wait")
         if fates.in_failure_store:
@@ -245,7 +252,7 @@ class Concluding:
         self._put_again(again)
 
     def _sort(self, batch: Batch, results: list[Result]) -> _Fates:
-        fates = _Fates([], [], [], [], [], [], [], [])
+        fates = _Fates([], [], [], [], [], [], [], [], [])
         outcomes = self._account.documents
         action = self._plan.recipe.constant_action or ""
         for message, result in zip(batch.messages, results, strict=True):
@@ -263,7 +270,7 @@ class Concluding:
             elif fate is Fate.THROTTLED:
                 fates.throttled.append(message)
             elif fate is Fate.AGAIN:
-                fates.later.append(message)
+                (fates.blocked if rule.verdict in _TARGET_VERDICTS else fates.later).append(message)
             elif fate is Fate.WAIT:
                 fates.waiting.append(message)
                 if not batch.tries:

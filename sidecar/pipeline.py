@@ -583,7 +583,9 @@ class Pipeline:
             return False
         if not copying.idle:  # their destinations refuse messages
             return not (self._outbox or self._batcher.open_groups)
-        return not (self._outbox or self._order)
+        if self._outbox:  # what waits for its target goes back at once, and what is behind it on the same document
+            return self._outbox.only_waits and not self._batcher.open_groups
+        return not self._order
 
     async def _sleep(self, now: float) -> None:
         """Sleep until something happens, or until the clock makes a difference."""

@@ -40,6 +40,7 @@ class Batch:
         unanswered: how often it went without an answer while others had one; it is halved then.
         suspected_at: when this one (or the one that it was halved from) was first refused as a whole, in seconds of
             the loop's clock; -1 while it never was.
+        waits: its messages wait in place for targets that accept nothing.
     """
 
     __slots__ = (
@@ -55,6 +56,7 @@ class Batch:
         "tries",
         "trigger",
         "unanswered",
+        "waits",
     )
 
     def __init__(self, messages: list[Message], body_bytes: int, opened_at: float) -> None:
@@ -70,6 +72,7 @@ class Batch:
         self.ready_at = 0.0
         self.unanswered = 0
         self.suspected_at = -1.0
+        self.waits = False
 
     def __repr__(self) -> str:
         """Show its size and history, for tests and traces."""

@@ -41,6 +41,11 @@ class Outbox:
         """How many messages wait."""
         return sum(len(batch.messages) for batch in (*self._again, *self._fresh))
 
+    @property
+    def only_waits(self) -> bool:
+        """Whether nothing is left but messages that wait in place for targets that accept nothing."""
+        return not self._fresh and all(batch.waits for batch in self._again)
+
     def put(self, batches: Iterable[Batch]) -> None:
         """Add complete batches, oldest first."""
         self._fresh.extend(batches)
@@ -104,6 +109,7 @@ class Outbox:
                 batch.body_bytes += other.body_bytes
                 batch.opened_at = min(batch.opened_at, other.opened_at)
                 batch.tries = max(batch.tries, other.tries)
+                batch.waits = batch.waits and other.waits
 
     def take_probe(self, roll: float) -> Batch | None:
         """Take a single item to find out with it whether Elasticsearch is back: a different one each time.

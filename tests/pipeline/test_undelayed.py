@@ -121,6 +121,23 @@ def test_what_waits_in_place_leaves_room_for_others(seed: int) -> None:
     play(lambda: several(seed=seed), scenario)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_drain_gives_back_at_once_what_waits_in_place(seed: int) -> None:
+    """A target that accepts nothing is not waited for: its messages are requeued, with those behind them."""
+
+    async def scenario(world: World) -> None:
+        undelayable(world)
+        blocked = [publish(world, number, CLOSED, f"doc-{number % 5}") for number in range(20)]
+        good = [publish(world, number, OPEN) for number in range(20, 25)]
+        await world.start()
+        await world.until(lambda: all(world.published[body].acked_at is not None for body in good), 30)
+        await world.until(lambda: not world.elastic.in_flight, 5)
+        assert await world.stop() < 3.0
+        assert world.left == blocked
+
+    play(lambda: several(seed=seed), scenario)
+
+
 def test_what_waits_behind_a_document_counts_as_waiting() -> None:
     """Ten documents of a closed index, each with a queue of operations: they don't fill the prefetch for good."""
 
