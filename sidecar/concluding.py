@@ -171,13 +171,7 @@ class Concluding:
             self._crowded(crowded, sent_at, share, reason, probe=probe)
         else:
             self._pacing.stored(self._now(), sent_at, len(results) / self._plan.batch_max_items)
-        if fates.later:
-            self._go_again(batch.again(fates.later), "failed")
-        for messages in (fates.blocked, fates.waiting):
-            if messages:
-                waiting = batch.again(messages)
-                waiting.waits = True
-                self._go_again(waiting, "failed")
+        self._retry_in_place(batch, fates)
         if fates.why_waiting and not probe:
             self._settling.failures.note(fates.why_waiting, "wait")
         if fates.in_failure_store:
@@ -189,6 +183,13 @@ class Concluding:
             self._settling.reject(letters)
         if delayed:
             self._settling.delay(delayed)
+
+    def _retry_in_place(self, batch: Batch, fates: _Fates) -> None:
+        for messages in (fates.later, fates.blocked, fates.waiting):
+            if messages:
+                again = batch.again(messages)
+                again.waits = messages is not fates.later
+                self._go_again(again, "failed")
 
     def _keep_back(
         self, batch: Batch, fates: _Fates, results: list[Result], *, probe: bool

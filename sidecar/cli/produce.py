@@ -222,14 +222,12 @@ def command(
 
     Every message is confirmed by the broker. The exit status is 0 when all of them were.
     """
-    settings = load_amqp(
-        os.environ,
-        amqp_queue=(queue,) if queue is not None else None,
-        amqp_exchange=exchange,
-        amqp_routing_keys=(routing_key,) if routing_key is not None else None,
-    )
-    if routing_key is not None and not settings.amqp_exchange:
-        raise click.UsageError("--routing-key needs an exchange (--exchange); without one --queue says where to.")
+    given = {"amqp_queue": (queue,) if queue is not None else None, "amqp_exchange": exchange}
+    settings = load_amqp(os.environ, **given)
+    if routing_key is not None:
+        if not settings.amqp_exchange:
+            raise click.UsageError("--routing-key needs an exchange (--exchange); without one --queue says where to.")
+        settings = load_amqp(os.environ, **given, amqp_routing_keys=(routing_key,))
     route = _route(settings)
     if seed is None:
         seed = random.SystemRandom().getrandbits(32)

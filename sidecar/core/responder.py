@@ -1,7 +1,8 @@
 """Decides who answered a request: an Elasticsearch that can be used, or something else at its address.
 
 A login page, a proxy's 404, Kibana and RabbitMQ's management port all answer over HTTP. An answer is
-Elasticsearch's if it has the product header, or the format of Elasticsearch's errors or of its root document.
+Elasticsearch's if it has the product header, or the format of Elasticsearch's errors, its root document or its
+results of a bulk request.
 OpenSearch doesn't send that header, and some proxies remove it.
 """
 
@@ -157,6 +158,8 @@ def _has_own_shape(content: dict[str, Any]) -> bool:
     error, version = content.get("error"), content.get("version")
     if isinstance(error, dict):
         return isinstance(error.get("type"), str) and isinstance(error.get("root_cause"), list)
+    if isinstance(content.get("errors"), bool) and isinstance(content.get("items"), list):
+        return True  # a server that speaks nothing but _bulk, and takes an empty one
     return isinstance(version, dict) and isinstance(version.get("number"), str) and "cluster_name" in content
 
 

@@ -40,7 +40,7 @@ def test_with_own_the_producers_declaration_counts(bench: Bench, arguments: dict
     port = processes.free_port()
     exchange = f"{bench.queue}.x"
     sidecar = bench.sidecar(AMQP_DECLARE="own", AMQP_EXCHANGE=exchange, HTTP_ADDRESS=f"127.0.0.1:{port}")
-    expected = f"the queue '{bench.queue}' doesn't exist yet: with SIDECAR_AMQP_DECLARE=own its producer declares it"
+    expected = f"the queue '{bench.queue}' doesn't exist yet: with SIDECAR_AMQP_DECLARE=own the sidecar waits until "
     assert expected in sidecar.wait_for("amqp.unreachable")["reason"]
     wait_until(lambda: expected in readiness(port)[1], SECONDS, "a /readyz that says why", sidecar.told)
     assert readiness(port)[0] == 503

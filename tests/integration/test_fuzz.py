@@ -651,7 +651,8 @@ def test_what_is_no_json_but_elasticsearch_takes_it_ends_once(bench: Bench) -> N
     with Elastic(bench.elasticsearch.url) as elastic:
         for name, body in LENIENT.items():
             stored = elastic.source(bench.index_name, name)
-            assert (stored, dead.get(name)) in {(body, None), (None, body)}, name
+            sent_as = body.replace(b"//\n", b"   ")  # a request is lines: a comment can't end one
+            assert (stored, dead.get(name)) in {(sent_as, None), (None, body)}, name
         assert {elastic.source(bench.index_name, f"good-{at}") for at in range(20)} == {b"{}"}
         assert elastic.count(bench.index_name) == account["ack"]
     assert account["ack"] + account["dead_letter"] == len(sent) + len(good)

@@ -110,14 +110,14 @@ class Fault:
 
 FAULTS = {
     "a path that Elasticsearch doesn't have": Fault(
-        lambda call: replace(call, path=f"/nowhere{call.path}"), "400 : no handler found for uri"
+        lambda call: replace(call, path=f"/nowhere{call.path}"), "400: no handler found for uri"
     ),
     "a path that is only for reading": Fault(
-        lambda call: replace(call, path="/_cluster/health/_bulk"), "405 : Incorrect HTTP method for uri"
+        lambda call: replace(call, path="/_cluster/health/_bulk"), "405: Incorrect HTTP method for uri"
     ),
     "a path of somebody else": Fault(
         lambda call: Reply(404, b"<html>not here</html>", {"content-type": "text/html"}),
-        "404 : the answer is not one of Elasticsearch's",
+        "404: the answer is not one of Elasticsearch's",
     ),
     "a media type of a later version": Fault(
         lambda call: with_version(call, 99), "400 media_type_header_exception: "

@@ -162,7 +162,7 @@ class Grudging:
             wbufsize = -1
 
             def do_GET(self) -> None:
-                self.tell(Says(200, raw=b"{}"), 0)
+                self.tell(Says(200, raw=b'{"cluster_name":"grudging","version":{"number":"9.5.0"}}'), 0)
 
             def do_POST(self) -> None:
                 items = self.rfile.read(int(self.headers["content-length"])).count(b'{"index"')

@@ -36,6 +36,7 @@ OURS = {
     ),
     "403 of a restricted user": Answer(403, error(403, "security_exception")),
     "400 of an empty bulk request": Answer(400, error(400, "parse_exception")),
+    "results of an empty bulk request": Answer(200, b'{"took":0,"errors":false,"items":[]}'),
     "429 of a busy node": Answer(429, error(429, "circuit_breaking_exception")),
 }
 
