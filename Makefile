@@ -12,7 +12,7 @@ DOCS_VENV := .docs-venv
 DOCS_STAMP := $(DOCS_VENV)/.complete
 # Three processes run the tests with servers, each with servers of its own, and mostly wait; a fourth runs the others
 # meanwhile (tests/scheduling.py).
-SIDE_BY_SIDE = -n 4 --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE = -n 5 --dist loadfile --no-loadscope-reorder
 SECONDS_OF_CHAOS = $(or $(SECONDS),600)
 COMPOSE = docker compose --file deploy/compose.yaml
 DAYS_TO_SIMULATE = $(if $(findstring -,$(SEEDS)),$(SEEDS),0-$(or $(SEEDS),10000))

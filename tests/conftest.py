@@ -29,13 +29,19 @@ if TYPE_CHECKING:
 
 SERVER_FOLDERS = ("integration", "contract", "faults")
 BREAKABLE = frozenset({"breakable_broker", "breakable_cluster"})
+LONG = (
+    "test_vanishing_queues", "test_promise", "test_undelayed", "test_check_trial", "test_dlq", "test_copies",
+    "test_secrets", "test_broker", "test_coalesce", "test_logins", "test_operate", "test_queue_properties",
+)  # fmt: skip
+"""Files with servers that take longest: begun late, one of them would still run when all others are through."""
 _HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test under the folders that need servers, and sort: first those that break the session's servers.
+    """Mark every test under the folders that need servers, and sort them.
 
-    A server that is killed when others have left hundreds of queues and indices there takes long to come back.
+    First those that break the session's servers: a server that is killed when others have left hundreds of queues and
+    indices there takes long to come back. Then the long ones.
     """
     for item in items:
         if item.path.is_relative_to(_HERE) and item.path.relative_to(_HERE).parts[0] in SERVER_FOLDERS:
@@ -44,10 +50,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _turn(item: pytest.Item) -> int:
-    """Return 0 for a test that breaks servers, 1 for one that uses them, 2 for any other."""
+    """Return 0 for a test that breaks servers, then one that uses them, by how long its file takes, then any other."""
     if not BREAKABLE.isdisjoint(getattr(item, "fixturenames", ())):
         return 0
-    return 1 if item.get_closest_marker("server") else 2
+    if item.get_closest_marker("server") is None:
+        return len(LONG) + 2
+    return 1 + (LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.hookimpl(optionalhook=True)

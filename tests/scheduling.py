@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
 WITH_SERVERS = tuple(f"tests/{folder}/" for folder in SERVER_FOLDERS)
-SERVER_WORKERS = 3
-ALONE = ("tests/faults/", "tests/simulation/")
+SERVER_WORKERS = 4
+ALONE = ("tests/faults/", "tests/integration/test_vanishing_queues.py", "tests/simulation/")
 LOWER_PRIORITY = 10
 
 
