@@ -30,7 +30,6 @@ BLOCKED_GUARD = 1000  # messages in a row that no target takes, before everythin
 _THROTTLED_LOG_SECONDS = 10.0
 _TARGET_VERDICTS = frozenset({Verdict.BLOCKED, Verdict.MISSING, Verdict.UNROUTABLE})
 _IN_PLACE = frozenset({Fate.AGAIN, Fate.WAIT})
-_OF_A_TARGET = frozenset({Verdict.UNROUTABLE, Verdict.BLOCKED, Verdict.MISSING})
 
 
 class _Fates(NamedTuple):
@@ -224,7 +223,7 @@ class Concluding:
         message, example = next(
             (message, result)
             for message, result in zip(batch.messages, results, strict=True)
-            if judge(result, "").verdict in _OF_A_TARGET
+            if judge(result, "").verdict in _TARGET_VERDICTS
         )
         reason = bulk.blank(example.reason, message.source or message.body)
         if judge(example, "").verdict is not Verdict.UNROUTABLE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -16,6 +17,19 @@ if TYPE_CHECKING:
 
 ANY_PORT = "127.0.0.1:0"
 SETTLED = ("ack", "delay", "requeue", "dead_letter", "discard", "stale")
+
+
+def page(port: int, path: str) -> tuple[int, str]:
+    """Return status and text of a page of a sidecar; 0 if nobody answers, for one that may not listen yet."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    except OSError:
+        return 0, ""
+    finally:
+        connection.close()
 
 
 class Answered(NamedTuple):

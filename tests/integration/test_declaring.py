@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import pytest
 
 from devstack import processes
 from tests.integration.bench import message
+from tests.integration.operate import page
 from tests.integration.process import wait_until
 from tests.servers.amqp import ChannelClosedError
 
@@ -21,19 +21,6 @@ SECONDS = 60.0
 PAGE = Path(__file__).parents[2] / "docs" / "deployment.md"
 
 
-def readiness(port: int) -> tuple[int, str]:
-    """Return status and text of /readyz."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", "/readyz")
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
-    except OSError:
-        return 0, ""
-    finally:
-        connection.close()
-
-
 @pytest.mark.parametrize("arguments", [{}, {"x-queue-type": "quorum"}], ids=["classic", "quorum without a limit"])
 def test_with_own_the_producers_declaration_counts(bench: Bench, arguments: dict[str, Any]) -> None:
     """The sidecar comes first, waits and says for what; the producer declares as ever; then messages flow."""
@@ -42,8 +29,8 @@ def test_with_own_the_producers_declaration_counts(bench: Bench, arguments: dict
     sidecar = bench.sidecar(AMQP_DECLARE="own", AMQP_EXCHANGE=exchange, HTTP_ADDRESS=f"127.0.0.1:{port}")
     expected = f"the queue '{bench.queue}' doesn't exist yet: with SIDECAR_AMQP_DECLARE=own the sidecar waits until "
     assert expected in sidecar.wait_for("amqp.unreachable")["reason"]
-    wait_until(lambda: expected in readiness(port)[1], SECONDS, "a /readyz that says why", sidecar.told)
-    assert readiness(port)[0] == 503
+    wait_until(lambda: expected in page(port, "/readyz")[1], SECONDS, "a /readyz that says why", sidecar.told)
+    assert page(port, "/readyz")[0] == 503
     assert bench.amqp.queue_state(bench.queue) is None
     bench.amqp.declare_queue(bench.queue, arguments)
     bench.publish([message(b'{"n":1}', "good"), message(b"[]", "bad")])

@@ -17,6 +17,7 @@ from devstack import processes
 from sidecar.elastic.sink import Connection, ElasticSink
 from tests.integration.bench import message
 from tests.integration.between import Reply, as_it_is
+from tests.integration.operate import page
 from tests.integration.process import run_sidecar, wait_until
 
 if TYPE_CHECKING:
@@ -116,19 +117,6 @@ def command(bench: Bench, *arguments: str, **settings: str) -> subprocess.Comple
     """Run a command of the sidecar to its end."""
     inherited = {name: text for name, text in os.environ.items() if not name.startswith("SIDECAR_")}
     return run_sidecar(*arguments, environment=inherited | bench.settings(**settings), seconds=SECONDS)
-
-
-def page(port: int, path: str) -> tuple[int, str]:
-    """Return status and text of a page of the sidecar's own server."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
-    except OSError:
-        return 0, ""
-    finally:
-        connection.close()
 
 
 def assert_told(bench: Bench, url: str, word: str, **settings: str) -> None:
