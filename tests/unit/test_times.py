@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from datetime import UTC, datetime, timedelta, timezone
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -14,6 +14,9 @@ from sidecar.core import times
 from sidecar.core.exact_json import Number
 from sidecar.core.properties import published_at
 from tests.builders import properties
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NOON = datetime(2026, 11, 30, 12, tzinfo=UTC)
 SECONDS = int(NOON.timestamp())
@@ -83,19 +86,20 @@ def test_when_a_message_was_published_is_told_in_any_unit(unit: int) -> None:
     assert published_at(properties(timestamp=2**64 - 1), SECONDS + 5.0) is None
 
 
+@pytest.fixture
+def auckland(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The machine's zone is far from UTC."""
+    with monkeypatch.context() as changed:
+        changed.setenv("TZ", "Pacific/Auckland")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("auckland")
 def test_the_machines_zone_means_nothing() -> None:
     """A time without a zone is UTC, also where the machine is elsewhere."""
-    before = os.environ.get("TZ")
-    os.environ["TZ"] = "Pacific/Auckland"
-    time.tzset()
-    try:
-        assert times.read("2026-11-30T12:00:00") == NOON
-    finally:
-        if before is None:
-            del os.environ["TZ"]
-        else:
-            os.environ["TZ"] = before
-        time.tzset()
+    assert times.read("2026-11-30T12:00:00") == NOON
 
 
 @pytest.mark.parametrize(
@@ -107,16 +111,7 @@ def test_a_year_has_four_digits(style: str, expected: str) -> None:
     assert times.as_text(datetime(1, 1, 1, tzinfo=UTC), style) == expected
 
 
+@pytest.mark.usefixtures("auckland")
 def test_seconds_since_1970_are_written_as_they_are() -> None:
     """Whatever the machine's zone."""
-    before = os.environ.get("TZ")
-    os.environ["TZ"] = "Pacific/Auckland"
-    time.tzset()
-    try:
-        assert times.as_text(datetime(1970, 1, 2, tzinfo=UTC), "%s-%Y") == "86400-1970"
-    finally:
-        if before is None:
-            del os.environ["TZ"]
-        else:
-            os.environ["TZ"] = before
-        time.tzset()
+    assert times.as_text(datetime(1970, 1, 2, tzinfo=UTC), "%s-%Y") == "86400-1970"
