@@ -37,7 +37,10 @@ The connection can be cut after so many bytes, counted from its beginning; `skip
 Further: `frame_max`, `heartbeat_seconds`, `version`, `capabilities`, `users`, `vhosts`, `mechanisms`, before a client
 connects; `AmqpServer(tls=context)`; `block` and `unblock`, `delete`, `publish`, `kill`, `refuse_connections`; `until`
 waits for a condition, without polling; `log` and `methods` (what came), `published`, `acked`, `rejected`, and
-`connections` with their channels.
+`connections` with their channels; `complaints`, over which it closed
+something by itself.
+
+`tests.fakes.network.run` plays it and the product's own connections in virtual time, without sockets.
 """
 
 from __future__ import annotations
@@ -675,6 +678,7 @@ class Channel:
                 vhost.queues[name].ready.append(
                     Stored(publish.exchange, publish.routing_key, publish.properties, publish.body, publish)
                 )
+        self.server.on_published(publish)
         if self.confirming:
             self.unconfirmed[publish.tag] = publish
             self.server.confirms(self)
@@ -973,7 +977,9 @@ class Connection(asyncio.Protocol):
         while self._reading and not self.ended and len(self._buffer) >= 7:
             kind, number, size = struct.unpack_from(">BHI", self._buffer)
             if self.frame_max and size + amqp.FRAME_OVERHEAD > self.frame_max:
-                self.close(501, f"FRAME_ERROR - type {kind}, a frame of {size} bytes, max_frame_size={self.frame_max}")
+                text = f"FRAME_ERROR - type {kind}, a frame of {size} bytes, max_frame_size={self.frame_max}"
+                self.server.complaints.append(text)
+                self.close(501, text)
                 self._buffer = b""
                 return
             if len(self._buffer) < size + amqp.FRAME_OVERHEAD:
@@ -981,7 +987,8 @@ class Connection(asyncio.Protocol):
             payload, last = self._buffer[7 : 7 + size], self._buffer[7 + size : 8 + size]
             self._buffer = self._buffer[8 + size :]
             if last != amqp.FRAME_END:
-                self.close(501, "FRAME_ERROR - a frame without its end")
+                self.server.complaints.append("FRAME_ERROR - a frame without its end")
+                self.close(501, self.server.complaints[-1])
                 return
             self._take(kind, number, payload)
 
@@ -1029,6 +1036,7 @@ class Connection(asyncio.Protocol):
             else:
                 channel.take(kind, payload)
         except Refusal as refusal:
+            self.server.complaints.append(refusal.text)
             if refusal.whole or channel is None or not number:
                 self.close(refusal.code, refusal.text, method)
             else:
@@ -1123,6 +1131,8 @@ class AmqpServer:
         log: every method that came, but for publishes, which are in `published`.
         acked: messages that were acked, in order.
         rejected: messages that were rejected or nacked without requeue, in order.
+        complaints: the texts with which it closed a channel or connection, but for what rules and tests closed.
+        on_published: told of each message that came, before it is confirmed.
         alarm: why publishes are not taken; None: they are.
         frame_max: that is offered, in bytes; 0 means no limit.
         heartbeat_seconds: that is offered; a client may choose another one.
@@ -1135,6 +1145,8 @@ class AmqpServer:
         self.published: list[Publish] = []
         self.acked: list[Stored] = []
         self.rejected: list[Stored] = []
+        self.complaints: list[str] = []
+        self.on_published: Callable[[Publish], None] = lambda _: None
         self.alarm: str | None = None
         self.version = "3.10.8"
         self.cluster_name = "rabbit@test"

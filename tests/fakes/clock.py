@@ -87,17 +87,23 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """No threads to wake the loop up."""
 
 
-def run(main: Coroutine[object, object, Returned], *, watcher: Callable[[], None] | None = None) -> Returned:
+def run(
+    main: Coroutine[object, object, Returned],
+    *,
+    watcher: Callable[[], None] | None = None,
+    loop: VirtualLoop | None = None,
+) -> Returned:
     """Run a coroutine in virtual time and return its result.
 
     Args:
         main: what to run.
         watcher: called between any two turns of the loop.
+        loop: on which; it is closed at the end.
 
     Raises:
         Stuck: it waits for something that never happens.
     """
-    loop = VirtualLoop()
+    loop = loop if loop is not None else VirtualLoop()
     if watcher is not None:
         loop.watchers.append(watcher)
     asyncio.set_event_loop(loop)
