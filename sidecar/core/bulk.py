@@ -30,6 +30,7 @@ STORED_STATUSES = frozenset({200, 201})
 
 _ALL_WELL = re.compile(rb'\{"errors":\s*false\b')
 _STATUS = b'"status":'
+_WHOLE = b"]}"
 _MAX_REASON_CHARACTERS = 1024
 
 
@@ -86,9 +87,15 @@ def body(messages: list[Message]) -> bytes:
 def all_stored(answer: bytes, count: int) -> bool:
     """Whether `answer` says of each of `count` items that it was stored, without parsing it.
 
-    Only a success is told this way; a no means no more than that `results` has to look.
+    Only a success is told this way; a no means no more than that `results` has to look. An answer that is cut is none:
+    where only the end of the connection ends it, nothing else tells.
     """
-    return _ALL_WELL.match(answer) is not None and answer.count(_STATUS) == count and b"failure_store" not in answer
+    return (
+        _ALL_WELL.match(answer) is not None
+        and answer.endswith(_WHOLE)
+        and answer.count(_STATUS) == count
+        and b"failure_store" not in answer
+    )
 
 
 def results(answer: bytes, count: int) -> list[Result] | None:

@@ -23,7 +23,7 @@ from sidecar.core.bulk import ACCEPT
 from sidecar.core.check import Finding, names_pattern, on_data_stream, on_time_series
 from sidecar.core.index_names import name_fault, template_fault
 from sidecar.elastic.node import OTHER_SHAPE, Node, as_answer, find_obstacle
-from sidecar.elastic.sink import MIMETYPES, RAW, authorization, nodes, sentence
+from sidecar.elastic.sink import authorization, nodes, pass_bytes, sentence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +63,8 @@ class _Node:
         self.where = f"Elasticsearch {URL.build(scheme=config.scheme, host=config.host, port=config.port)}"
         self.seconds = seconds
         self._login = {"authorization": login} if login is not None else {}
-        self._transport = AsyncTransport([config], node_class=Node, serializers=dict.fromkeys(MIMETYPES, RAW))
+        self._transport = AsyncTransport([config], node_class=Node)
+        pass_bytes(self._transport)
 
     async def ask(self, method: str, path: str, content: dict[str, Any] | None = None) -> _Reply:
         """Return the answer, whatever it says.

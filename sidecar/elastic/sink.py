@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import aiohttp
-from elastic_transport import BaseAsyncNode, NodeConfig, NodePool, Serializer, TransportError
+from elastic_transport import BaseAsyncNode, NodeConfig, NodePool, Serializer, SerializerCollection, TransportError
 from elastic_transport.client_utils import basic_auth_to_header, parse_cloud_id
 from elasticsearch import AsyncElasticsearch
 from yarl import URL
@@ -29,7 +29,7 @@ from sidecar.errors import ConfigError, SinkError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from elastic_transport import BaseNode, HttpHeaders
+    from elastic_transport import AsyncTransport, BaseNode, HttpHeaders
 
     from sidecar.ports import Answer
 
@@ -40,6 +40,8 @@ for _name in ("elastic_transport", "elastic_transport.node", "elasticsearch"):
 _LOOK_SECONDS = 10.0
 """How long a look at a node may take: it asks for next to nothing."""
 _ADDRESS = re.compile(r"(https?://[^/\s?]+)[^\s]*")
+_BYTES = re.compile(r"\W*\bb['\"].*", re.DOTALL)
+"""Bytes of an answer that aiohttp quotes: they may be of a document."""
 _RETURN_MIN_SECONDS = 0.5
 _RETURN_MAX_SECONDS = 5.0
 
@@ -47,7 +49,7 @@ _RETURN_MAX_SECONDS = 5.0
 class _Raw(Serializer):
     """Leaves bytes as they are, both ways."""
 
-    mimetype: ClassVar[str] = "application/vnd.elasticsearch+json"
+    mimetype: ClassVar[str] = "application/json"
 
     def loads(self, data: bytes) -> bytes:
         return data
@@ -56,14 +58,16 @@ class _Raw(Serializer):
         return data
 
 
-RAW = _Raw()
-MIMETYPES = (
-    "application/vnd.elasticsearch+json",
-    "application/vnd.elasticsearch+x-ndjson",
-    "application/json",
-    "application/x-ndjson",
-    "text/*",
-)
+class _Raws(SerializerCollection):
+    """Leaves bytes as they are, whatever type an answer says it has: its status counts, even with a page of a proxy."""
+
+    def get_serializer(self, _mimetype: str | None) -> Serializer:
+        return self.default_serializer
+
+
+def pass_bytes(transport: AsyncTransport) -> None:
+    """Have a transport pass on the bytes of requests and answers as they are."""
+    transport.serializers = _Raws({_Raw.mimetype: _Raw()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,10 +183,10 @@ class ElasticSink:
         self._client = AsyncElasticsearch(
             configs,
             http_compress=connection.compress,
-            serializers=dict.fromkeys(MIMETYPES, RAW),
             node_pool_class=_Nodes,
             node_class=Node,
         )
+        pass_bytes(self._client.transport)
         self._bulk_path = bulk_path
         self._pool = cast("_Nodes", self._client.transport.node_pool)
         self._timeout_seconds = connection.timeout_seconds
@@ -298,8 +302,11 @@ def sentence(error: TransportError) -> str:
         return f"{cause.host}:{cause.port}: {tls.explain(cause.os_error)}"
     if isinstance(cause, aiohttp.ClientOSError) and isinstance(cause.__cause__, ssl.SSLError):
         return tls.explain(cause.__cause__)
+    if isinstance(cause, aiohttp.ServerDisconnectedError):  # with a part of the answer in it, if there was one
+        return "Server disconnected"
+    text = f"the answer is not valid HTTP: {cause.message}" if isinstance(cause, aiohttp.ClientResponseError) else ""
     # Not the path of each request, and one line, even if what answers doesn't speak HTTP.
-    return _ADDRESS.sub(r"\1", " ".join(str(error.message).split()))
+    return _ADDRESS.sub(r"\1", " ".join(_BYTES.sub("", text or str(error.message)).split()))
 
 
 def _cause(error: TransportError) -> BaseException | None:
