@@ -1,9 +1,8 @@
-"""Every way to log in and every kind of TLS, on servers with certificates that are made for the run."""
+"""TLS of every kind and logins, on servers with certificates that are made for the run."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import shutil
 import ssl
@@ -19,9 +18,8 @@ import pytest
 from devstack import processes, provision
 from devstack.elasticsearch import QUICK_JAVA_OPTIONS, Elasticsearch
 from devstack.rabbitmq import RabbitMQ
-from sidecar.elastic import sink as sink_module
 from sidecar.elastic.sink import Connection, ElasticSink
-from sidecar.errors import ConfigError, SinkError
+from sidecar.errors import ConfigError
 from sidecar.tls import client_context
 from tests.conftest import obtain
 from tests.integration.bench import message
@@ -225,9 +223,6 @@ def recorder() -> Iterator[Recorder]:
     server.close()
 
 
-# -- Headers ----------------------------------------------------------------------------------------------------------
-
-
 def using(connection: Connection, use: Callable[[ElasticSink], Coroutine[Any, Any, Any]]) -> Any:
     """Run something with a sink, in a loop of its own."""
 
@@ -239,165 +234,6 @@ def using(connection: Connection, use: Callable[[ElasticSink], Coroutine[Any, An
             await sink.close()
 
     return asyncio.run(scenario())
-
-
-def basic(text: str) -> str:
-    """Return the header of basic authentication."""
-    return f"Basic {base64.b64encode(text.encode()).decode()}"
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({}, None),
-        ({"username": "elastic", "password": PASSWORD}, basic(f"elastic:{PASSWORD}")),
-        ({"username": "elastic"}, basic("elastic:")),
-        ({"api_key": "aWQ6a2V5"}, "ApiKey aWQ6a2V5"),
-        ({"api_key": "id:key"}, "ApiKey aWQ6a2V5"),
-        ({"api_key": "aWQ6a2V5\n"}, "ApiKey aWQ6a2V5"),
-        ({"bearer_token": "t.o-k_e.n"}, "Bearer t.o-k_e.n"),
-    ],
-)
-def test_each_way_to_log_in_has_its_header(recorder: Recorder, options: dict[str, str], expected: str | None) -> None:
-    """With every request, the probe included."""
-
-    async def use(sink: ElasticSink) -> None:
-        assert await sink.unavailable() is None
-        await sink.bulk("/_bulk", ITEM)
-
-    using(Connection(urls=(recorder.url,), **options), use)
-    assert recorder.requests == [("GET", expected), ("POST", expected)]
-
-
-def test_a_login_in_a_url_is_for_all_nodes_and_never_shown(recorder: Recorder) -> None:
-    """Percent signs are undone; what is left of the URL is all that an error names."""
-    address = f"127.0.0.1:{processes.free_port()}"
-    urls = (f"http://{IN_URL}@{address}", recorder.url)
-    using(Connection(urls=urls), lambda sink: sink.bulk("/_bulk", ITEM))
-    assert recorder.requests[0] == ("POST", basic(f"elastic:{PASSWORD}"))
-    with pytest.raises(SinkError) as caught:
-        using(Connection(urls=urls[:1]), lambda sink: sink.bulk("/_bulk", ITEM))
-    assert address in str(caught.value)
-    assert "s3cret" not in str(caught.value)
-    assert "s3cret" not in repr(Connection(urls=urls, password=PASSWORD, api_key=PASSWORD, bearer_token=PASSWORD))
-
-
-def test_different_logins_in_urls_are_refused() -> None:
-    """One of them would be used for all nodes, and nobody would know which."""
-    with pytest.raises(ConfigError, match="different logins") as caught:
-        ElasticSink(Connection(urls=("http://a:secret1@127.0.0.1:1", "http://b:secret2@127.0.0.1:2")))
-    assert "secret" not in str(caught.value)
-
-
-def test_a_cloud_id_names_the_node() -> None:
-    """It wins over the URLs, whose default is always there; one that is none is refused."""
-    inner = base64.b64encode(b"eu-west-1.aws.example.io$abc123$kibana").decode()
-    (node,) = sink_module.nodes(Connection(urls=("http://localhost:9200",), cloud_id=f"name:{inner}"))
-    assert (node.scheme, node.host, node.port) == ("https", "abc123.eu-west-1.aws.example.io", 443)
-    with pytest.raises(ConfigError, match="cloud id"):
-        ElasticSink(Connection(cloud_id="name:???"))
-
-
-@pytest.mark.parametrize("status", [429, 502, 503, 504])
-def test_a_refusal_is_handed_on_at_once(recorder: Recorder, status: int) -> None:
-    """One request, one try: whether and when there is another is the pipeline's business."""
-    recorder.status = status
-    answer = using(Connection(urls=(recorder.url,)), lambda sink: sink.bulk("/_bulk", ITEM))
-    assert answer.status == status
-    assert len(recorder.requests) == 1
-
-
-def test_a_lost_connection_is_handed_on_at_once() -> None:
-    """The request may have been applied: nobody sends it again before the pipeline knows."""
-    opened = 0
-
-    def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal opened
-        opened += 1
-        writer.close()
-
-    async def scenario() -> None:
-        server = await asyncio.start_server(close, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        sink = ElasticSink(Connection(urls=(url,)))
-        with pytest.raises(SinkError):
-            await sink.bulk("/_bulk", ITEM)
-        await sink.close()
-        server.close()
-
-    asyncio.run(scenario())
-    assert opened == 1
-
-
-# -- Several nodes ----------------------------------------------------------------------------------------------------
-
-
-def test_a_dead_node_costs_nothing_and_comes_back(recorder: Recorder) -> None:
-    """While another answers not one request goes without an answer, and a node that is back gets its share again."""
-    other = Recorder()
-    restarted: list[Recorder] = []
-
-    async def use(sink: ElasticSink) -> None:
-        other.close()
-        for _ in range(50):
-            assert (await sink.bulk("/_bulk", ITEM)).status == 200
-            assert await sink.unavailable() is None
-        assert len(recorder.requests) == 100
-        restarted.append(Recorder(other.port))
-        async with asyncio.timeout(LIMIT_SECONDS):
-            while ("POST", None) not in restarted[0].requests:
-                await sink.bulk("/_bulk", ITEM)
-                await asyncio.sleep(0.01)
-
-    try:
-        using(Connection(urls=(other.url, recorder.url)), use)
-    finally:
-        for server in restarted:
-            server.close()
-
-
-def test_a_node_that_never_answers_is_left_out_after_one_request(recorder: Recorder) -> None:
-    """What it was asked has an unknown fate, and is not sent to another on our own account."""
-
-    async def scenario() -> int:
-        silent = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}"
-        sink = ElasticSink(Connection(urls=(url, recorder.url), timeout_seconds=0.3))
-        failures = 0
-        deadline = time.monotonic() + 3.0
-        try:
-            while time.monotonic() < deadline:
-                try:
-                    await sink.bulk("/_bulk", ITEM)
-                except SinkError:
-                    failures += 1
-                await asyncio.sleep(0.01)
-        finally:
-            await sink.close()
-            silent.close()
-        return failures
-
-    assert asyncio.run(scenario()) == 1
-    assert len(recorder.requests) > 50
-
-
-def test_with_all_nodes_away_all_are_asked() -> None:
-    """The first that is back is found at once: the pipeline's own probes are enough."""
-    ports = [processes.free_port(), processes.free_port()]
-    servers: list[Recorder] = []
-
-    async def use(sink: ElasticSink) -> None:
-        for _ in range(3):
-            with pytest.raises(SinkError, match=r"127\.0\.0\.1"):
-                await sink.bulk("/_bulk", ITEM)
-        servers.append(Recorder(ports[1]))
-        assert (await sink.bulk("/_bulk", ITEM)).status == 200
-
-    try:
-        using(Connection(urls=tuple(f"http://127.0.0.1:{port}" for port in ports)), use)
-    finally:
-        for server in servers:
-            server.close()
 
 
 # -- TLS to Elasticsearch ---------------------------------------------------------------------------------------------
