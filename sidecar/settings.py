@@ -542,7 +542,7 @@ class Settings(AmqpSettings):
         None, description="TLS: certificates of the authorities that are trusted, PEM"
     )
     elasticsearch_fingerprint: Annotated[str, AfterValidator(_fingerprint)] | None = Field(
-        None, description="TLS: SHA-256 fingerprint of the server's certificate or its authority's"
+        None, description="TLS: SHA-256 fingerprint of the server's own certificate, not of its authority's"
     )
     elasticsearch_cert_file: File | None = Field(None, description="mutual TLS: the client's certificate, PEM")
     elasticsearch_key_file: File | None = Field(

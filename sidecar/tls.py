@@ -14,6 +14,7 @@ File = str | Path
 
 _SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST"})
+_WHY_CLOSED = " (does it demand a client certificate, or speak only a TLS older than 1.2?)"
 _WHERE_IN_OPENSSL = re.compile(r"\s*\(_ssl\.c:\d+\)$")
 
 
@@ -64,6 +65,8 @@ def explain(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
         text = str(error.args[-1]) if error.args else type(error).__name__
         return f"no TLS connection: {_WHERE_IN_OPENSSL.sub('', text)}"
+    if isinstance(error, ConnectionResetError) and not error.args:  # asyncio's, which knows no more
+        return f"no TLS connection: the server closed it during the handshake{_WHY_CLOSED}"
     return str(error)
 
 

@@ -229,10 +229,9 @@ class WireFactory(TransportFactory):
                 )
         except TimeoutError as error:
             raise AMQPConnectionError(f"no connection within {self._connect_timeout_seconds:g} s") from error
-        except ssl.SSLError as error:
-            raise AMQPConnectionError(tls.explain(error)) from error
         except OSError as error:
-            raise AMQPConnectionError(*error.args) from error
+            explained = isinstance(error, ssl.SSLError) or not error.args
+            raise AMQPConnectionError(*((tls.explain(error),) if explained else error.args)) from error
         self.wire = wire
         wire.writer = asyncio.StreamWriter(transport, wire, wire.reader, loop)
         return wire.reader, wire.writer

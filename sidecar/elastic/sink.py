@@ -298,7 +298,7 @@ def sentence(error: TransportError) -> str:
     cause = _cause(error)
     if isinstance(cause, aiohttp.ClientConnectorCertificateError):
         return f"{cause.host}:{cause.port}: {tls.explain(cause.certificate_error)}"
-    if isinstance(cause, aiohttp.ClientConnectorSSLError):
+    if isinstance(cause, aiohttp.ClientConnectorError) and (isinstance(cause, ssl.SSLError) or not cause.os_error.args):
         return f"{cause.host}:{cause.port}: {tls.explain(cause.os_error)}"
     if isinstance(cause, aiohttp.ClientOSError) and isinstance(cause.__cause__, ssl.SSLError):
         return tls.explain(cause.__cause__)
