@@ -38,15 +38,22 @@ _HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test under the folders that need servers, and sort them.
+    """Mark every test under the folders that need servers, but for the simulated side of a contract, and sort them.
 
     First those that break the session's servers: a server that is killed when others have left hundreds of queues and
     indices there takes long to come back. Then the long ones.
     """
     for item in items:
-        if item.path.is_relative_to(_HERE) and item.path.relative_to(_HERE).parts[0] in SERVER_FOLDERS:
+        in_folder = item.path.is_relative_to(_HERE) and item.path.relative_to(_HERE).parts[0] in SERVER_FOLDERS
+        if in_folder and not _is_simulated(item):
             item.add_marker(pytest.mark.server)
     items.sort(key=_turn)
+
+
+def _is_simulated(item: pytest.Item) -> bool:
+    """Whether a test looks at the simulated side of a contract (tests/contract)."""
+    callspec = getattr(item, "callspec", None)
+    return callspec is not None and any(value == "simulated" for value in callspec.params.values())
 
 
 def _turn(item: pytest.Item) -> int:

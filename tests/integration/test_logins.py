@@ -1,16 +1,15 @@
-"""TLS of every kind and logins, on servers with certificates that are made for the run."""
+"""Logins and TLS on real servers, with certificates that are made for the run.
+
+`tests.unit.test_tls` and `tests.unit.test_logins` look at what needs no real server.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import ssl
-import subprocess
-import threading
 import time
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,19 +17,20 @@ import pytest
 from devstack import processes, provision
 from devstack.elasticsearch import QUICK_JAVA_OPTIONS, Elasticsearch
 from devstack.rabbitmq import RabbitMQ
-from sidecar.elastic.sink import Connection, ElasticSink
-from sidecar.errors import ConfigError
+from sidecar.elastic.sink import Connection
 from sidecar.tls import client_context
+from tests.certificates import Authority, require_openssl
 from tests.conftest import obtain
+from tests.fakes.recorder import Recorder, using
 from tests.integration.bench import message
 from tests.integration.process import wait_until
 from tests.servers.choose import MissingServerError
 from tests.servers.es import Elastic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping
 
+    from sidecar.elastic.sink import ElasticSink
     from tests.integration.bench import Bench
     from tests.integration.process import SidecarProcess
 
@@ -46,50 +46,10 @@ ITEM = b'{"index":{}}\n{"n":1}\n'
 # -- Certificates -----------------------------------------------------------------------------------------------------
 
 
-class Authority:
-    """An authority of a folder of its own, and certificates that it has signed."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder = folder
-        self.name = name
-        folder.mkdir()
-        openssl(folder, "req", "-x509", *NEW_KEY, "-keyout", "ca.key", "-out", "ca.crt", "-subj", f"/CN={name}")
-
-    def sign(self, name: str) -> None:
-        """Make ``NAME.key`` and ``NAME.crt``, for this machine as a server, and for a client called so."""
-        openssl(self.folder, "req", *NEW_KEY, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        (self.folder / "extensions").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
-        signing = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "extensions")
-        openssl(self.folder, "x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.crt", *signing)
-
-    def path(self, name: str) -> str:
-        """Return where a file is."""
-        return str(self.folder / name)
-
-    def text(self, name: str) -> str:
-        """Return a file's content."""
-        return (self.folder / name).read_text()
-
-    def fingerprint(self, name: str) -> str:
-        """Return the SHA-256 of a certificate, as openssl prints it."""
-        return openssl(self.folder, "x509", "-in", name, "-noout", "-fingerprint", "-sha256").partition("=")[2].strip()
-
-
-NEW_KEY = ("-newkey", "rsa:2048", "-nodes")
-
-
-def openssl(folder: Path, *arguments: str) -> str:
-    """Run openssl in a folder and return what it printed."""
-    done = subprocess.run(["openssl", *arguments], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """The authority that the servers trust and have their certificates from."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl command")
+    require_openssl()
     authority = Authority(tmp_path_factory.mktemp("certificates") / "ours", "test-authority")
     for name in ("server", "pikachu"):
         authority.sign(name)
@@ -176,64 +136,12 @@ def broker(ours: Authority) -> Iterator[TlsBroker]:
     server.close()
 
 
-class Recorder:
-    """An Elasticsearch that says yes to everything and remembers who asked."""
-
-    def __init__(self, port: int | None = None) -> None:
-        recorder = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            wbufsize = -1  # head and body in one piece, or the second waits for an ack
-
-            def answer(self) -> None:
-                self.rfile.read(int(self.headers.get("content-length", 0)))
-                recorder.requests.append((self.command, self.headers.get("authorization")))
-                self.send_response(recorder.status)
-                self.send_header("content-type", "application/json")
-                self.send_header("x-elastic-product", "Elasticsearch")
-                self.send_header("content-length", "2")
-                self.end_headers()
-                self.wfile.write(b"{}")
-
-            do_GET = do_POST = answer  # noqa: N815 - http.server's names
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.requests: list[tuple[str, str | None]] = []
-        self.status = 200
-        self.server = ThreadingHTTPServer(("127.0.0.1", port or 0), Handler)
-        self.server.daemon_threads = True
-        self.port = self.server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self) -> None:
-        """Stop listening."""
-        self.server.shutdown()
-        self.server.server_close()
-
-
 @pytest.fixture
 def recorder() -> Iterator[Recorder]:
     """A server that remembers the headers of requests."""
     server = Recorder()
     yield server
     server.close()
-
-
-def using(connection: Connection, use: Callable[[ElasticSink], Coroutine[Any, Any, Any]]) -> Any:
-    """Run something with a sink, in a loop of its own."""
-
-    async def scenario() -> Any:
-        sink = ElasticSink(connection)
-        try:
-            return await use(sink)
-        finally:
-            await sink.close()
-
-    return asyncio.run(scenario())
 
 
 # -- TLS to Elasticsearch ---------------------------------------------------------------------------------------------
@@ -294,29 +202,6 @@ def test_tls_to_elasticsearch(name: str, cluster: Elasticsearch, ours: Authority
             assert str(cluster.port) in (reason or "") or "foreign" in name
 
     using(Connection(urls=(cluster.url,), username="elastic", password=PASSWORD, tls=tls), use)
-
-
-def test_files_that_are_no_good_are_all_named(ours: Authority, tmp_path: Path) -> None:
-    """Each by its setting, in one go; a key under a passphrase asks nobody for it."""
-    junk = tmp_path / "junk.pem"
-    junk.write_text("no certificate")
-    locked = tmp_path / "locked.key"
-    openssl(tmp_path, "rsa", "-aes128", "-passout", "pass:x", "-in", ours.path("pikachu.key"), "-out", str(locked))
-
-    def problems(**options: str) -> list[str]:
-        with pytest.raises(ConfigError) as caught:
-            client_context(prefix="SIDECAR_X", **options)
-        return caught.value.problems
-
-    assert problems(ca_file="nowhere", cert_file="neither", fingerprint="12:34") == [
-        "SIDECAR_X_CA_FILE (nowhere): No such file or directory",
-        "SIDECAR_X_FINGERPRINT must be the SHA-256 of a certificate: 64 hexadecimal digits",
-        "SIDECAR_X_CERT_FILE (neither): No such file or directory",
-    ]
-    assert "no certificate in PEM" in problems(ca_file=str(junk))[0]
-    assert "not a pair" in problems(cert_file=ours.path("pikachu.crt"), key_file=ours.path("server.key"))[0]
-    assert "encrypted" in problems(cert_file=ours.path("pikachu.crt"), key_file=str(locked))[0]
-    assert problems(key_file=str(locked)) == ["SIDECAR_X_KEY_FILE is given without SIDECAR_X_CERT_FILE"]
 
 
 # -- The sidecar on servers with locks --------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
 import os
@@ -14,7 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from devstack import processes
-from sidecar.elastic.sink import Connection, ElasticSink
+from sidecar.elastic.sink import Connection
+from tests.fakes.recorder import using
 from tests.integration.bench import message
 from tests.integration.between import Reply, as_it_is
 from tests.integration.operate import page
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SECONDS = 60.0
 SECRET = "hunter2-is-secret"
 JSON = "application/json"
+PROXY_PAGE = (404, {"content-type": "text/html"}, b"<html><title>404 Not Found</title></html>")
 ROOT_OF_7 = {"name": "n", "cluster_name": "c", "version": {"number": "7.17.29", "build_flavor": "default"}}
 
 
@@ -145,25 +146,12 @@ def assert_told(bench: Bench, url: str, word: str, **settings: str) -> None:
     assert SECRET not in everything
 
 
-def unavailable(url: str) -> str | None:
-    """Return what the sink says of a server."""
-
-    async def scenario() -> str | None:
-        sink = ElasticSink(Connection(urls=(url,)))
-        try:
-            return await sink.unavailable()
-        finally:
-            await sink.close()
-
-    return asyncio.run(scenario())
-
-
 @pytest.mark.parametrize("status", [301, 303, 307, 308])
 def test_no_kind_of_redirect_is_followed(stranger: Callable[..., Stranger], bench: Bench, status: int) -> None:
     """Neither with the method kept nor changed."""
     good = bench.elasticsearch.url
     redirecting = stranger(status, {"location": f"{good}PATH"}, b"")
-    told = unavailable(redirecting.url)
+    told = using(Connection(urls=(redirecting.url,)), lambda sink: sink.unavailable())
     assert told is not None
     assert f"answered {status} and points at {good}/" in told
 
@@ -176,24 +164,6 @@ def test_a_redirect_is_told_by_every_command(bench: Bench, stranger: Callable[..
     redirecting = stranger(status, {"location": there}, b"")
     assert_told(bench, redirecting.url, f"answered {status} and points at {good}/: set SIDECAR_ELASTICSEARCH_URL to it")
     assert {method for method, path in redirecting.asked if "_bulk" in path} == {"POST"}
-
-
-STRANGERS = {
-    "404 page of a proxy": (404, {"content-type": "text/html"}, b"<html><title>404 Not Found</title></html>"),
-    "login page": (200, {"content-type": "text/html"}, b"<!DOCTYPE html><form><input name=password></form>"),
-    "empty 200": (200, {}, b""),
-    "JSON 404 of another service": (404, {"content-type": JSON}, b'{"status":404,"error":"Not Found","path":"/"}'),
-    "Kibana's 404": (404, {"content-type": JSON}, b'{"statusCode":404,"error":"Not Found","message":"Not Found"}'),
-}
-
-
-@pytest.mark.parametrize("name", list(STRANGERS))
-def test_a_server_that_is_not_elasticsearch_was_not_reached(stranger: Callable[..., Stranger], name: str) -> None:
-    """Its answer has neither the header nor the shape."""
-    status, headers, body = STRANGERS[name]
-    told = unavailable(stranger(status, headers, body).url)
-    assert told is not None
-    assert f"the server that answered {status} is not Elasticsearch" in told
 
 
 def test_a_redirect_that_begins_while_messages_flow_is_a_hold(bench: Bench, make_proxy: Callable[[str], Proxy]) -> None:
@@ -212,14 +182,6 @@ def test_a_redirect_that_begins_while_messages_flow_is_a_hold(bench: Bench, make
     assert (account["ack"], account["dead_letter"]) == (1, 0)
 
 
-def test_a_port_that_does_not_speak_http_is_told_in_one_line(bench: Bench) -> None:
-    """RabbitMQ's own, say."""
-    told = unavailable(f"http://{bench.rabbitmq.amqp_url.rpartition('@')[2]}")
-    assert told is not None
-    assert told.startswith("no answer from Elasticsearch: ")
-    assert "\n" not in told
-
-
 def test_a_version_before_8_is_named(bench: Bench, stranger: Callable[..., Stranger]) -> None:
     """With those that are supported, before the first message is taken."""
     headers = {"content-type": JSON, "x-elastic-product": "Elasticsearch"}
@@ -229,7 +191,7 @@ def test_a_version_before_8_is_named(bench: Bench, stranger: Callable[..., Stran
 
 def test_templates_wait_for_an_elasticsearch_too(bench: Bench, stranger: Callable[..., Stranger]) -> None:
     """A proxy's 404 isn't a template that is missing, and the reason is in /readyz while they wait."""
-    status, headers, body = STRANGERS["404 page of a proxy"]
+    status, headers, body = PROXY_PAGE
     other = stranger(status, headers, body)
     assert_told(bench, other.url, "is not Elasticsearch", MAPPINGS_DIR="mappings", MAPPINGS_APPLY="true")
     assert "PUT" not in {method for method, _ in other.asked}
@@ -239,7 +201,7 @@ def test_a_proxy_that_lets_only_bulk_requests_pass_is_good_enough(
     bench: Bench, stranger: Callable[..., Stranger]
 ) -> None:
     """Elasticsearch's own answer to an empty one shows that it is there."""
-    status, headers, body = STRANGERS["404 page of a proxy"]
+    status, headers, body = PROXY_PAGE
     path = f"/{bench.index_name}/_bulk"
     gate = stranger(status, headers, body, passes=path.__eq__, target=bench.elasticsearch.url)
     bench.declare()

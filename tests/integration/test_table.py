@@ -2,7 +2,7 @@
 
 Each row says what is sent where, and what becomes of the message. Rows with the same settings share a sidecar. What
 the real one can't be made to say within seconds is said by a proxy before it (`scripted`), the rest of the answer being
-Elasticsearch's own. The last tests hold the rows against the rules: none is without a row.
+Elasticsearch's own. `tests.unit.test_table` holds the rows against the rules: none is without a row.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 import pytest
 
-from sidecar.core.bulk import Result
-from sidecar.core.policy import ITEM_RULES, Course, judge
+from sidecar.core.policy import Course
 from tests.integration import test_refused
 from tests.integration.bench import Bench, message
 from tests.integration.between import Call, Proxy, Reply, as_it_is
@@ -566,23 +565,3 @@ def refused(url: str, says: str) -> bool:
     with Elastic(url, username="writer", password=PASSWORD) as client:
         answer = client.send("POST", "/_bulk", b'{"delete":{"_index":"nowhere","_id":"x"}}\n')
     return answer.status == int(status) and error_type.encode() in answer.body
-
-
-# -- The rows against the rules ---------------------------------------------------------------------------------------
-
-
-def test_no_rule_is_without_a_row() -> None:
-    """Each rule of the table decides at least one of the rows above."""
-    decided = {judge(Result(row.status, row.error_type), row.op).why for row in ROWS.values()}
-    assert {rule.why for rule in ITEM_RULES} <= decided
-
-
-def test_no_named_type_is_without_a_row() -> None:
-    """Each error type that a rule names is the answer of a row."""
-    named = {(status, kind) for rule in ITEM_RULES for status in rule.statuses for kind in rule.error_types}
-    assert named <= {(row.status, row.error_type) for row in ROWS.values()}
-
-
-def test_no_course_is_without_a_test() -> None:
-    """Each course of a whole request is taken above, or in the test that is named here."""
-    assert ELSEWHERE.keys() | HERE == set(Course)

@@ -1,4 +1,4 @@
-"""The judge of chaos finds what it is there for: each kind of discrepancy, made up by hand."""
+"""Chaos itself: its plans come from seeds, and its judge finds each kind of discrepancy, made up by hand."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.faults.model import Operation, Published, judge
+from tests.faults.plan import make_plan
 from tests.servers import wire
 from tests.servers.amqp import Received
 from tests.servers.es import Document
@@ -33,6 +34,14 @@ BURIED = [letter("bad-4", b"no json 4", "malformed")]
 
 def found(documents: list[Document], letters: list[Received], *, versioned: bool = True) -> list[str]:
     return judge(PUBLISHED, documents, letters, versioned=versioned).discrepancies
+
+
+def test_a_plan_comes_from_its_seed_alone() -> None:
+    """The same seed breaks the same things at the same times; another one doesn't."""
+    assert make_plan(1, 60.0) == make_plan(1, 60.0)
+    assert make_plan(1, 60.0) != make_plan(2, 60.0)
+    kinds = {fault.kind for seed in range(50) for lane in make_plan(seed, 60.0).faults.values() for fault in lane}
+    assert len(kinds) == 19
 
 
 def test_what_must_be_there_and_what_may_be() -> None:
