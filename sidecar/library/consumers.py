@@ -71,6 +71,7 @@ class _Life(ABC):
         self._log = log if log is not None else _logger()
         self._app: App | None = None
         self._task: asyncio.Task[None] | None = None
+        self._starting = False
         self._stop = asyncio.Event()
 
     async def on_start(self) -> None:  # noqa: B027 - a hook
@@ -107,9 +108,13 @@ class _Life(ABC):
         Raises:
             RuntimeError: it runs already.
         """
-        if self._task is not None:
+        if self._task is not None or self._starting:
             raise RuntimeError(f"{type(self).__name__} runs already")
-        await self.on_start()
+        self._starting = True
+        try:
+            await self.on_start()
+        finally:
+            self._starting = False
         dice, settings = random.Random(), self.settings
         plan = self._plan()
         pipeline = Pipeline(
@@ -138,7 +143,7 @@ class _Life(ABC):
         try:
             await self.wait()
         finally:
-            if task.done():
+            if task.done() and self._task is task:  # it may have been started again since
                 self._task, self._stop = None, asyncio.Event()
 
     async def wait(self) -> None:
