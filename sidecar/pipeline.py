@@ -501,7 +501,8 @@ class Pipeline:
 
     def retry(self, messages: list[Message]) -> None:
         """Send again messages that still have their place in the order of their documents."""
-        count = self._plan.batch_max_items
+        # Batches that are never joined are of one key each: whatever goes again goes by itself.
+        count = self._plan.batch_max_items if self._plan.batches_join else 1
         for at in range(0, len(messages), count):
             some = messages[at : at + count]
             batch = Batch(some, sum(message.bulk_bytes for message in some), self._now())

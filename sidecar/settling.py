@@ -225,6 +225,7 @@ class Settling:
 
     def acknowledge(self, messages: list[Message], verdict: Settled) -> None:
         """Settle messages by acks: one frame up to the first that is open, in each channel."""
+        self.waiting_room.leave(messages)
         session = self._session
         if session is None:
             return
