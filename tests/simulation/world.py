@@ -45,9 +45,12 @@ from tests.simulation.day import (
 from tests.simulation.judge import Discrepancy, Judge
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from structlog.typing import FilteringBoundLogger
 
     from sidecar.ports import BrokerSession, Copy, Receive
+    from sidecar.work import Trade
     from tests.fakes.broker import Queue, SimulatedSession, Stored
     from tests.fakes.elasticsearch import Item, Request, Sent
     from tests.simulation.day import Day, Fault
@@ -106,7 +109,6 @@ class Life:
     """
 
     def __init__(self, world: World, place: int, number: int) -> None:
-        setting = world.day.setting
         self.place = place
         self.name = f"sidecar {place}" + (f", life {number}" if number else "")
         self.client = Client(world.elastic)
@@ -118,14 +120,22 @@ class Life:
         self.crashed = self.over = self.well = False
         self.began_at = asyncio.get_running_loop().time()
         self.ended_at = 0.0
+        self.begin(world)
+
+    def begin(self, world: World) -> None:
+        """Start the sidecar."""
+        setting = world.day.setting
         log = cast("FilteringBoundLogger", Log(world, self.name))
-        trade = Indexing(world.plan, self.client)
-        self.pipeline = Pipeline(world.plan, trade, dice=world.dice, log=log, wall_clock=_wall_clock)
+        self.pipeline = Pipeline(world.plan, world.trade(self), dice=world.dice, log=log, wall_clock=_wall_clock)
         self.app = App(
             self.pipeline, self._connector(world), dice=world.dice, log=log, shutdown_seconds=setting.shutdown_seconds
         )
         self.stop = asyncio.Event()
         self.task = asyncio.create_task(self.app.run(self.stop), name=self.name)
+
+    def crash(self) -> None:
+        """End it as ``kill -9`` does, its sessions being lost."""
+        self.task.cancel()
 
     def _connector(self, world: World):  # noqa: ANN202 - that of App
         connect = world.broker.connector([QUEUE], created=lambda: world.created(self))
@@ -176,10 +186,10 @@ class World:
             max_content_bytes=setting.max_content_bytes,
         )
         self.elastic.looks_see_trouble = setting.looks_see_trouble
-        self.plan = _plan(day)
+        self.plan = self.make_plan()
         self.lives: list[Life] = []
         self.owners: dict[SimulatedSession, Life] = {}
-        self.judge = Judge(day, self.broker, self.elastic, self.lives)
+        self.judge = self.make_judge()
         self._present: dict[int, Life] = {}
         self._last_number: dict[int, int] = {}
         self._rooms: list[int] = []  # what the write pool takes, for each fault that narrows it now
@@ -194,6 +204,36 @@ class World:
         """Add a line to the trace."""
         if self.telling:
             self.trace.append((asyncio.get_running_loop().time(), who, what))
+
+    # What another kind of day does otherwise -------------------------------------------------------------------------
+
+    def make_plan(self) -> Plan:
+        """Return what all sidecars of the day do."""
+        return _plan(self.day)
+
+    def make_judge(self) -> Judge:
+        """Return what judges the day."""
+        return Judge(self.day, self.broker, self.elastic, self.lives)
+
+    def new_life(self, place: int, number: int) -> Life:
+        """Return a sidecar that starts."""
+        return Life(self, place, number)
+
+    def trade(self, life: Life) -> Trade:
+        """Return the trade of a sidecar that starts."""
+        return Indexing(self.plan, life.client)
+
+    def properties(self, publication: Publication) -> bytes:
+        """Return the raw properties of a message."""
+        return _properties(self.day, publication)
+
+    def beacon(self, number: int) -> Publication:
+        """Return a good message for the end of a day."""
+        index = "documents" if self.day.setting.indices == 1 else "index-0"
+        return Publication(0.0, number, "good", f"beacon-{number}", index)
+
+    def rested(self) -> None:
+        """Take notice that everything is settled, and that the sidecars are still there."""
 
     # Set up ----------------------------------------------------------------------------------------------------------
 
@@ -346,6 +386,7 @@ class World:
             await task
         self.tell("world", "peace")
         await self._settle()
+        self.rested()
         for place in list(self._present):
             await self._terminate(place)
         self.judge.watch()
@@ -391,9 +432,7 @@ class World:
                 detail = f"{ready} ready, {len(self.broker.unsettled(QUEUE))} unsettled"
                 held = [life.pipeline.held or life.pipeline.copying_held for life in self._present.values()]
                 raise Discrepancy("endless", f"{detail}, {len(self.broker.delayed)} delayed, held: {held}")
-            index = "documents" if self.day.setting.indices == 1 else "index-0"
-            number = _BEACON_NUMBER + beacons
-            self._publish(Publication(0.0, number, "good", f"beacon-{number}", index), planned=False)
+            self._publish(self.beacon(_BEACON_NUMBER + beacons), planned=False)
             beacons += 1
             for _ in range(1 if beacons < BEACONS else 10):
                 await asyncio.sleep(1.0)
@@ -414,13 +453,13 @@ class World:
             document = f" of {publication.document}" if publication.document else ""
             action = "" if publication.action == "index" else f", {publication.action}"
             self.tell("publisher", f"#{publication.number}{document}, {publication.kind}{action}")
-        self.broker.publish(QUEUE, publication.body, _properties(self.day, publication))
+        self.broker.publish(QUEUE, publication.body, self.properties(publication))
 
     # Sidecars --------------------------------------------------------------------------------------------------------
 
     def _start(self, place: int) -> None:
         number = sum(life.place == place for life in self.lives)
-        life = Life(self, place, number)
+        life = self.new_life(place, number)
         self.lives.append(life)
         self._present[place] = life
         self.tell("world", f"{life.name} starts")
@@ -455,7 +494,7 @@ class World:
         for session in life.sessions:
             session.lose("the client vanished")
         life.end()
-        life.task.cancel()
+        life.crash()
         await asyncio.wait([life.task])
 
     async def _restart(self, fault: Fault) -> None:
@@ -615,13 +654,19 @@ class Played(NamedTuple):
     requests: int
 
 
-def play(day: Day, *, telling: bool = False) -> Played:
-    """Play a day; what doesn't hold is in the result."""
+def play(day: Day, *, telling: bool = False, world_of: Callable[..., World] = World) -> Played:
+    """Play a day; what doesn't hold is in the result.
+
+    Args:
+        day: the plan.
+        telling: keep a trace.
+        world_of: makes its world, where another kind of day has one of its own.
+    """
     worlds: list[World] = []
     seconds = [0.0]
 
     async def main() -> None:
-        world = World(day, telling=telling)
+        world = world_of(day, telling=telling)
         worlds.append(world)
         try:
             await world.live()
