@@ -296,3 +296,12 @@ def test_a_value_with_quotes_in_it_is_blanked_as_a_whole(document: dict[str, obj
 def test_a_value_of_one_letter_is_blanked() -> None:
     """It may be somebody's answer."""
     assert bulk.blank("failed to parse [y]", b'{"a":"y"}') == "failed to parse […]"
+
+
+@pytest.mark.parametrize("items", [1, 3])
+def test_a_delete_of_nothing_stores_nothing_though_it_is_no_error(items: int) -> None:
+    """It counts as `noop`, whatever its neighbours did: so the results must be looked at."""
+    stored = b'{"index":{"status":201}},' * (items - 1)
+    answer = b'{"errors":false,"items":[%s{"delete":{"status":404}}]}' % stored
+    assert not bulk.all_stored(answer, items)
+    assert bulk.all_stored(answer.replace(b"404", b"200"), items)
