@@ -46,6 +46,8 @@ class Chain(World):
         staged: what the far broker got, in order, by queue.
     """
 
+    sink = "amqp"
+
     def __init__(
         self,
         seed: int = 0,
@@ -66,6 +68,7 @@ class Chain(World):
         self.far.on_publish = self._staged
         self.staged: dict[str, list[Stored]] = {}
         self.outlet = SimulatedOutlet(self.far)
+        self.expected.watch_outlet(self.outlet)
 
     def _new_pipeline(self) -> Pipeline:
         log = cast("FilteringBoundLogger", self.log)

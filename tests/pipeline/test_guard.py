@@ -381,6 +381,8 @@ def test_the_library_holds_what_it_cannot_batch(seed: int) -> None:
         return ACK
 
     class Handled(Tenants):
+        sink = "handler"
+
         def _new_pipeline(self) -> Pipeline:
             settings = load(None, {"amqp_queue": QUEUE, "batch_key": "{header.tenant}"})
             log = cast("FilteringBoundLogger", self.log)

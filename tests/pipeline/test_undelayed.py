@@ -365,6 +365,8 @@ def test_a_handler_delays_a_message_only_so_often(refusal: str) -> None:
         return [DELAY] * len(messages)
 
     class Handled(World):
+        sink = "handler"
+
         def _new_pipeline(self) -> Pipeline:
             trade = Handling(self.plan, process, load(None, {"amqp_queue": QUEUE}))
             log = cast("FilteringBoundLogger", self.log)

@@ -19,6 +19,7 @@ from sidecar.plan import Plan
 from tests.fakes import clock
 from tests.fakes.broker import Broker, Stored, properties
 from tests.fakes.elasticsearch import Elasticsearch
+from tests.pipeline.expected_metrics import ExpectedMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -62,7 +63,13 @@ class World:
         guilty: bodies that deserve the dead-letter queue.
         order: the bodies of each document id, in the order of their publishing.
         dead: how often the copy of each body reached the dead-letter queue.
+        queues: that the sidecar consumes from.
+        ended: the sidecar was told to stop, and did.
+        sink: what batches go to: ``elasticsearch``, ``amqp`` or ``handler``.
+        expected: what the metrics should say.
     """
+
+    sink = "elasticsearch"
 
     def __init__(
         self,
@@ -78,9 +85,12 @@ class World:
         self.broker = Broker(self.dice)
         self.elastic = Elasticsearch(self.dice)
         self.log = Log()
+        self.queues = [QUEUE]
         recipe = Recipe(index=Template(INDEX), action=Template(action))
         self.tracing: Tracing | None = None
         self.plan = Plan(**{"recipe": recipe, "batch_max_items": 10, "prefetch": prefetch, **plan})  # type: ignore[arg-type]
+        self.expected = ExpectedMetrics(self.plan, self._wall_clock)
+        self.expected.watch_elasticsearch(self.elastic)
         self.prefetch = prefetch
         self.shutdown_seconds = shutdown_seconds
         self.published: dict[bytes, Stored] = {}
@@ -93,6 +103,7 @@ class World:
         self.app: App | None = None
         self._stop = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
+        self.ended = False
         self._earlier_sessions = 0  # those of sidecars that are gone
         self.broker.declare(QUEUE)
         self.broker.declare(DEAD)
@@ -118,10 +129,12 @@ class World:
     async def start(self) -> None:
         """Start a sidecar; returns at once."""
         self.pipeline = self._new_pipeline()
+        self.expected.begin()
+        self.ended = False
         self._stop = asyncio.Event()
         self._earlier_sessions = len(self.broker.sessions)
         log = cast("FilteringBoundLogger", self.log)
-        connect = self.broker.connector([QUEUE])
+        connect = self.expected.watch_sessions(self.broker.connector(self.queues))
         self.app = App(self.pipeline, connect, dice=self.dice, log=log, shutdown_seconds=self.shutdown_seconds)
         self._running = asyncio.create_task(self.app.run(self._stop), name="sidecar")
 
@@ -133,6 +146,7 @@ class World:
         self._stop.set()
         await self._running
         self._running = None
+        self.ended = True
         return loop.time() - asked_at
 
     async def crash(self) -> None:
@@ -249,6 +263,14 @@ class World:
                 raise AssertionError(f"not within {within} s: {self.summary()}") from None
         return loop.time()
 
+    @property
+    def quiet(self) -> bool:
+        """Whether a sidecar runs to which nothing is delivered, and that waits for no answer and no confirm."""
+        busy = any(queue.ready for name, queue in self.broker.queues.items() if name in self.queues) or any(
+            self.broker.unsettled(name) for name in self.queues
+        )
+        return self._running is not None and not busy and not self.expected.counts.in_flight
+
     async def until_settled(self, within: float = 60.0) -> float:
         """Wait until nothing is left of the work queue."""
         return await self.until(lambda: not self.ready and not self.broker.unsettled(QUEUE), within)
@@ -261,6 +283,11 @@ class World:
             f"held {self.pipeline.pacing.held!r}, burying held {self.pipeline.copying_held!r}, "
             f"account {self.pipeline.account.summary()}"
         )
+
+    def check_metrics(self, *, quiet: bool) -> None:
+        """Compare what ``/metrics`` tells with what passed at the ports."""
+        if self.app is not None:
+            self.expected.check(self.app.state(), quiet=quiet, sink=self.sink)
 
     # Judging ---------------------------------------------------------------------------------------------------------
 
@@ -309,7 +336,11 @@ def play(world_of: Callable[[], World], scenario: Callable[[World], Coroutine[ob
         world = world_of()
         worlds.append(world)
         await scenario(world)
+        if world.quiet:
+            world.check_metrics(quiet=True)
         await world.end()
+        if world.ended:
+            world.check_metrics(quiet=False)
 
     def watch() -> None:
         for world in worlds:
