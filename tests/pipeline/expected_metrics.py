@@ -286,12 +286,16 @@ class ExpectedMetrics:
             return
         counts.unpublished += copy.delay is None and b"too-large" in copy.properties
         ledgers = [ledger for ledger in session.ledgers if copy.delay is None or ledger.queue == copy.delay[0]]
-        for ledger in ledgers:
-            for delivery in counts.open.get(ledger, {}).values():
-                if delivery.body == copy.body and not delivery.copied and not delivery.stored:
-                    delivery.copied = True
-                    counts.settled[delivery.queue, "dead_letter" if copy.delay is None else "delay"] += 1
-                    return
+        candidates = [
+            delivery
+            for ledger in ledgers
+            for delivery in counts.open.get(ledger, {}).values()
+            if delivery.body == copy.body and not delivery.copied and not delivery.stored
+        ]
+        if candidates:
+            candidates[0].copied = True
+            counts.settled[candidates[0].queue, "dead_letter" if copy.delay is None else "delay"] += 1
+        counts.plain &= len(candidates) == 1  # which of several like messages it is a copy of, nobody can tell
 
     # Elasticsearch ---------------------------------------------------------------------------------------------------
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sidecar.core.policy import Choices
+from sidecar.core.state import Unready
 from tests.builders import properties
-from tests.fakes.elasticsearch import Failure, Trouble, must_be_number
+from tests.fakes.elasticsearch import TARGET_FAILURES, Failure, Trouble, must_be_number
+from tests.pipeline.expected_metrics import scrape
 from tests.pipeline.world import DEAD, INDEX, QUEUE, World, play
 
 if TYPE_CHECKING:
@@ -220,3 +222,133 @@ def test_documents_are_counted_by_action_also_where_it_differs_from_message_to_m
         assert world.pipeline.account.outcomes() == {"success": 9, "failed_client": 1}
 
     play(lambda: World(action="{type}"), scenario)
+
+
+def test_each_line_of_an_answer_has_the_count_and_the_example_of_its_own_kind() -> None:
+    """Several kinds in one answer, before and after a request, and again in the summaries of a storm."""
+    kinds = {
+        "a": Failure(400, "document_parsing_exception", "no number"),
+        "b": Failure(400, "illegal_argument_exception", "too many fields"),
+        "c": Failure(403, "cluster_block_exception", "blocked"),
+    }
+
+    async def scenario(world: World) -> None:
+        world.elastic.item_fault = lambda item: kinds.get((item.document_id or "").partition("-")[0])
+        number = 0
+        for _ in range(10):
+            for kind, count in (("a", 2), ("x", 1), ("b", 3), ("c", 1), ("bad", 2)):
+                for _ in range(count):
+                    body = (b"no json %d" if kind == "bad" else b'{"n":%d}') % number
+                    world.broker.publish(QUEUE, body, properties(message_id=b"%s-%d" % (kind.encode(), number)))
+                    number += 1
+        await world.start()
+        await world.until(lambda: len(world.dead_letters) == 70, 60.0)
+        world.elastic.item_fault = lambda _: None
+        await world.until_settled(120.0)
+        await world.stop()
+        types = {"document_parsing_exception": "a", "illegal_argument_exception": "b", "": "bad"}
+        counts: dict[str, int] = {}
+        for line in world.log.named("items.rejected"):
+            kind = types[str(line["error_type"])]
+            assert str(line["example_id"]).startswith(f"{kind}-"), line
+            assert line["reason"] == ("malformed" if kind == "bad" else "rejected")
+            assert str(line["example"]).startswith({"a": "no number", "b": "too many fields"}.get(kind, "")), line
+            counts[kind] = counts.get(kind, 0) + int(str(line["count"]))
+        assert counts == {"a": 20, "b": 30, "bad": 20}
+        for line in world.log.named("items.delayed"):
+            assert (line["error_type"], line["reason"]) == ("cluster_block_exception", "index-blocked")
+            assert str(line["example_id"]).startswith("c-")
+
+    play(lambda: World(batch_max_items=9, reject_guard=0), scenario)
+
+
+def test_the_last_lines_say_what_the_metrics_say() -> None:
+    """`sidecar.draining` at the moment of the signal, `sidecar.stopped` at the end; both with each verdict."""
+
+    async def scenario(world: World) -> None:
+        world.elastic.reject = must_be_number("n")
+        for number in range(7):
+            world.publish(b'{"n":%d}' % number if number > 1 else b'{"n":"no %d"}' % number, guilty=number < 2)
+        await world.start()
+        await world.until_settled()
+        world.elastic.trouble = lambda _: Trouble.HANGS_BEFORE
+        world.publish_many(3, start=10)
+        await world.until(lambda: world.elastic.in_flight)
+        await world.stop()
+        common = {"received": 10, "ack": 5, "dead_letter": 2, "delay": 0, "discard": 0, "stale": 0}
+        (draining,) = world.log.named("sidecar.draining")
+        assert draining == {"seconds": 25.0, **common, "requeue": 0, "in_flight": 3}
+        (stopped,) = world.log.named("sidecar.stopped")
+        work = {
+            "documents": {"success": 5, "failed_client": 2},
+            "batches": {"age": 2},
+            "requests": {"partial": 1},
+            "retries": {},
+            "splits": {},
+        }
+        assert stopped == {**common, "requeue": 3, "in_flight": 0, **work}
+
+    play(World, scenario)
+
+
+READY = None
+"""No reason: `/readyz` is 200."""
+
+
+def test_every_reason_comes_and_goes_and_the_first_to_mend_is_told() -> None:
+    """Of several at a time the one that has to be mended first; the metric `ready` always says the same."""
+    seen: list[str | None] = []
+    away = "no answer from Elasticsearch: Connection refused"
+
+    async def scenario(world: World) -> None:
+        async def becomes(expected: str | None, within: float = 60.0) -> None:
+            await world.until(lambda: reason(world) == expected, within)
+            seen.append(expected)
+            assert scrape(state(world))["ready"] == (expected is None)
+
+        world.broker.down = True
+        world.elastic.down = True
+        await world.start()
+        await becomes("not-connected")
+        world.broker.down = False
+        await becomes("waiting-for-elasticsearch")
+        await world.until(lambda: state(world).unready == Unready(reason(world) or "", away))
+        assert (state(world).connected, state(world).reached_elasticsearch) == (True, False)
+        world.elastic.down = False
+        await becomes("starting")
+        await becomes(READY)
+        dead = world.broker.declare(DEAD)
+        dead.full = True
+        world.publish(b"not json", guilty=True)
+        await becomes("dead-letters-held")
+        assert "dead letter" in str(state(world).copies_held) or DEAD in str(state(world).copies_held)
+        world.elastic.trouble = lambda _: Trouble.REFUSED
+        world.publish_many(3)
+        await becomes("held")
+        world.elastic.trouble = lambda _: None
+        await becomes("dead-letters-held")
+        dead.full = False
+        await becomes(READY)
+        await world.until_settled()
+        world.broker.delays_full = True
+        world.elastic.item_fault = lambda _: TARGET_FAILURES["blocked"]
+        world.publish(b'{"n":100}', "id-100")
+        await world.until(lambda: state(world).delays_held)
+        world.elastic.item_fault = lambda _: None
+        await becomes("delays-held")
+        world.broker.delays_full = False
+        await becomes(READY, 600.0)
+        await world.until_settled()
+        world.broker.delete(QUEUE)
+        await becomes("queue-gone")
+        world.broker.declare(QUEUE)
+        await becomes(READY)
+        stopping = asyncio.create_task(world.stop())
+        await becomes("draining")
+        await stopping
+
+    play(World, scenario)
+    assert {*seen} == {
+        "not-connected", "waiting-for-elasticsearch", "starting", "dead-letters-held", "held", "delays-held",
+        "queue-gone", "draining", READY,
+    }  # fmt: skip

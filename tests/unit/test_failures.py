@@ -83,3 +83,49 @@ def test_kinds_are_bounded_and_none_is_lost_untold(per_kind: int) -> None:
     lines += failures.take_all()
     assert len(failures.groups()) == 50
     assert sum(line.count for line in lines) == 500 * per_kind
+
+
+def test_an_example_belongs_to_its_own_kind_and_a_summary_to_its_own_window() -> None:
+    """Two kinds whose storms overlap: each has its counts, its last example, and its own end of the window."""
+    failures = Failures()
+    for at in range(LINES_AT_ONCE):
+        note(failures, 1, float(at), ident=f"broken-{at}")
+        note(failures, 2, 4.0 + at, OTHER, ident=f"other-{at}")
+    for at, (kind, ident) in enumerate([(BROKEN, "b"), (OTHER, "o"), (BROKEN, "b-last"), (OTHER, "o-last")]):
+        failures.note(kind, 10 + at, ident, f"why {ident}", now=7.0 + at / 10, wall=0.0)
+    assert failures.due() == WINDOW_SECONDS
+    assert failures.take(WINDOW_SECONDS) == [Line(BROKEN, 10 + 12, "b-last", "why b-last", WINDOW_SECONDS)]
+    assert failures.due() == 4.0 + WINDOW_SECONDS
+    note(failures, 5, 11.0, ident="b-again")
+    assert failures.take(4.0 + WINDOW_SECONDS) == [Line(OTHER, 11 + 13, "o-last", "why o-last", WINDOW_SECONDS)]
+    assert failures.due() == 2 * WINDOW_SECONDS, "ten seconds after the last line of the kind"
+    assert failures.take(2 * WINDOW_SECONDS) == [Line(BROKEN, 5, "b-again", "why", WINDOW_SECONDS)]
+    assert failures.due() is None
+    assert [(group.kind, group.count) for group in failures.groups()] == [
+        (BROKEN, LINES_AT_ONCE + 22 + 5), (OTHER, 2 * LINES_AT_ONCE + 24)
+    ]  # fmt: skip
+
+
+def test_after_a_storm_the_first_lines_of_the_next_are_told_at_once_again() -> None:
+    """The window that a summary begins must pass without a failure."""
+    failures = Failures()
+    for _ in range(LINES_AT_ONCE + 1):
+        note(failures, 1, 0.0)
+    assert len(failures.take(WINDOW_SECONDS)) == 1
+    assert note(failures, 1, 2 * WINDOW_SECONDS - 0.1) == [], "within the window of the summary"
+    assert len(failures.take(2 * WINDOW_SECONDS)) == 1
+    assert [len(note(failures, 1, 3 * WINDOW_SECONDS + at)) for at in range(LINES_AT_ONCE + 1)] == [1, 1, 1, 0]
+
+
+def test_the_kind_that_is_forgotten_is_the_one_that_has_not_come_for_longest() -> None:
+    """Not the first that ever came."""
+    failures = Failures()
+    kinds = [Kind("dead_letter", "rejected", f"type-{number}") for number in range(51)]
+    for at, kind in enumerate(kinds[:50]):
+        note(failures, 1, float(at), kind)
+    note(failures, 1, 60.0, kinds[0])
+    note(failures, 1, 61.0, kinds[50])
+    kept = {group.kind for group in failures.groups()}
+    assert kinds[0] in kept
+    assert kinds[1] not in kept
+    assert len(kept) == 50
