@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import logging
 import re
 from contextlib import suppress
 from importlib import resources
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from sidecar.errors import ConfigError
 
@@ -28,6 +30,15 @@ SAMPLE_SECONDS = 1.0
 _CLOSE_SECONDS = 1.0
 _UNAVAILABLE = 503
 _INLINE = re.compile(rb"<(style|script)>(.*?)</\1>", re.DOTALL)
+
+
+def _is_own_fault(record: logging.LogRecord) -> bool:
+    """Whether a record is not about bytes that are no request: anybody could fill the log with tracebacks of those."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+_logger = logging.getLogger(__name__)
+_logger.addFilter(_is_own_fault)
 
 
 def page() -> bytes:
@@ -80,7 +91,7 @@ class Server:
         ):
             app.router.add_get(path, handler)
         runner = self._runner = web.AppRunner(
-            app, handle_signals=False, access_log=None, shutdown_timeout=_CLOSE_SECONDS
+            app, handle_signals=False, access_log=None, logger=_logger, shutdown_timeout=_CLOSE_SECONDS
         )
         await runner.setup()
         site = web.TCPSite(runner, host, port)
