@@ -191,6 +191,25 @@ async def stored_without_a_time_of_publishing(world: World) -> None:
 
 
 @case(
+    exact(lambda: World(batch_max_items=4)),
+    **AT_REST,
+    received__work=4, settled__work__dead_letter=1, settled__work__ack=3,
+    documents__index__failed_client=1, documents__index__success=3, requests__partial=1,
+    batches__count=1, batch_items_count=1, batch_items_sum=4, batch_bytes_count=1, batch_bytes_sum=86,
+    bulk_seconds_count=1, bulk_seconds_sum=1.5, queue_wait_seconds_count=1, queue_wait_seconds_sum=100.5,
+    end_to_end_seconds_count=1, end_to_end_seconds_sum=40.0 + 2.0,
+)  # fmt: skip
+async def stored_but_for_the_first(world: World) -> None:
+    """The wait is that of the first message of the batch; the rest that of the first that was stored."""
+    world.elastic.reject = must_be_number("n")
+    put(world, '{"n":"x"}', age=100)
+    put(world, *numbers(1), age=40)
+    put(world, *numbers(2), age=70)
+    await world.start()
+    await settled(world)
+
+
+@case(
     exact(World),
     bulk_in_flight=1, messages_in_flight=3, in_flight_bytes=9 + 2 * 9, amqp_connected=1, ready=1,
     received__work=1, received__other=2, batches__age=1, batch_items_count=1, batch_items_sum=3,
