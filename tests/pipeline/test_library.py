@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from typing import TYPE_CHECKING, Any, cast
 
@@ -418,21 +419,70 @@ def test_batches_stay_of_one_key_when_messages_are_retried_together() -> None:
 def test_what_waited_in_place_leaves_its_place(verdict: Verdict) -> None:
     """Whatever it is settled by: otherwise there would be ever less room for others to wait."""
 
+    rooms: list[Any] = []
+
+    async def say(_: Message) -> Verdict:
+        return verdict if rooms and len(rooms[0]) else DELAY
+
     async def scenario(broker: Broker) -> None:
-        broker.delays_full = True
-        verdicts = {b"first": iter([DELAY, DELAY, DELAY, verdict])}
-
-        async def say(message: Message) -> Verdict:
-            return next(verdicts[message.body], ACK)
-
+        broker.delays_undeclarable.add(None)
         shop = Shop(broker, say, delayed_retry_max_rounds=10)
         broker.publish(QUEUE, b"first")
         async with shop:
             pipeline = shop._app._pipeline  # type: ignore[union-attr]
-            await until(lambda: len(pipeline._settling.waiting_room) == 1)
+            rooms.append(pipeline._settling.waiting_room)
+            await until(lambda: len(rooms[0]))
             await until(lambda: not waits(broker), within=600.0)
             await asyncio.sleep(3.0)
             assert not remains(pipeline)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_waiting_in_place_counts_as_rounds_do(full: bool) -> None:
+    """A message that is always delayed waits as often as allowed and is a dead letter then. Refusals don't count."""
+    shown_at: list[float] = []
+
+    async def say(_: Message) -> Verdict:
+        shown_at.append(asyncio.get_running_loop().time())
+        return DELAY.after(2.0)
+
+    async def scenario(broker: Broker) -> None:
+        if full:
+            broker.delays_full = True
+        else:
+            broker.delays_undeclarable.add(None)
+        shop = Shop(broker, say, delayed_retry_max_rounds=5)
+        broker.publish(QUEUE, b"0")
+        async with shop:
+            await until(lambda: broker.queues[DEAD].ready, within=600.0)
+        (letter,) = broker.queues[DEAD].ready
+        assert decode(header(letter.properties, b"sidecar-reason") or b"") == "retries-exhausted"
+        waited = [after - before for before, after in itertools.pairwise(shown_at)]
+        assert sum(pause > 1.9 for pause in waited) == 5
+        assert max(waited) < 2.5
+
+    play(scenario)
+
+
+def test_no_more_wait_in_place_than_half_of_the_prefetch() -> None:
+    """Those for which there is no room are dead letters at once: others must still come, and none is tried for ever."""
+
+    async def say(message: Message) -> Verdict:
+        return ACK if message.body == b"good" else DELAY.after(50.0)
+
+    async def scenario(broker: Broker) -> None:
+        broker.delays_undeclarable.add(None)
+        shop = Shop(broker, say, batch_max_items=1, amqp_prefetch=8)
+        for number in range(12):
+            broker.publish(QUEUE, b"%d" % number)
+        async with shop:
+            await until(lambda: len(broker.queues[DEAD].ready) == 8)
+            broker.publish(QUEUE, b"good")
+            await until(lambda: shop.counts()["ack"] == 1, within=5.0)
+            assert shop.counts()["in_flight"] == 4
+            assert len(shop.bodies) <= 12 + 1 + 12  # one refusal each may come before it is known
 
     play(scenario)
 

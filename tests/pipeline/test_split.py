@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -13,6 +14,7 @@ from sidecar.core.template import Template
 from tests.fakes.broker import Stored, properties
 from tests.fakes.elasticsearch import Failure, must_be_number
 from tests.pipeline.world import DEAD, INDEX, QUEUE, World, play
+from tests.simulation.rest import objects, remains
 
 SEEDS = range(8)
 BLOCKED = Failure(403, "cluster_block_exception", "index [documents] blocked by: [FORBIDDEN/8/index write (api)];")
@@ -147,6 +149,49 @@ def test_without_ids_a_blocked_document_waits_in_its_place() -> None:
         assert sorted(one["n"] for one in world.stored().values()) == [0, 1, 2]
 
     play(Bundles, scenario)  # type: ignore[arg-type]
+
+
+def test_a_single_document_without_an_id_goes_round_with_its_message() -> None:
+    """Nothing else of the message would be there twice."""
+
+    async def scenario(world: Bundles) -> None:
+        world.elastic.item_fault = lambda item: BLOCKED if item.source == b'{"n":1}' else None
+        world.bundle("m", [{"n": 1}], with_id=False)
+        await world.start()
+        await world.until(lambda: world.pipeline.account.settled[QUEUE, "delay"])
+        world.elastic.item_fault = lambda _: None
+        await world.until(lambda: len(world.elastic.documents) == 1, 600.0)
+
+    play(Bundles, scenario)  # type: ignore[arg-type]
+
+
+def test_nothing_of_documents_is_left_when_their_messages_are_settled() -> None:
+    """Neither in the program's own books nor as an object: stored, rejected, delayed, held up and redelivered."""
+
+    async def scenario(world: Bundles) -> None:
+        before = objects()
+        world.elastic.reject = must_be_number("n")
+        world.elastic.item_fault = lambda item: BLOCKED if item.document_id == "m3-1" else None
+        for at in range(30):
+            world.bundle(f"m{at}", [{"n": 10 * at + item} for item in range(3)])
+        world.broker.publish(QUEUE, b'[{"n":"bad"},{"n":1},7]', properties(message_id="bad"))
+        await world.start()
+        await world.until(lambda: len(world.elastic.documents) > 20)
+        world.lose_session()
+        await world.until(lambda: world.pipeline.account.settled[QUEUE, "delay"])
+        world.elastic.item_fault = lambda _: None
+        await world.until(lambda: not world.broker.delayed and world.log.named("amqp.consuming"), 600.0)
+        await world.until_settled(600.0)
+        await asyncio.sleep(5.0)
+        assert not remains(world.pipeline)
+        assert objects() == before
+        assert sum(ledger.held_bytes for session in world.broker.sessions for ledger in session.ledgers) == 0
+
+    class Lenient(Bundles):
+        def _acked(self, message: Stored) -> None:
+            """What comes again may be acked for what was stored before."""
+
+    play(Lenient, scenario)  # type: ignore[arg-type]
 
 
 def test_without_ids_a_document_that_fails_for_good_is_dead_lettered_without_a_round() -> None:

@@ -141,7 +141,18 @@ def draw_handlers(seed: int) -> HandlerDay:
 
 
 def _jobs(dice: random.Random, handling: Handling) -> Iterator[Job]:
-    kinds = ["ack"] * 8 + ["dead-letter", "delay", "delay", "requeue", "discard", "raise", "cancel", "none", "hang"]
+    kinds = ["ack"] * 6 + [
+        "dead-letter",
+        "dead-letter",
+        "delay",
+        "delay",
+        "requeue",
+        "discard",
+        "raise",
+        "cancel",
+        "none",
+        "hang",
+    ]
     kinds += ["short", "long"] if handling.form in ("yields", "returns") else []
     at = 0.0
     for number in range(1, dice.choice((6, 20, 50)) + 1):
@@ -149,7 +160,7 @@ def _jobs(dice: random.Random, handling: Handling) -> Iterator[Job]:
         script = dice.choice((script, ("delay",) * 4)) if dice.random() < 0.1 else script
         key = dice.choice("abc") if handling.by_key else ""
         yield Job(round(at, 3), number, script, dice.choice(("", f"id-{number}")), key)
-        at = min(40.0, at + dice.choice((0.0, 0.0, 0.1, 0.7, 4.0)))
+        at = min(40.0, at + dice.choice((0.0, 0.0, 0.0, 0.0, 0.1, 0.7, 4.0)))
 
 
 @dataclass(slots=True)

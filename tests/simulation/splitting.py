@@ -324,6 +324,9 @@ class SplitJudge(Judge):
     def delivered(self, life: Life, session: SimulatedSession, chunk: list[Stored]) -> None:
         """Note deliveries."""
         life.received += len(chunk)
+        wire = sum(len(stored.body) + len(stored.delivered_properties()) for stored in chunk)
+        largest = max(map(self._most_bytes, chunk))  # one message may exceed the room, and a chunk the limit
+        life.largest_chunk_bytes = max(life.largest_chunk_bytes, wire + largest)
         for stored in chunk:
             self.fates[self._by_body[stored.body]].deliveries += 1
         if session.prefetch > self.setting.prefetch:
@@ -605,6 +608,9 @@ class SplitJudge(Judge):
                     most = sum(self._most_bytes(channel.unacked[tag]) for tag in tags)
                     if ledger.held_bytes > most:
                         self.fault("memory account", f"{ledger.held_bytes} bytes held, {most} at most for {len(tags)}")
+                    if ledger.held_bytes > self.setting.memory_limit_bytes + 2 * life.largest_chunk_bytes:
+                        limit = self.setting.memory_limit_bytes
+                        self.fault("memory", f"{ledger.held_bytes} bytes held, the limit is {limit}")
 
     def _most_bytes(self, stored: Stored) -> int:
         """Return what a message may take of the memory limit: header, body, and each document as made and as sent."""

@@ -232,3 +232,31 @@ def test_documents_that_cannot_be_delayed_are_open_again_and_memory_adds_up() ->
     assert joint.stored(third)
     assert joint.verdict() is None
     assert joint.message.held_bytes == own + sum(document.held_bytes for document in documents)
+
+
+@pytest.mark.parametrize("delays", [(10, 30, 20), (30, 10, 20), (20, 10, 30)])
+def test_a_message_is_delayed_for_the_longest_delay_of_its_documents(delays: tuple[int, ...]) -> None:
+    """Wherever that document stands."""
+    documents, _ = composed(b"[{},{},{}]")
+    joint = documents[0].parts
+    assert joint is not None
+    for document, milliseconds in zip(documents, delays, strict=True):
+        joint.delayed(Letter(document, "index-blocked", "", delay_milliseconds=milliseconds))
+    letter = joint.verdict()
+    assert letter is not None
+    assert letter.delay_milliseconds == 30
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_documents_use_up_the_room_and_later_messages_wait(size: int) -> None:
+    """The room may be exceeded by one message; those behind it are left untouched, in their order."""
+    composer = Composer(Recipe(index=Template("docs"), split="array"), lambda: "made")
+    of = ledger(delivered=4)
+    held = [message(tag, b"[{},{}]", of=of, raw=properties(message_id=b"m")) for tag in range(1, 5)]
+    each = 2 * (PART_BYTES + len(b"{}"))
+    composer.room_bytes = size * each - 1
+    documents, rejects = composer.compose(held, 0.0)
+    assert (len(documents), rejects, composer.left) == (2 * size, [], held[size:])
+    assert of.held_bytes == size * each
+    documents, _ = composer.compose(composer.left, 0.0)  # with room for `size` again, and none left over
+    assert len(documents) == 2 * min(size, 4 - size)
