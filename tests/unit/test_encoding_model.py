@@ -1,7 +1,7 @@
 """Each field of a template, in each place, of each kind of message: against a model written from the contract.
 
-The model reads what a message was made of, not its bytes, and shares no code with the product. By columns, and one by one
-(a recipe with a size of sets), the same bytes must come out.
+The model reads what a message was made of, not its bytes, and shares no code with the product. By columns, and one by
+one (a recipe with a size of sets), the same bytes must come out.
 """
 
 from __future__ import annotations

@@ -13,21 +13,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import structlog
 from yarl import URL
 
+from sidecar.amqp.session import open_session
 from sidecar.amqp.wire import connect, end, unopened
 from sidecar.cli.check import _check, _ways
+from sidecar.cli.forwarding import far_side
+from sidecar.cli.produce import _produce
+from sidecar.cli.run import plan
 from sidecar.cli.wiring import elasticsearch
 from sidecar.elastic.sink import ElasticSink
 from sidecar.errors import ConfigError
-from sidecar.settings import load
+from sidecar.library.publishing import Publisher
+from sidecar.settings import Settings, load
 from sidecar.tls import client_context, explain
 from sidecar.wiring import connecting, reach
 from tests.certificates import EXPIRED, NOT_YET_VALID, PASSPHRASE, Authority, require_openssl
+from tests.fakes.amqp_server import AmqpServer
 from tests.fakes.tls import Acceptor, listening, speak_amqp, speak_http
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
 PASSWORD = "s3cret-and-longer-than-any-limit"
 SIDES = ("AMQP", "ELASTICSEARCH")
@@ -377,6 +384,64 @@ def test_each_side_has_its_own_files(files: Files, monkeypatch: pytest.MonkeyPat
     assert (amqp, elastic) == (None, None)
     assert UNTRUSTED in (no_amqp or "")
     assert UNTRUSTED in (no_elastic or "")
+
+
+class Samples:
+    """A generator of load that has nothing to send."""
+
+    async def send(self, *_: object) -> None:
+        """Send nothing."""
+
+
+async def consume(settings: Settings, urls: tuple[str, ...]) -> None:
+    """Open the connections of `sidecar run` and of consumers of the library."""
+    session = await open_session(urls, connecting(settings), lambda _: None)
+    await session.close()
+
+
+async def forward(settings: Settings, _: tuple[str, ...]) -> None:
+    """Open the connection of ``SIDECAR_SINK=amqp``."""
+    side = far_side(settings, plan(settings), structlog.get_logger())
+    await side.trade._outlet.open()  # type: ignore[attr-defined]
+    await side.close()
+
+
+async def publish(settings: Settings, urls: tuple[str, ...]) -> None:
+    """Open the connection of publishers of the library."""
+    names = ("amqp_ca_file", "amqp_cert_file", "amqp_key_file")
+    async with Publisher(amqp_url=",".join(urls), **{name: getattr(settings, name) for name in names}):
+        pass
+
+
+async def produce(settings: Settings, _: tuple[str, ...]) -> None:
+    """Open the connection of `sidecar produce`."""
+    await _produce(settings, iter(()), lambda _: Samples())  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize(("use", "connections"), [(consume, 2), (forward, 1), (publish, 1), (produce, 1)])
+def test_each_connection_to_the_broker_shows_the_same_certificate(
+    use: Callable[[Settings, tuple[str, ...]], Awaitable[None]],
+    connections: int,
+    files: Files,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of whichever command, and the second of two as well."""
+    monkeypatch.setattr("sidecar.amqp.producer.DURABLE_SECONDS", 0.0)
+
+    async def main() -> None:
+        server = AmqpServer(tls=server_context(Case(asks=True), files))
+        server.mechanisms, server.users = ("PLAIN", "EXTERNAL"), {"pikachu": ""}
+        server.declare("work")
+        async with asyncio.timeout(SECONDS), server:
+            more = {"SIDECAR_SINK": "amqp", "SIDECAR_SINK_ROUTING_KEY": "further"} if use is forward else {}
+            given = environment("AMQP", Case(given=OURS | PAIR), files, server.url, **more)
+            if use is forward:
+                del given["SIDECAR_INDEX"]
+            await use(load(given), (server.url,))
+            shown = [(connection.user, connection.mechanism) for connection in server.connections]
+            assert shown == [("pikachu", "EXTERNAL")] * connections
+
+    asyncio.run(main())
 
 
 # Settings ------------------------------------------------------------------------------------------------------------
