@@ -120,6 +120,7 @@ class Sender:
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
+        taken = 0
         try:
             async with asyncio.TaskGroup() as tasks:
                 while not stop.is_set():
@@ -128,7 +129,8 @@ class Sender:
                         break
                     await self._window.acquire()
                     tasks.create_task(self._publish(chunk))
-                    pause = began + self.tally.published / self._rate - loop.time() if self._rate else 0.0
+                    taken += len(chunk)
+                    pause = began + taken / self._rate - loop.time() if self._rate else 0.0
                     with suppress(TimeoutError):
                         # Also without a pause: what was confirmed has to be read between two chunks.
                         await asyncio.sleep(0) if pause <= 0 else await asyncio.wait_for(stop.wait(), pause)
@@ -138,23 +140,24 @@ class Sender:
                 raise
             raise _first(broker_errors) from None
 
-    def _chunk(self, samples: Iterator[Sample]) -> list[Copy]:
+    def _chunk(self, samples: Iterator[Sample]) -> list[Sample]:
         most = min(CHUNK_MESSAGES, max(1, int(self._rate / _CHUNKS_PER_SECOND))) if self._rate else CHUNK_MESSAGES
-        tally, exchange, routing_key = self.tally, self._exchange, self._routing_key
-        chunk: list[Copy] = []
+        chunk: list[Sample] = []
         size = 0
         for sample in islice(samples, most):
-            chunk.append(Copy(exchange, routing_key, sample.properties, sample.body, b""))
+            chunk.append(sample)
             size += len(sample.body)
-            tally.kinds[sample.kind.name] += 1
             if size >= CHUNK_BYTES:
                 break
-        tally.published += len(chunk)
-        tally.body_bytes += size
         return chunk
 
-    async def _publish(self, chunk: list[Copy]) -> None:
-        refusals = [refusal for refusal in await self._port.publish(chunk) if refusal is not None]
+    async def _publish(self, chunk: list[Sample]) -> None:
+        exchange, routing_key = self._exchange, self._routing_key
+        copies = [Copy(exchange, routing_key, sample.properties, sample.body, b"") for sample in chunk]
+        self.tally.published += len(chunk)
+        self.tally.body_bytes += sum(len(sample.body) for sample in chunk)
+        self.tally.kinds.update(sample.kind.name for sample in chunk)
+        refusals = [refusal for refusal in await self._port.publish(copies) if refusal is not None]
         self._window.release()
         self.tally.confirmed += len(chunk) - len(refusals)
         self.tally.refused.update(refusals)

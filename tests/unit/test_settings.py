@@ -793,3 +793,71 @@ def test_nothing_is_split_where_messages_are_passed_on(loaded: Load) -> None:
     """Every message would be without that field."""
     (problem,) = problems(loaded, **SINK, SIDECAR_SINK_ROUTING_KEY="part.{item}")
     assert problem == "{item} is the place of a document in its message, and SIDECAR_SINK=amqp splits none"
+
+
+LIMITS: list[tuple[str, str, str]] = [
+    *((name, "1", "0") for name in ("BATCH_MAX_ITEMS", "BULK_CONCURRENCY", "RETRY_MAX_ATTEMPTS")),
+    *((name, "0", "-1") for name in ("REJECT_GUARD", "DELAYED_RETRY_MAX_ROUNDS")),
+    *((name, "1ms", "0ms") for name in ("BATCH_MAX_AGE", "BULK_TIMEOUT", "RETRY_DELAY_MIN", "HOLD_MAX")),
+    *((name, "8784h", "8784.1h") for name in ("BATCH_MAX_AGE", "BULK_TIMEOUT", "RETRY_DELAY_MAX", "HOLD_MAX")),
+    *((name, "527040m", "527041m") for name in ("SHUTDOWN_TIMEOUT", "BATCH_MAX_AGE")),
+    *((name, "1", "0") for name in ("BATCH_MAX_BYTES", "MEMORY_LIMIT")),
+    ("MEMORY_LIMIT", "1048576GiB", "1048576.1GiB"),
+    ("BATCH_MAX_BYTES", "100MiB", "104857601"),
+    ("AMQP_PREFETCH", "1000", "999"),
+    ("AMQP_PREFETCH", "65535", "65536"),
+    ("BATCH_MAX_ITEMS", "65535", "65536"),
+    ("RETRY_DELAY_MIN", "30s", "30.001s"),
+    ("RETRY_DELAY_MAX", "0.5s", "0.499s"),
+    ("DELAYED_RETRY_DELAY", "1ms", "0.9ms"),
+    ("DELAYED_RETRY_DELAY", "5m", "300.001s"),
+    ("AMQP_QUEUE", "q" * 242, "q" * 243),  # with .delay.300000 RabbitMQ's limit of 255 bytes is reached
+    ("AMQP_QUEUE", "ü" * 121, "ü" * 122),
+    ("AMQP_QUEUE", "a," + "q" * 242 + ",b", "a," + "q" * 243 + ",b"),
+    ("AMQP_EXCHANGE", "e" * 255, "e" * 256),
+    ("DEAD_LETTER_ROUTING_KEY", "k" * 255, "k" * 256),
+    ("HTTP_ADDRESS", "localhost:65535", "localhost:65536"),
+    ("AMQP_URL", "amqp://one/?heartbeat=65535", "amqp://one/?heartbeat=65536"),
+    ("AMQP_URL", "amqp://one:65535/", "amqp://one:65536/"),
+    ("BATCH_COMPLETE_COUNT", "65535", "65536"),
+    ("VERSION", str(2**63 - 1), str(2**63)),
+]
+
+
+@pytest.mark.parametrize(("name", "within", "beyond"), LIMITS)
+def test_a_limit_is_accepted_and_one_beyond_is_not(loaded: Load, name: str, within: str, beyond: str) -> None:
+    """The setting is the only problem."""
+    loaded(**{f"SIDECAR_{name}": within})
+    (problem,) = problems(loaded, **{f"SIDECAR_{name}": beyond})
+    assert f"SIDECAR_{name}" in problem or "prefetch" in problem
+
+
+def test_a_secret_file_has_at_most_a_mebibyte(loaded: Load, tmp_path: Path) -> None:
+    """At the limit it is read, one byte beyond it is refused with the number."""
+    path = tmp_path / "secret"
+    path.write_bytes(b"x" * (1 << 20))
+    key = loaded(SIDECAR_ELASTICSEARCH_API_KEY_FILE=str(path)).elasticsearch_api_key
+    assert key is not None
+    assert len(key.get_secret_value()) == 1 << 20
+    path.write_bytes(b"x" * ((1 << 20) + 1))
+    assert problems(loaded, SIDECAR_ELASTICSEARCH_API_KEY_FILE=str(path)) == [
+        f"SIDECAR_ELASTICSEARCH_API_KEY_FILE: {path} is larger than 1,048,576 bytes"
+    ]
+
+
+def test_environment_and_dotenv_file_are_one_set_of_names(loaded: Load, tmp_path: Path) -> None:
+    """The environment wins name by name, also with an empty value; a value and its file may stand in either."""
+    path = secret_file(tmp_path, "from-file")
+    dotenv = tmp_path / ".env"
+    dotenv.write_text(f"SIDECAR_ELASTICSEARCH_API_KEY_FILE={path}\nSIDECAR_ACTION=create\nSIDECAR_PIPELINE=p\n")
+    settings = loaded(SIDECAR_PIPELINE="", SIDECAR_ACTION="index")
+    assert settings.elasticsearch_api_key is not None
+    assert settings.elasticsearch_api_key.get_secret_value() == "from-file"
+    assert (settings.pipeline, settings.action) == (None, "index")
+    assert problems(loaded, SIDECAR_ELASTICSEARCH_API_KEY="from-environment") == [
+        "SIDECAR_ELASTICSEARCH_API_KEY and SIDECAR_ELASTICSEARCH_API_KEY_FILE are both given; one goes"
+    ]
+    dotenv.write_text("SIDECAR_ACTION=create\nSIDECAR_ACTION=delete\n")
+    assert loaded(SIDECAR_ELASTICSEARCH_API_KEY="", SIDECAR_ACTION="index").action == "index"
+    dotenv.write_text("SIDECAR_ROUTING=first\nSIDECAR_ROUTING=second\n")
+    assert loaded().routing == "second"
