@@ -111,8 +111,24 @@ class Box(Protocol):
         """Return the next letters; none when there are no more."""
         ...
 
+    def require_open(self) -> None:
+        """Check that the letters taken are still unsettled.
+
+        Raises:
+            BrokerError: RabbitMQ has requeued them.
+        """
+        ...
+
     def acknowledge(self, messages: list[Message]) -> None:
         """Ack letters."""
+        ...
+
+    async def give_back(self) -> None:
+        """Wait until RabbitMQ has the acks, and has requeued the other letters.
+
+        Raises:
+            BrokerError: RabbitMQ was lost: which acks it has is unknown.
+        """
         ...
 
 
@@ -157,7 +173,7 @@ async def sift(
         stop: ends it early.
 
     Raises:
-        BrokerError: the connection was lost; what was not acked is in its queue.
+        BrokerError: the connection was lost; what was not acked is in its queue, and the last acks may be lost too.
     """
     sifted = Sifted()
     left = capacity = consumers = 0
@@ -172,26 +188,38 @@ async def sift(
         if not chunk:
             sifted.missing = box.ready - sifted.seen
             break
+        seen = sifted.seen
         taken: list[tuple[Letter, Message]] = []
-        for message in chunk:
-            if not wanted or sifted.seen >= box.ready:
-                break
-            letter = read(message, sifted.seen + 1)
-            sifted.seen += 1
-            sifted.deliveries = max(sifted.deliveries, letter.deliveries)
-            verdict = judge(letter, message)
-            wanted = verdict is not Verdict.STOP
-            if verdict is Verdict.TAKE:
-                taken.append((letter, message))
-            else:
-                left += 1
+        wanted = _judge(chunk[: box.ready - seen], judge, sifted, taken)
+        left += sifted.seen - seen - len(taken)
         for part in _parts(taken, at_once):
             if act is None or (stop is not None and stop.is_set()):
                 break
             left += await _act(box, act, part, sifted)
         if stop is not None and stop.is_set():
             sifted.stopped, wanted = True, False
+    if sifted.done:
+        await box.give_back()
     return sifted
+
+
+def _judge(
+    chunk: list[Message],
+    judge: Callable[[Letter, Message], Verdict],
+    sifted: Sifted,
+    taken: list[tuple[Letter, Message]],
+) -> bool:
+    """Have letters judged, and add those that are worked on to `taken`; return whether more are wanted."""
+    for message in chunk:
+        letter = read(message, sifted.seen + 1)
+        sifted.seen += 1
+        sifted.deliveries = max(sifted.deliveries, letter.deliveries)
+        verdict = judge(letter, message)
+        if verdict is Verdict.TAKE:
+            taken.append((letter, message))
+        elif verdict is Verdict.STOP:
+            return False
+    return True
 
 
 def _more(window: int, left: int, consumers: int) -> int:
@@ -214,6 +242,7 @@ async def _act(
     sifted: Sifted,
 ) -> int:
     """Work on letters and ack what succeeded; return how many go back."""
+    box.require_open()  # otherwise they are in their queue again, and would be replayed once more by the next command
     answers = await act(part)
     done = [message for (_, message), answer in zip(part, answers, strict=False) if answer is None]
     box.acknowledge(done)
@@ -230,7 +259,7 @@ class LetterBox:
         reach: how to reach the broker.
 
     Attributes:
-        ready: how many letters there were at the beginning.
+        ready: how many letters there were at the beginning, or when they were last given back.
         ledger: of what was taken since.
         url: of the broker that answered.
     """
@@ -385,9 +414,23 @@ class LetterBox:
 
     # What goes out --------------------------------------------------------------------------------------------------
 
+    def require_open(self) -> None:
+        """Check that the letters taken are still unsettled.
+
+        Raises:
+            BrokerError: the channel is gone: they are in their queue again.
+        """
+        if self._lost is not None:
+            raise BrokerError(self._lost)
+
     def acknowledge(self, messages: list[Message]) -> None:
-        """Ack letters; void when the channel is gone: then they are in their queue again."""
-        if self._wire is None or not messages or self.ledger.closed or self._lost is not None:
+        """Ack letters.
+
+        Raises:
+            BrokerError: the channel is gone: they are in their queue again.
+        """
+        self.require_open()
+        if self._wire is None or not messages or self.ledger.closed:
             return
         self._acked += self.ledger.store(messages)
         settlements = self.ledger.collect(singly=True)
@@ -417,8 +460,9 @@ class LetterBox:
         Raises:
             BrokerError: RabbitMQ was lost; it takes back all the same.
         """
+        self.require_open()
         channel, wire = self._channel, self._wire
-        if channel is None or wire is None or self._lost is not None:
+        if channel is None or wire is None:
             return
         await asyncio.sleep(self._acks_safe_at - asyncio.get_running_loop().time())
         try:
@@ -428,19 +472,20 @@ class LetterBox:
             wire.inbound.release(channel.number)
             self.ledger.close()
             self._chunks.clear()
-            await self._wait_for(self.ready - self._acked + self._added)
+            self.ready = await self._wait_for(self.ready - self._acked + self._added)
             await self._open_channel()
         except FAILURES as error:
             raise self._translated(error) from error
 
-    async def _wait_for(self, letters: int) -> None:
-        """Wait until so many are ready, as long as they become more: somebody else may take some."""
+    async def _wait_for(self, letters: int) -> int:
+        """Wait until so many are ready, as long as they become more: somebody else may take some; return how many."""
         loop = asyncio.get_running_loop()
         most, deadline = -1, loop.time() + _RETURN_SECONDS
         while (ready := (await self._state())[0]) < letters and loop.time() < deadline:
             if ready > most:
                 most, deadline = ready, loop.time() + _RETURN_SECONDS
             await asyncio.sleep(_POLL_SECONDS)
+        return ready
 
     async def begin_again(self) -> None:
         """Give back what was taken, and count anew."""

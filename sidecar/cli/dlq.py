@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
 
 import click
 
-from sidecar.amqp.letters import LOOKING, RENEW_AT, WORKING, Replay, Verdict, open_letters, renew, sift
+from sidecar.amqp.letters import LOOKING, RENEW_AT, WORKING, Replay, Sifted, Verdict, open_letters, renew, sift
 from sidecar.cli import EXIT_FAILED
 from sidecar.core.letters import Choice, Grouping, header_values, obstacle, property_values
 from sidecar.core.names import dead_letter_queue
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress
 
-    from sidecar.amqp.letters import LetterBox, Sifted
+    from sidecar.amqp.letters import LetterBox
     from sidecar.amqp.wire import Reach
     from sidecar.core.letters import Group, Letter
     from sidecar.core.message import Message
@@ -340,10 +340,10 @@ async def _replay(desk: _Desk, box: LetterBox, plan: _Plan, rate: float, stop: a
             return sender, False
         try:
             sifted = await sift(box, plan.judge, sender.act, window=WORKING, at_once=sender.at_once, stop=stop)
+            await desk.refresh(box, sifted, stop)
         except BrokerError as error:
             told = f"{sender.queues.total():,} letters were replayed; a few more may be in both places"
             raise BrokerError(f"{error} ({told})") from error
-    await desk.refresh(box, sifted, stop)
     return sender, sifted.stopped
 
 
@@ -388,8 +388,11 @@ def purge(*, queue: str | None, yes: bool, style: str, **choice: tuple[str, ...]
     """
     wanted = Choice(**choice)
     desk = _Desk.of(queue)
-    found = desk.run(lambda box, stop: _count(desk, box, wanted, stop))
-    if found and not yes and not click.confirm(f"Remove {found:,} letters from {desk.queue} for good?", err=True):
+    found, counted = desk.run(lambda box, stop: _count(box, wanted, stop))
+    refused = bool(found) and not yes and not _confirm(f"Remove {found:,} letters from {desk.queue} for good?")
+    if counted.seen and (refused or not found):
+        desk.run(lambda box, stop: desk.refresh(box, counted, stop))
+    if refused:
         _fail("nothing was removed")
     removed = desk.run(lambda box, stop: _remove(desk, box, wanted, found, stop)) if found else 0
     if style == "json":
@@ -400,9 +403,18 @@ def purge(*, queue: str | None, yes: bool, style: str, **choice: tuple[str, ...]
         _fail(f"{found - removed:,} letters were not removed: stopped, or somebody else took them")
 
 
-async def _count(desk: _Desk, box: LetterBox, wanted: Choice, stop: asyncio.Event) -> int:
+def _confirm(question: str) -> bool:
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:  # no answer
+        click.echo(err=True)
+        return False
+
+
+async def _count(box: LetterBox, wanted: Choice, stop: asyncio.Event) -> tuple[int, Sifted]:
+    """Return how many letters are meant. None is refreshed yet: they would go behind those that arrive meanwhile."""
     if not any(wanted):
-        return box.ready
+        return box.ready, Sifted()
     found = 0
 
     def judge(letter: Letter, _: Message) -> Verdict:
@@ -410,8 +422,10 @@ async def _count(desk: _Desk, box: LetterBox, wanted: Choice, stop: asyncio.Even
         found += wanted.takes(letter)
         return Verdict.LEAVE
 
-    await desk.look(box, judge, stop)
-    return found
+    sifted = await sift(box, judge, stop=stop)
+    if sifted.stopped:
+        raise _StoppedError
+    return found, sifted
 
 
 async def _remove(desk: _Desk, box: LetterBox, wanted: Choice, most: int, stop: asyncio.Event) -> int:
@@ -435,8 +449,11 @@ async def _remove(desk: _Desk, box: LetterBox, wanted: Choice, most: int, stop: 
             advance(removed)
             return [None] * len(part)
 
-        sifted = await sift(box, judge, act, stop=stop)
-    await desk.refresh(box, sifted, stop)
+        try:
+            sifted = await sift(box, judge, act, stop=stop)
+            await desk.refresh(box, sifted, stop)
+        except BrokerError as error:
+            raise BrokerError(f"{error} (up to {removed:,} letters were removed)") from error
     return sifted.done
 
 

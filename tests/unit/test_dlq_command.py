@@ -62,6 +62,12 @@ class FakeBox:
         self.ledger = ledger(self.queue)
         self._left = list(self.letters)
 
+    def require_open(self) -> None:
+        """It is."""
+
+    async def give_back(self) -> None:
+        """What was acked is gone already."""
+
     async def widen(self, letters: int) -> None:
         """Have letters delivered."""
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sidecar.amqp.letters import LOOKING, MOST_WORKING, Replay, Sifted, Verdict, _more, sift
+from sidecar.amqp.letters import LOOKING, MOST_WORKING, Replay, Sifted, Verdict, _more, open_letters, sift
+from sidecar.amqp.wire import Reach
 from sidecar.core import properties as core
 from sidecar.core.copies import Letter as Rejected
 from sidecar.core.copies import copy_properties, dead_letter_headers
@@ -25,7 +26,11 @@ from sidecar.core.letters import (
     replayed,
 )
 from sidecar.core.template import Scene
+from sidecar.errors import BrokerError
+from sidecar.ports import ACKS_SECONDS
 from tests.builders import ledger, long_string, message, properties, short_string
+from tests.fakes import network
+from tests.fakes.amqp_server import AmqpServer
 from tests.fakes.clock import run
 
 if TYPE_CHECKING:
@@ -346,6 +351,8 @@ class FakeBox:
         self.widened: list[int] = []
         self.acked: list[int] = []
         self.published: list[tuple[float, Copy]] = []
+        self.refusals: dict[bytes, str] = {}
+        self.lost = ""
         self.user = "guest"
         self.properties_limit = ROOM
         self._chunk = chunk
@@ -368,6 +375,14 @@ class FakeBox:
         original = dead(message(raw=properties(message_id=b"m")))
         return [message(first + at, of=self.ledger, raw=original.properties) for at in range(count)]
 
+    def require_open(self) -> None:
+        """Raise if the connection is lost."""
+        if self.lost:
+            raise BrokerError(self.lost)
+
+    async def give_back(self) -> None:
+        """Nothing is on its way."""
+
     def acknowledge(self, messages: list[Message]) -> None:
         """Ack letters."""
         self.ledger.store(messages)
@@ -375,9 +390,9 @@ class FakeBox:
         self.ledger.collect(singly=True)
 
     async def publish(self, copies: list[Copy]) -> list[str | None]:
-        """Confirm all."""
+        """Confirm all but those that are to be refused."""
         self.published += [(asyncio.get_running_loop().time(), copy) for copy in copies]
-        return [None] * len(copies)
+        return [self.refusals.get(copy.body) for copy in copies]
 
 
 def judged(rule: Callable[[int], Verdict]) -> Callable[[Letter, Message], Verdict]:
@@ -468,3 +483,55 @@ def test_a_rate_is_kept_to_the_letter(rate: float) -> None:
     for number, (moment, _) in enumerate(box.published):
         assert moment == pytest.approx(number // replay.at_once * replay.at_once / rate)
     assert len({copy.token for _, copy in box.published}) == 300
+
+
+def test_nothing_more_is_published_once_the_letters_are_requeued() -> None:
+    """The connection that they came by is lost between two parts: the others would be in both places."""
+    box, acted = FakeBox(10), list[int]()
+
+    async def act(part: list[tuple[Letter, Message]]) -> list[str | None]:
+        acted.append(len(part))
+        box.lost = "connection lost" if len(acted) == 2 else ""
+        return [None] * len(part)
+
+    with pytest.raises(BrokerError, match="connection lost"):
+        run(sift(box, judged(lambda _: Verdict.TAKE), act, at_once=2))
+    assert acted == [2, 2]
+
+
+def test_each_answer_belongs_to_its_own_letter() -> None:
+    """Of a part whose first and middle letters can't be published, the broker answers for the others only."""
+    box = FakeBox(0)
+    box.properties_limit = 2000
+    box.refusals = {b"3": "full"}
+    pairs = []
+    for number in range(5):
+        big = [(b"big", long_string(b"x" * 3000))] if number in {0, 2} else []
+        letter = message(number + 1, b"%d" % number, raw=properties([*big, (b"sidecar-queue", long_string(b"work"))]))
+        pairs.append((read(letter, number + 1), letter))
+    replay = Replay(box)
+    answers = run(replay.act(pairs))
+    assert [answer if answer is None else answer[-5:] for answer in answers] == ["frame", None, "frame", "full", None]
+    assert replay.queues == {"work": 2}
+    assert sorted(replay.refusals.values()) == [1, 2]
+
+
+def test_acks_have_time_to_arrive_before_the_channel_is_closed() -> None:
+    """RabbitMQ requeues letters whose acks it has not applied yet when the channel ends."""
+
+    async def scenario() -> None:
+        async with AmqpServer() as server:
+            clock, moments = asyncio.get_running_loop().time, dict[str, float]()
+            for name in ("basic.ack", "channel.close"):
+                server.on(name, lambda _, method: moments.update({method.name: clock()}), after=True, times=None)
+            server.declare("work.dead")
+            server.declare("work")
+            server.publish("work.dead", b"{}", properties([(b"sidecar-queue", long_string(b"work"))]))
+            box = await open_letters((server.url,), "work.dead", Reach())
+            replay = Replay(box)
+            await sift(box, judged(lambda _: Verdict.TAKE), replay.act)
+            assert moments["channel.close"] - moments["basic.ack"] >= ACKS_SECONDS - 0.01
+            await box.close()
+            assert (len(server.acked), server.left_open()) == (1, [])
+
+    network.run(scenario())
