@@ -101,3 +101,10 @@ def test_a_limit_of_its_own_counts_in_the_same_row() -> None:
     guard = RejectGuard(0)
     blocked = letter(error_type="cluster_block_exception")
     assert guard.split([blocked] * 3, 2) == ([blocked] * 2, [blocked])
+
+
+def test_the_room_is_that_of_the_longest_row() -> None:
+    """Rows of several kinds don't add up: each kind may be rejected as often as is allowed."""
+    guard = RejectGuard(5)
+    guard.note([Outcome("a"), Outcome("b"), Outcome("a"), Outcome("b"), Outcome("b")])
+    assert guard.room == 2

@@ -1,0 +1,81 @@
+"""`sidecar.admission`: probes while messages wait for the guard."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+from sidecar.admission import Admission
+from sidecar.core.compose import Recipe, Reject
+from sidecar.core.guard import Outcome, RejectGuard
+from sidecar.core.template import Template
+from sidecar.plan import Plan
+from tests.builders import message
+from tests.fakes import clock
+
+
+class Composer:
+    """Rejects everything, or nothing."""
+
+    def __init__(self) -> None:
+        self.room_bytes = 0
+        self.left: list[Any] = []
+        self.rejects = True
+
+    def compose(self, messages: Any, _: float) -> tuple[list[Any], list[Reject]]:
+        """Do it."""
+        held = list(messages)
+        return ([], [Reject(one, "malformed", "no JSON") for one in held]) if self.rejects else (held, [])
+
+
+class Log:
+    """Keeps the events."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def warning(self, event: str, **_: object) -> None:
+        """Keep one."""
+        self.events.append(event)
+
+    info = warning
+
+
+def test_the_next_hold_is_probed_as_soon_as_the_first() -> None:
+    """Pauses grow within a hold, and recovery resets them; each hold begins and ends once, and is told."""
+
+    async def main() -> None:
+        guard, composer, log = RejectGuard(2), Composer(), Log()
+        changes: list[str | None] = []
+        admission = Admission(
+            Plan(recipe=Recipe(index=Template("docs")), reject_guard=2),
+            guard,
+            composer,
+            dice=cast("Any", SimpleNamespace(random=lambda: 1.0)),
+            log=cast("Any", log),
+            wall_clock=lambda: 0.0,
+            changed=lambda: changes.append(admission.held),
+        )
+        waiting = [message(tag) for tag in range(1, 4)]
+        pauses: list[list[float]] = []
+        for _ in range(2):
+            composer.rejects = True
+            guard.note([Outcome("malformed", "malformed: no JSON")] * 2)
+            pauses.append([])
+            for _ in range(3):
+                assert not await admission.probe(waiting)
+                pauses[-1].append(admission.probe_at - asyncio.get_running_loop().time())
+            assert admission.held is not None
+            assert "2 messages in a row were rejected: malformed: no JSON" in admission.held
+            composer.rejects = False
+            assert await admission.probe(waiting)
+            assert admission.held is None
+            guard.release()
+        assert pauses[0] == sorted(set(pauses[0]))
+        assert pauses[1] == pauses[0]
+        assert admission.probes == 6
+        assert log.events == ["elasticsearch.held", "elasticsearch.resumed"] * 2
+        assert [change is None for change in changes] == [False, True] * 2
+
+    clock.run(main())
