@@ -6,6 +6,8 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from sidecar.admission import Admission
 from sidecar.core.compose import Recipe, Reject
 from sidecar.core.guard import Outcome, RejectGuard
@@ -16,17 +18,19 @@ from tests.fakes import clock
 
 
 class Composer:
-    """Rejects everything, or nothing."""
+    """Rejects everything but what has one of some tags, or nothing."""
 
     def __init__(self) -> None:
         self.room_bytes = 0
         self.left: list[Any] = []
         self.rejects = True
+        self.good: tuple[int, ...] = ()
 
     def compose(self, messages: Any, _: float) -> tuple[list[Any], list[Reject]]:
         """Do it."""
         held = list(messages)
-        return ([], [Reject(one, "malformed", "no JSON") for one in held]) if self.rejects else (held, [])
+        good = [one for one in held if not self.rejects or one.tag in self.good]
+        return good, [Reject(one, "malformed", "no JSON") for one in held if one not in good]
 
 
 class Log:
@@ -42,21 +46,44 @@ class Log:
     info = warning
 
 
+def admission_of(guard: RejectGuard, composer: Composer, log: Log, changes: list[str | None]) -> Admission:
+    """Return an admission whose chance is always the same."""
+    admission = Admission(
+        Plan(recipe=Recipe(index=Template("docs")), reject_guard=2),
+        guard,
+        composer,
+        dice=cast("Any", SimpleNamespace(random=lambda: 1.0)),
+        log=cast("Any", log),
+        wall_clock=lambda: 0.0,
+        changed=lambda: changes.append(admission.held),
+    )
+    return admission
+
+
+@pytest.mark.parametrize(("good", "goes_on"), [((150, 250), True), ((250,), False)])
+def test_the_second_release_needs_two_that_can_be_encoded_wherever_they_wait(
+    good: tuple[int, ...], goes_on: bool
+) -> None:
+    """A probe is made in chunks; those of all chunks count together."""
+
+    async def main() -> None:
+        guard, composer = RejectGuard(2), Composer()
+        admission = admission_of(guard, composer, Log(), [])
+        composer.good = good
+        guard.release()
+        guard.note([Outcome("malformed", "malformed: no JSON")] * 2)
+        assert await admission.probe([message(tag) for tag in range(1, 301)]) is goes_on
+
+    clock.run(main())
+
+
 def test_the_next_hold_is_probed_as_soon_as_the_first() -> None:
     """Pauses grow within a hold, and recovery resets them; each hold begins and ends once, and is told."""
 
     async def main() -> None:
         guard, composer, log = RejectGuard(2), Composer(), Log()
         changes: list[str | None] = []
-        admission = Admission(
-            Plan(recipe=Recipe(index=Template("docs")), reject_guard=2),
-            guard,
-            composer,
-            dice=cast("Any", SimpleNamespace(random=lambda: 1.0)),
-            log=cast("Any", log),
-            wall_clock=lambda: 0.0,
-            changed=lambda: changes.append(admission.held),
-        )
+        admission = admission_of(guard, composer, log, changes)
         waiting = [message(tag) for tag in range(1, 4)]
         pauses: list[list[float]] = []
         for _ in range(2):
