@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.drawing import Tally, is_property, tally_of
 from tests.servers.amqp import Amqp
 from tests.servers.choose import (
     Broker,
@@ -82,6 +83,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         from tests.scheduling import step_back
 
         step_back()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fail a property whose strategies don't draw the classes of examples that it names."""
+    if not is_property(item):
+        return (yield)
+    tally = Tally.current = tally_of(item)
+    try:
+        yield
+    finally:
+        Tally.current = None
+    fault = tally.fault()
+    if fault is not None:
+        pytest.fail(f"{item.name} {fault}", pytrace=False)
 
 
 def obtain(start: Callable[[], Any]) -> Any:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.core.batcher import Batch, Batcher
 from sidecar.core.correlation import Correlation
 from tests.builders import examples, ledger, message, tags
+from tests.drawing import drew, how_many
 
 if TYPE_CHECKING:
     from sidecar.core.message import Message
@@ -36,9 +38,14 @@ chunks = st.lists(
 )
 
 
+@pytest.mark.draws(
+    "no messages", "one messages", "several messages", "an empty chunk", "several correlations",
+    "a message over the limit", "a message at the limit", "ended by count", "ended by bytes", "ended by age",
+    "ended by drain", "ended by pressure", "several are of age", "nothing is left",
+)  # fmt: skip
 @settings(max_examples=examples(120))
 @given(chunks, st.integers(1, 7), st.integers(1, 60), st.sampled_from(["drain", "pressure"]))
-def test_every_message_is_in_one_batch_within_limits_and_in_time(  # noqa: C901 - one story
+def test_every_message_is_in_one_batch_within_limits_and_in_time(  # noqa: C901, PLR0915 - one story
     arrivals: list[Chunk], max_items: int, max_bytes: int, ending: str
 ) -> None:
     """A loop that comes back when `due` says so, over any arrivals."""
@@ -55,6 +62,7 @@ def test_every_message_is_in_one_batch_within_limits_and_in_time(  # noqa: C901 
             now = due
             aged = batcher.take_aged(now)
             assert aged, "it was due, but nothing was of age: the loop would spin"
+            drew("several are of age", len(aged) > 1)
             for batch in aged:
                 assert arrived[batch.messages[0].tag] == batch.opened_at
                 assert now >= batch.opened_at + MAX_AGE
@@ -79,12 +87,19 @@ def test_every_message_is_in_one_batch_within_limits_and_in_time(  # noqa: C901 
                 assert len(batch.messages) == max_items
         complete.extend(done)
     assert batcher.items == tag - sum(len(batch.messages) for batch in complete)
+    drew(how_many(tag, "messages"))
+    drew("an empty chunk", any(not chunk.sizes for chunk in arrivals))
+    drew("several correlations", sum(map(bool, by_correlation.values())) > 1)
+    drew("a message over the limit", any(size > max_bytes for chunk in arrivals for size in chunk.sizes))
+    drew("a message at the limit", any(size == max_bytes for chunk in arrivals for size in chunk.sizes))
+    drew("nothing is left", tag and not batcher.items)
     while batcher.open_groups:
         rest = batcher.take_all() if ending == "drain" else batcher.take_oldest()
         assert [batch.trigger for batch in rest] == [ending] * len(rest)
         complete.extend(rest)
 
     for batch in complete:
+        drew(f"ended by {batch.trigger}")
         assert 0 < len(batch.messages) <= max_items
         assert batch.body_bytes == sum(one.bulk_bytes for one in batch.messages)
         assert batch.body_bytes <= max_bytes or len(batch.messages) == 1
@@ -95,6 +110,9 @@ def test_every_message_is_in_one_batch_within_limits_and_in_time(  # noqa: C901 
         assert taken == sent, "order within a correlation, nothing lost, doubled or mixed"
 
 
+@pytest.mark.draws(
+    "a rest", "no rest", "chunks smaller than batches", "chunks larger than batches", "one in a batch",
+)  # fmt: skip
 @settings(max_examples=examples(100))
 @given(st.integers(1, 50), st.integers(1, 9), st.integers(1, 400))
 def test_cutting_the_stream_into_chunks_makes_no_difference(chunk: int, max_items: int, count: int) -> None:
@@ -105,6 +123,10 @@ def test_cutting_the_stream_into_chunks_makes_no_difference(chunk: int, max_item
     complete = [batch for at in range(0, count, chunk) for batch in batcher.add(held[at : at + chunk], 0.0)]
     assert [len(batch.messages) for batch in complete] == [max_items] * (count // max_items)
     assert batcher.items == count % max_items
+    drew("a rest" if batcher.items else "no rest")
+    drew("chunks smaller than batches", chunk < max_items)
+    drew("chunks larger than batches", chunk > max_items)
+    drew("one in a batch", max_items == 1)
 
 
 # Messages that say by themselves where they belong -------------------------------------------------------------------
@@ -132,6 +154,11 @@ said = st.builds(
 )
 
 
+@pytest.mark.draws(
+    "ended by count", "ended by complete", "ended by message", "ended by bytes", "ended by age", "ended by pressure",
+    "ended by drain", "a signal", "a signal for nothing", "a set in several requests", "sizes that differ in a set",
+    "a message over the limit", "only one group may be open", "several keys",
+)  # fmt: skip
 @settings(max_examples=examples(200))
 @given(
     st.lists(said, max_size=40),
@@ -174,6 +201,9 @@ def test_every_message_is_in_one_batch_of_its_key_and_the_completion_rules_hold(
     open_at_most = max(open_at_most, batcher.open_groups)
     assert open_at_most <= max_groups
     complete.extend(batcher.take_all())
+    drew("only one group may be open", max_groups == 1)
+    drew("a signal", any(one.correlation.is_signal for one in held))
+    drew("a signal for nothing", held and held[0].correlation.is_signal)
 
     documents = [one for one in held if not one.correlation.is_signal]
     assert sorted(one.tag for batch in complete for one in batch.messages) == [one.tag for one in documents]
@@ -182,12 +212,17 @@ def test_every_message_is_in_one_batch_of_its_key_and_the_completion_rules_hold(
         assert all(one.correlation.key == key for batch in mine for one in batch.messages), "a batch has one key"
         in_order = [one.tag for batch in mine for one in batch.messages]
         assert in_order == [one.tag for one in documents if one.correlation.key == key], "in order within the key"
+        drew("several keys", mine and len(documents) > len(in_order))
         carried_items, carried_size = 0, 0  # of a set that went in several requests
         for batch in mine:
             _judge(batch, max_items, max_bytes, carried_items, carried_size, held)
             said_sizes = [one.correlation.set_items for one in batch.messages if one.correlation.set_items]
             size = said_sizes[-1] if said_sizes else carried_size
             again = batch.trigger == "bytes" and size
+            drew(f"ended by {batch.trigger}")
+            drew("a set in several requests", carried_items)
+            drew("sizes that differ in a set", len(set(said_sizes)) > 1)
+            drew("a message over the limit", batch.body_bytes > max_bytes)
             carried_items, carried_size = (carried_items + len(batch.messages), size) if again else (0, 0)
 
 

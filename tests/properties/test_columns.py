@@ -6,6 +6,7 @@ import zlib
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from sidecar.core.compose import Composer, Recipe
 from sidecar.core.fields import Fields
 from sidecar.core.template import Template
 from tests.builders import examples, ledger, long_string, message, properties
+from tests.drawing import drew, how_many
 
 NOW = 1_700_000_000.0
 texts = st.sampled_from(
@@ -52,7 +54,7 @@ bodies = st.sampled_from([
     b'{"_id":"own","k":"v"}', b'{"x":"_id","k":"\\"_id"}', b'{"k":"2026-11-30T23:30:00-02:00","n":1600000000000000}',
 ])  # fmt: skip
 sent = st.tuples(
-    bodies,
+    st.sampled_from([b"{}", b'{"h":"own","k":"v","n":7,"o":{"k":1}}', b'{"k":"w","n":8,"o":{"k":"x"}}']) | bodies,
     st.none() | headers | st.builds(lambda first, rest: first + rest, remembered, headers),
     short_values,
     st.integers(0, 3),
@@ -72,6 +74,7 @@ templates = st.lists(filled | st.sampled_from(["x", "x%", "{{", '"']), min_size=
     lambda all_: Template("".join(all_))
 )
 maybe = st.none() | templates
+versions = st.sampled_from(["{priority|3}", "{timestamp|5}", "{body.n|1}"]).map(Template) | templates
 
 
 @st.composite
@@ -84,8 +87,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
         id=draw(templates) if id_mode == "template" else None,
         routing=draw(maybe),
         pipeline=draw(maybe),
-        version=draw(maybe),
-        index_allow=draw(st.sampled_from([(), ("docs", "*0*", "a")])),
+        version=draw(st.none() | versions),
+        index_allow=draw(st.sampled_from([(), (), ("docs", "*0*", "a")])),
         fields=draw(st.none() | st.builds(lambda value: Fields({"h": value, "k.n": value}), templates)),
         batch_key=draw(maybe),
     )
@@ -124,6 +127,12 @@ def composed(recipe: Recipe, chunk: list[tuple[Any, ...]], room: int) -> tuple[l
     return good, bad
 
 
+@pytest.mark.draws(
+    "one messages", "several messages", "all are taken", "all are refused", "some are refused", "one remembers",
+    "no room", "an id from a template", "an index from a template", "routing", "a pipeline", "a version", "fields",
+    "a batch key", "only some indices", "lower case", "a default", "a time", "a field of the body", "compressed",
+    "properties that are cut", "lines of two kinds",
+)  # fmt: skip
 @settings(max_examples=examples(200), deadline=None)
 @given(recipes(), st.lists(sent, min_size=1, max_size=8), st.sampled_from([0, 40, 10**6]))
 def test_a_chunk_is_what_its_messages_are_one_by_one(recipe: Recipe, chunk: list[tuple[Any, ...]], room: int) -> None:
@@ -133,4 +142,25 @@ def test_a_chunk_is_what_its_messages_are_one_by_one(recipe: Recipe, chunk: list
     """
     if recipe.id_mode == "generated":  # which are made for some that need none
         recipe = replace(recipe, id_mode="auto")
-    assert composed(recipe, chunk, room) == composed(replace(recipe, batch_complete_count=Template("")), chunk, room)
+    good, bad = made = composed(recipe, chunk, room)
+    assert made == composed(replace(recipe, batch_complete_count=Template("")), chunk, room)
+    drew(how_many(len(chunk), "messages"))
+    drew("some are refused" if good and bad else "all are refused" if bad else "all are taken")
+    drew("one remembers", any(name.startswith(b"sidecar-re") for _, table, _, _ in chunk for name, _ in table or []))
+    drew("no room", not room and len(chunk) > 1)
+    drew("compressed", any(values.get("content_encoding") == b"deflate" for _, _, values, _ in chunk))
+    drew("properties that are cut", any(cut == 1 for _, _, _, cut in chunk))
+    drew("lines of two kinds", len({line.count(b'":') for _, line, *_ in good}) > 1)
+    for kind, template in (
+        ("an id from a template", recipe.id), ("routing", recipe.routing), ("a version", recipe.version),
+        ("a pipeline", recipe.pipeline), ("a batch key", recipe.batch_key),
+    ):  # fmt: skip
+        drew(kind, template)
+    drew("an index from a template", recipe.index.constant is None)
+    drew("fields", recipe.fields)
+    drew("only some indices", recipe.index_allow)
+    holes = [hole for template in recipe.templates for hole in template.holes]
+    drew("lower case", any(hole.is_lowered for hole in holes))
+    drew("a default", any(hole.default for hole in holes))
+    drew("a time", any(hole.style for hole in holes))
+    drew("a field of the body", any(hole.field.startswith("body.") for hole in holes))

@@ -6,12 +6,14 @@ import json
 from typing import Any
 
 import orjson
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sidecar.core import bulk
 from sidecar.core.bulk import Result
 from tests.builders import composer, examples, long_string, message, properties
+from tests.drawing import drew, how_many
 
 VICTIM = b'{"delete":{"_id":"victim"}}'
 SMUGGLERS = [
@@ -51,6 +53,11 @@ ids = st.binary(max_size=40) | st.text(max_size=60).map(lambda text: text.encode
 )  # fmt: skip
 
 
+@pytest.mark.draws(
+    "no messages", "one messages", "several messages", "all are taken", "all are refused", "some are refused",
+    "lines within a document", "space around a document", "an id with a quote", "an id that isn't UTF-8",
+    "an empty id", "the same id twice", "a document that isn't ASCII",
+)  # fmt: skip
 @settings(max_examples=examples(120))
 @given(st.lists(st.tuples(bodies, st.none() | ids), max_size=6), st.sampled_from(["index", "create"]), st.booleans())
 @example([(body, b"i") for body in SMUGGLERS], "index", True)
@@ -70,6 +77,14 @@ def test_a_request_is_exactly_its_messages(
     assert sorted([one.tag for one in composed] + [reject.message.tag for reject in rejects]) == [
         one.tag for one in held
     ]
+    drew(how_many(len(sent), "messages"))
+    drew("some are refused" if composed and rejects else "all are refused" if rejects else "all are taken", sent)
+    idents = [ident for _, ident in sent if ident is not None and with_message_id]
+    drew("an id with a quote", any(b'"' in ident for ident in idents))
+    drew("an id that isn't UTF-8", any(ident.decode(errors="ignore").encode() != ident for ident in idents))
+    drew("an empty id", b"" in idents)
+    drew("the same id twice", len(set(idents)) < len(idents))
+    drew("a document that isn't ASCII", any(one.source and not one.source.isascii() for one in composed))
     request = bulk.body(composed)
     assert request.endswith(b"\n") or not composed
     lines = request.split(b"\n")[:-1]
@@ -80,6 +95,8 @@ def test_a_request_is_exactly_its_messages(
         parameters: dict[str, str] = {"_id": ident.decode()} if ident and with_message_id else {}
         assert json.loads(line, object_pairs_hook=list) == [(action, list(parameters.items()))]
         assert one.key == (ident or None if with_message_id else None)
+        drew("space around a document", body.strip() != body)
+        drew("lines within a document", b"\n" in body.strip())
         if b"\n" in body.strip():
             assert json.loads(source) == json.loads(body)
             assert source == body.strip(b" \t\r\n").replace(b"\n", b" ")
@@ -88,6 +105,10 @@ def test_a_request_is_exactly_its_messages(
         source.decode()
 
 
+@pytest.mark.draws(
+    "no members", "one members", "several members", "nested", "not ASCII", "an escape", "several lines",
+    "space around",
+)  # fmt: skip
 @settings(max_examples=examples(150))
 @given(objects, st.sampled_from([None, 0, 2]), st.booleans(), st.sampled_from(["", " ", "\n"]))
 def test_every_document_that_is_one_is_accepted_and_means_the_same(
@@ -95,6 +116,12 @@ def test_every_document_that_is_one_is_accepted_and_means_the_same(
 ) -> None:
     """However it is laid out; its numbers and texts keep their spelling."""
     body = written(value, indent, ascii_only, around)
+    drew(how_many(len(value), "members"))
+    drew("nested", any(isinstance(one, dict | list) and one for one in value.values()))
+    drew("not ASCII", not body.isascii())
+    drew("an escape", b"\\" in body)
+    drew("several lines", b"\n" in body.strip())
+    drew("space around", around)
     composed, rejects = composer("index", with_message_id=True).compose([message(body=body)], 0.0)
     assert rejects == []
     source = composed[0].source
@@ -108,20 +135,39 @@ item_results = st.builds(
     Result, statuses, st.sampled_from(["", "some_exception"]), st.text(max_size=10), st.booleans()
 ).map(lambda one: one if one.error_type else one._replace(reason=""))
 
+stored = st.sampled_from([Result(200), Result(201)])
 
+
+@pytest.mark.draws(
+    "no items", "one items", "several items", "all stored", "one too many", "one too few", "an error",
+    "in a failure store", "in no failure store", "an error among successes",
+)  # fmt: skip
 @settings(max_examples=examples(150))
-@given(st.lists(item_results, max_size=8), st.integers(0, 9), st.sampled_from(["index", "create", "update", "delete"]))
+@given(
+    st.lists(item_results, max_size=8) | st.lists(stored, max_size=3),
+    st.sampled_from([0, 0, 0, 0, 1, -1]),
+    st.sampled_from(["index", "create", "update", "delete"]),
+)
 def test_an_answer_gives_each_item_its_own_result_or_none_at_all(
-    given_results: list[Result], count: int, action: str
+    given_results: list[Result], beyond: int, action: str
 ) -> None:
     """By position; and an answer to another number of items answers nobody."""
+    count = max(0, len(given_results) + beyond)
     items: list[dict[str, Any]] = []
+    errors = [bool(one.error_type) for one in given_results]
+    drew(how_many(len(given_results), "items"))
+    drew("all stored", given_results and not any(one.error_type or one.failure_store for one in given_results))
+    drew("one too many" if count < len(given_results) else "one too few", count != len(given_results))
+    drew("an error", any(errors))
+    drew("an error among successes", len(set(errors)) > 1)
+    drew("in a failure store", any(one.failure_store for one in given_results))
+    drew("in no failure store", not all(one.failure_store for one in given_results))
     for one in given_results:
         item: dict[str, Any] = {"status": one.status}
         if one.error_type:
             item["error"] = {"type": one.error_type, "reason": one.reason}
-        if one.failure_store:
-            item["failure_store"] = "used"
+        if one.failure_store or one.error_type:
+            item["failure_store"] = "used" if one.failure_store else "not_enabled"
         items.append({action: item})
     answer = orjson.dumps({"errors": any(one.error_type for one in given_results), "items": items})
     found = bulk.results(answer, count)
@@ -133,22 +179,69 @@ def test_an_answer_gives_each_item_its_own_result_or_none_at_all(
         assert count != len(given_results)
 
 
+somethings = st.sampled_from(
+    [None, 201, 429, True, "text", [], {}, [None], {"index": None}, {"index": {}}, {"a": 1, "b": 2}]
+)
+outcomes = st.dictionaries(
+    st.sampled_from(["index", "create", "odd"]),
+    st.dictionaries(
+        st.sampled_from(["status", "error", "failure_store"]),
+        somethings | st.dictionaries(st.sampled_from(["type", "reason", "caused_by"]), somethings, max_size=3),
+        max_size=3,
+    )
+    | st.just({"status": 201}),
+    max_size=2,
+)
+answers = st.builds(
+    lambda errors, items: {"errors": errors, "items": items},
+    st.booleans(),
+    st.lists(
+        st.sampled_from([{"index": {"status": 201}}, {"create": {"status": 429, "error": "text"}}]) | outcomes,
+        max_size=3,
+    ),
+)
+nearly = st.dictionaries(
+    st.sampled_from(["errors", "items", "error", "status"]), somethings | st.lists(outcomes | somethings, max_size=3)
+) | st.builds(lambda errors, items: {"errors": errors, "items": items}, somethings, st.lists(outcomes, max_size=3))
+
+
+@pytest.mark.draws(
+    "not JSON", "JSON without items", "as many items", "another number of items", "results", "items that are none",
+)  # fmt: skip
 @settings(max_examples=examples(200))
-@given(st.binary(max_size=40) | objects.map(lambda value: json.dumps(value).encode()), st.integers(0, 3))
-def test_any_answer_whatever_is_results_or_an_unknown_outcome(answer: bytes, count: int) -> None:
-    """A proxy's page, half an answer, something else that is JSON: never an exception."""
+@given(
+    st.binary(max_size=40)
+    | (objects | nearly | answers | st.lists(nearly)).map(lambda value: json.dumps(value).encode()),
+    st.sampled_from([0, 0, 0, 1, -1]),
+)
+def test_any_answer_whatever_is_results_or_an_unknown_outcome(answer: bytes, beyond: int) -> None:
+    """A proxy's page, half an answer, something else that is JSON: never an exception.
+
+    `bulk.all_stored` trusts what begins like a success: see the property before.
+    """
+    try:
+        value: Any = json.loads(answer)
+    except ValueError:
+        value = None
+    items = value.get("items") if isinstance(value, dict) else None
+    count = max(0, (len(items) if isinstance(items, list) else 1) + beyond)
     found = bulk.results(answer, count)
+    drew("not JSON" if value is None else "JSON without items", not isinstance(items, list))
+    if isinstance(items, list):
+        drew("as many items" if len(items) == count else "another number of items")
+        drew("results" if found else "items that are none", len(items) == count > 0)
     assert found is None or len(found) == count
     assert bulk.fault(400, answer).status == 400
-    assert not bulk.all_stored(answer, count) or bulk.results(answer, count) is not None
 
 
 # Reasons -------------------------------------------------------------------------------------------------------------
 
 FIELDS = ["age", "born", "user.name", "größe", "text"]
-secrets = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=12, max_size=30).filter(
-    lambda text: "; caused by: " not in text and text.strip() == text
-)
+secrets = (
+    st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=12, max_size=30)
+    | st.text("ab '\"[](){}\\é", min_size=12, max_size=30)
+    | st.integers(300, 1500).map(lambda size: "one long value " * (size // 15) + "end")
+).map(lambda text: f"<{text.replace('; caused by: ', '')}>")
 REASONS = [
     (
         "[1:8] failed to parse field [{field}] of type [long] in document with id 'x'. "
@@ -167,6 +260,14 @@ REASONS = [
 ]
 
 
+@pytest.mark.draws(
+    *(f"reason {number}" for number in range(len(REASONS))),
+    "a nested value",
+    "an escaped value",
+    "quotes in the value",
+    "brackets in the value",
+    "a field that isn't ASCII",
+)
 @settings(max_examples=examples(300))
 @given(st.sampled_from(REASONS), st.sampled_from(FIELDS), secrets, st.booleans(), st.booleans())
 @example(REASONS[3], "age", "it's hunter2's secret", True, False)
@@ -176,6 +277,12 @@ def test_no_quoted_value_of_the_document_survives_and_field_names_do(
     reason: str, field: str, secret: str, ascii_only: bool, nested: bool
 ) -> None:
     """However the value is escaped in the document, and whatever quotes and brackets it holds itself."""
+    drew(f"reason {REASONS.index(reason)}")
+    drew("a nested value", nested)
+    drew("an escaped value", ascii_only and not secret.isascii())
+    drew("quotes in the value", "'" in secret or '"' in secret)
+    drew("brackets in the value", any(mark in secret for mark in "[]()"))
+    drew("a field that isn't ASCII", not field.isascii())
     value: object = [{"deep": secret}] if nested else secret
     document = json.dumps({field: value}, ensure_ascii=ascii_only).encode()
     blanked = bulk.blank(reason.format(field=field, value=secret), document)
@@ -185,8 +292,17 @@ def test_no_quoted_value_of_the_document_survives_and_field_names_do(
     assert len(blanked.encode()) <= 1024
 
 
+@pytest.mark.draws("quotes something", "quotes nothing", "a document", "no document", "over 1 KiB")
 @settings(max_examples=examples(150))
-@given(st.text(max_size=60), st.binary(max_size=40) | documents)
+@given(
+    st.text(max_size=60)
+    | st.text("a'\"[]() …é", max_size=60)
+    | st.text("a'[é…", min_size=1, max_size=9).map(lambda text: text * 300),
+    st.binary(max_size=40) | documents,
+)
 def test_blanking_is_never_an_exception(reason: str, document: bytes) -> None:
     """Whatever Elasticsearch says, about whatever document."""
+    drew("quotes something" if any(mark in reason for mark in "'\"[(") else "quotes nothing")
+    drew("a document" if document.strip()[:1] == b"{" else "no document")
+    drew("over 1 KiB", len(reason.encode()) > 1024)
     assert len(bulk.blank(reason, document).encode()) <= 1024

@@ -31,6 +31,7 @@ from sidecar.core.ledger import Ledger
 from sidecar.core.properties import PropertiesError
 from sidecar.errors import WireError
 from tests.builders import FLAGS, NUMBERS, content_header, deliver, examples, frame, properties, short_string, table
+from tests.drawing import drew, how_many
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -39,6 +40,7 @@ CONSUMING = (1, 2)
 CONFIRMING = 3
 FOREIGN = 7
 FRAME_MAX = 8192
+FIELD_TYPES = "SxtVbBsuIiflLdTDAF"
 
 # Values ------------------------------------------------------------------------------------------------------------
 
@@ -56,10 +58,11 @@ def sized(kind: bytes, data: bytes) -> bytes:
     return kind + struct.pack(">I", len(data)) + data
 
 
-raw_scalars = st.one_of(
+raw_types = (
     st.binary(max_size=20).map(lambda data: sized(b"S", data)),
     st.binary(max_size=20).map(lambda data: sized(b"x", data)),
-    st.sampled_from([b"t\0", b"t\1", b"V", b"\0"]),
+    st.sampled_from([b"t\0", b"t\1"]),
+    st.sampled_from([b"V", b"\0"]),
     *(fixed(kind, 1) for kind in (b"b", b"B")),
     *(fixed(kind, 2) for kind in (b"s", b"u")),
     *(fixed(kind, 4) for kind in (b"I", b"i", b"f")),
@@ -67,6 +70,7 @@ raw_scalars = st.one_of(
     st.integers(0, 4_102_444_800).map(lambda seconds: b"T" + struct.pack(">Q", seconds)),
     st.tuples(st.integers(0, 20), st.integers(0, 2**31 - 1)).map(lambda pair: b"D" + struct.pack(">Bi", *pair)),
 )
+raw_scalars = st.one_of(*raw_types)
 raw_values = st.recursive(
     raw_scalars,
     lambda inner: (
@@ -75,7 +79,11 @@ raw_values = st.recursive(
     ),
     max_leaves=6,
 )
-raw_tables = st.lists(st.tuples(names, raw_values), max_size=5)
+raw_tables = st.one_of(
+    st.lists(st.tuples(names, raw_values), max_size=1),
+    st.lists(st.tuples(names, raw_values), min_size=2, max_size=5),
+    st.tuples(*raw_types).map(lambda values: [(b"%d" % at, value) for at, value in enumerate(values)]),
+)
 raw_properties = st.fixed_dictionaries(
     {},
     optional={
@@ -147,9 +155,11 @@ RPCS = (
 def items(draw: st.DrawFn, tags: dict[int, int]) -> Item:
     """Draw something that the broker sends; `tags` counts the deliveries of each channel."""
     kind = draw(
-        st.sampled_from(["deliver"] * 5 + ["returned", "confirm", "rpc", "heartbeat", "foreign", "foreign ack"])
+        st.sampled_from(
+            ["returned", "confirm"] + ["deliver"] * 5 + ["returned", "rpc", "heartbeat", "foreign", "foreign ack"]
+        )
     )
-    step = draw(st.integers(1, 40))
+    step = draw(st.sampled_from([1, 2, 5, 40]))
     if kind == "heartbeat":
         return Item(0, [pamqp.marshal(heartbeat.Heartbeat(), 0)], None)
     if kind == "rpc":
@@ -178,11 +188,11 @@ def items(draw: st.DrawFn, tags: dict[int, int]) -> Item:
 
 
 @st.composite
-def streams(draw: st.DrawFn, *, most: int = 6) -> Stream:
+def streams(draw: st.DrawFn, *, least: int = 1, most: int = 6) -> Stream:
     """Draw a stream: the frames of each channel in order, those of different channels interleaved."""
     tags: dict[int, int] = {}
     waiting: dict[int, list[tuple[bytes, Item, bool]]] = {}
-    for _ in range(draw(st.integers(1, most))):
+    for _ in range(draw(st.integers(least, most))):
         item = draw(items(tags))
         due = waiting.setdefault(item.channel, [])
         due += [(data, item, data is item.frames[-1]) for data in item.frames]
@@ -251,10 +261,35 @@ def pieces_of(data: bytes, cuts: Iterable[int]) -> list[bytes]:
     return [data[start:end] for start, end in pairwise(edges)]
 
 
-@settings(max_examples=examples(20), suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow])
-@given(streams(most=4))
+def note_stream(stream: Stream) -> None:
+    """Note what is in a stream."""
+    kinds_of_channel = [(struct.unpack_from(">BH", data)) for data in stream.frames]
+    for kind, of in (("a message", Delivered), ("a return", Returned), ("a confirm", Confirm)):
+        drew(kind, any(isinstance(one, of) for one in (*stream.messages, *stream.answers)))
+    drew("something passed on", stream.passed)
+    drew("a body in several frames", any(
+        kind == other == 3 and channel == next_channel
+        for (kind, channel), (other, next_channel) in pairwise(kinds_of_channel)
+    ))  # fmt: skip
+    drew("an empty body", any(not one.body for one in stream.messages))
+    drew("another channel within a message", any(
+        kind != 8 and other != 1 and channel != next_channel and 0 not in (channel, next_channel)
+        for (kind, channel), (other, next_channel) in pairwise(kinds_of_channel)
+    ))  # fmt: skip
+
+
+IN_STREAMS = (
+    "a message", "a return", "a confirm", "something passed on", "a body in several frames", "an empty body",
+    "another channel within a message",
+)  # fmt: skip
+
+
+@pytest.mark.draws(*IN_STREAMS)
+@settings(max_examples=examples(32), suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow])
+@given(streams(least=3, most=5))
 def test_the_same_comes_of_a_stream_at_every_split(stream: Stream) -> None:
     """Cut in two at each place (or each third of a long one), and byte by byte."""
+    note_stream(stream)
     data = stream.data
     expected = (stream.messages, stream.answers, stream.passed)
     for cut in range(0, len(data) + 1, 1 + len(data) // 400):
@@ -262,13 +297,40 @@ def test_the_same_comes_of_a_stream_at_every_split(stream: Stream) -> None:
     assert parsed(data[at : at + 1] for at in range(len(data))) == expected
 
 
+@pytest.mark.draws(
+    *IN_STREAMS, "no cuts", "several cuts", "an empty piece", "cut between frames", "cut in a frame's head",
+    "cut in a payload", "cut before a frame's end",
+)  # fmt: skip
 @settings(max_examples=examples(70), suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow])
-@given(streams(most=12), st.lists(st.integers(0, 1 << 16), max_size=12))
-def test_the_same_comes_of_a_stream_in_any_pieces(stream: Stream, cuts: list[int]) -> None:
+@given(
+    streams(most=12),
+    st.lists(st.tuples(st.integers(0, 40), st.sampled_from([0, 0, 1, 3, 6, 7, 8, 12, 30, -1])), max_size=3)
+    | st.lists(st.tuples(st.integers(0, 40), st.integers(0, 99)), min_size=3, max_size=12),
+)
+def test_the_same_comes_of_a_stream_in_any_pieces(stream: Stream, cuts: list[tuple[int, int]]) -> None:
     """Whole, and in random pieces, empty ones included."""
+    note_stream(stream)
+    starts = [sum(map(len, stream.frames[:at])) for at in range(len(stream.frames))]
+    places = [
+        starts[at % len(starts)] + offset % len(stream.frames[at % len(starts)]) for at, offset in cuts
+    ]  # of a frame, and in it
+    note_cuts(stream, places)
     expected = (stream.messages, stream.answers, stream.passed)
     assert parsed([stream.data]) == expected
-    assert parsed(pieces_of(stream.data, cuts)) == expected
+    assert parsed(pieces_of(stream.data, places)) == expected
+
+
+def note_cuts(stream: Stream, places: list[int]) -> None:
+    """Note in which part of a frame a stream is cut."""
+    drew(how_many(len(places), "cuts"), len(places) != 1)
+    drew("an empty piece", len({0, *places}) <= len(places))
+    end = 0
+    for data in stream.frames:
+        begin, end = end, end + len(data)
+        drew("cut between frames", begin and begin in places)
+        drew("cut in a frame's head", any(begin < place < begin + 7 for place in places))
+        drew("cut in a payload", any(begin + 7 <= place < end - 1 for place in places))
+        drew("cut before a frame's end", end - 1 in places)
 
 
 def by_pamqp(data: bytes) -> list[Any]:
@@ -286,7 +348,7 @@ FIRST_TIME, LAST_TIME = datetime(1970, 1, 2), datetime(2100, 1, 1)  # noqa: DTZ0
 THEIR_NAMES = {"type": "message_type"}
 plain_text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=10)
 plain_names = st.text("abcxyz-_", min_size=1, max_size=6)
-plain_values = st.recursive(
+plain_scalars = (
     st.none()
     | st.booleans()
     | st.integers(-(2**63), 2**63 - 1)
@@ -294,7 +356,10 @@ plain_values = st.recursive(
     | plain_text
     | st.binary(max_size=9).map(bytearray)
     | st.datetimes(FIRST_TIME, LAST_TIME).map(lambda at: at.replace(microsecond=0, tzinfo=UTC))
-    | st.decimals(0, 10_000, places=3, allow_nan=False),
+    | st.decimals(0, 10_000, places=3, allow_nan=False)
+)
+plain_values = st.recursive(
+    plain_scalars,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(plain_names, inner, max_size=3),
     max_leaves=8,
 )
@@ -348,6 +413,10 @@ def check_values(raw: bytes, theirs: commands.Basic.Properties) -> None:
             assert (found.decode() if found is not None else None) == value
 
 
+@pytest.mark.draws(
+    "one messages", "several messages", "no headers", "headers", "not ASCII", "an empty body", "several frames",
+    *(f"the property {name}" for name in FLAGS if name != "cluster_id"),
+)  # fmt: skip
 @settings(max_examples=examples(80))
 @given(
     st.lists(st.tuples(plain_properties, st.binary(max_size=50), plain_text), min_size=1, max_size=4),
@@ -358,7 +427,13 @@ def test_what_pamqp_encodes_is_understood_as_pamqp_does(
 ) -> None:
     """Same messages; each property and header has the value that pamqp reads from the same bytes."""
     data = b""
+    drew(how_many(len(sent), "messages"))
     for tag, (given_properties, body, key) in enumerate(sent, 1):
+        drew("headers" if "headers" in given_properties else "no headers")
+        drew("not ASCII", not key.isascii())
+        drew("several frames" if len(body) > step else "an empty body", len(body) > step or not body)
+        for name in FLAGS:
+            drew(f"the property {name}", THEIR_NAMES.get(name, name) in given_properties)
         raw = commands.Basic.Properties(**given_properties)
         data += pamqp.marshal(commands.Basic.Deliver("c", tag, bool(tag % 2), "exchange", key), 1)
         data += pamqp.marshal(header.ContentHeader(0, len(body), raw), 1)
@@ -376,6 +451,11 @@ def test_what_pamqp_encodes_is_understood_as_pamqp_does(
         assert core.join(core.split(one.properties)) == one.properties
 
 
+@pytest.mark.draws(
+    "no headers", "one headers", "several headers", "a name twice", "a name that isn't UTF-8", "nested",
+    "pamqp reads it too", "only the bytes tell", *(f"the property {name}" for name in FLAGS),
+    *(f"the type {kind}" for kind in FIELD_TYPES),
+)  # fmt: skip
 @settings(max_examples=examples(150))
 @given(raw_properties)
 @example({"timestamp": 1_700_000_000_123, "headers": [(b"a", b"V"), (b"a", b"t\1"), (b"\xff", b"S\0\0\0\1\xff")]})
@@ -384,7 +464,9 @@ def test_raw_properties_are_read_and_kept_byte_by_byte(given_properties: dict[st
     values = dict(given_properties)
     table_fields = values.pop("headers", None)
     raw = properties(table_fields, **values)
+    note_fields(table_fields or [])
     for name in FLAGS:
+        drew(f"the property {name}", name in given_properties)
         if name in NUMBERS:
             assert core.number(raw, name) == values.get(name)
         elif name != "headers":
@@ -396,10 +478,22 @@ def test_raw_properties_are_read_and_kept_byte_by_byte(given_properties: dict[st
     try:
         ((_, theirs),) = by_pamqp(content_header(1, 0, raw))
     except (ValueError, OverflowError, OSError, UnmarshalingException):
+        drew("only the bytes tell")
         return  # pamqp can't: then the generated bytes above were the measure
     repeated = len({name for name, _ in table_fields or []}) != len(table_fields or [])
     if values.get("timestamp", 0) <= 0xFFFFFFFF and not repeated and not _repeats_inside(table_fields or []):
+        drew("pamqp reads it too")
         check_values(raw, theirs.properties)
+
+
+def note_fields(fields: Sequence[tuple[bytes, bytes]]) -> None:
+    """Note what is in a table."""
+    drew(how_many(len(fields), "headers"))
+    drew("a name twice", len({name for name, _ in fields}) < len(fields))
+    drew("a name that isn't UTF-8", any(b"\xff" in name for name, _ in fields))
+    for _, value in fields:
+        drew(f"the type {chr(value[0])}", value[0])
+        drew("nested", value[:1] in (b"A", b"F") and len(value) > 5)
 
 
 def _repeats_inside(fields: Sequence[tuple[bytes, bytes]]) -> bool:
@@ -421,26 +515,36 @@ def kinds(stream: list[bytes]) -> list[int]:
     return [data[0] for data in stream]
 
 
+EVERYWHERE = ("drop", "repeat", "swap", "end", "type", "size", "oversized")
+FAULTS = (
+    *((fault, kind) for fault in EVERYWHERE for kind in (1, 2, 3)),
+    ("cut", 1), ("cut", 2), ("longer", 1), ("longer", 3), ("tag", 1), ("length", 2),
+)  # fmt: skip
+"""What is wrong, and in which kind of frame: 1 a method, 2 a header, 3 a body."""
+
+
 @st.composite
-def malformed(draw: st.DrawFn) -> list[bytes]:  # noqa: C901, PLR0912 - one branch a fault
+def malformed(draw: st.DrawFn, fault: str, kind: int) -> list[bytes]:  # noqa: C901, PLR0912 - one branch a fault
     """Draw deliveries on one channel with one fault, and a sound delivery behind them."""
     held: list[bytes] = []
-    count = draw(st.integers(1, 3))
+    count = draw(st.integers(2, 3))
     for tag in range(1, count + 2):
-        held += [deliver(1, tag), *content(1, properties(message_id=b"i"), draw(bodies), draw(st.integers(1, 40)))]
+        held += [
+            deliver(1, tag),
+            *content(1, properties(message_id=b"i"), draw(bodies) or b"{}", draw(st.integers(1, 40))),
+        ]
     last = len(held) - 1 - held[::-1].index(deliver(1, count + 1))  # the sound one stays as it is
-    at = draw(st.integers(0, last - 1))
+    places = [at for at in range(last) if held[at][0] == kind and (fault, kinds(held)[at : at + 2]) != ("swap", [3, 3])]
+    at = draw(
+        st.sampled_from([places[0], places[-1]]) | st.sampled_from(places)
+    )  # two pieces of one body swapped: nobody could tell
     data, payload = held[at], held[at][7:-1]
-    fault = draw(
-        st.sampled_from(
-            ["drop", "repeat", "swap", "end", "type", "size", "oversized", "cut", "longer", "tag", "length"]
-        )
-    )
+    drew("in the first message" if kinds(held[: at + 1]).count(1) == 1 else "in a later message")
     if fault == "drop":
         held[at : at + 1] = []
     elif fault == "repeat":
         held.insert(at, data)
-    elif fault == "swap" and kinds(held)[at : at + 2] != [3, 3]:  # two pieces of one body: nobody could tell
+    elif fault == "swap":
         held[at : at + 2] = held[at + 1], data
     elif fault == "type":
         held[at] = bytes([draw(st.sampled_from([0, 4, 5, 7, 9, 72, 255]))]) + data[1:]
@@ -450,15 +554,15 @@ def malformed(draw: st.DrawFn) -> list[bytes]:  # noqa: C901, PLR0912 - one bran
         held[at] = data[:3] + struct.pack(">I", draw(st.integers(FRAME_MAX - 7, 2**32 - 1))) + data[7:]
     elif fault == "cut" and data[0] == 1:
         held[at] = resized(data, payload[: draw(st.integers(0, len(payload) - 1))])
-    elif fault == "cut" and data[0] == 2:
+    elif fault == "cut":
         held[at] = resized(data, payload[: draw(st.integers(0, 13))])
-    elif fault == "longer" and data[0] in (1, 3):
+    elif fault == "longer":
         held[at] = resized(data, payload + draw(st.binary(min_size=1, max_size=9)))
-    elif fault == "tag" and data[0] == 1:
+    elif fault == "tag":
         tag = struct.unpack_from(">Q", payload, 6)[0]
         wrong = draw(st.integers(0, 2**64 - 1).filter(lambda other: other != tag))
         held[at] = resized(data, payload[:6] + struct.pack(">Q", wrong) + payload[14:])
-    elif fault == "length" and data[0] == 2:
+    elif fault == "length":
         size = struct.unpack_from(">Q", payload, 4)[0]
         wrong = draw(st.integers(0, 2**64 - 1).filter(lambda other: other != size) | st.just(size + 1))
         held[at] = resized(data, payload[:4] + struct.pack(">Q", wrong) + payload[12:])
@@ -467,18 +571,23 @@ def malformed(draw: st.DrawFn) -> list[bytes]:  # noqa: C901, PLR0912 - one bran
     return held
 
 
-@settings(max_examples=examples(300))
-@given(malformed(), st.lists(st.integers(0, 1 << 12), max_size=4))
-def test_a_malformed_stream_is_always_a_wire_error(held: list[bytes], cuts: list[int]) -> None:
+@pytest.mark.parametrize(("fault", "kind"), FAULTS)
+@pytest.mark.draws("in the first message", "in a later message")
+@settings(max_examples=examples(12))
+@given(data=st.data())
+def test_a_malformed_stream_is_always_a_wire_error(fault: str, kind: int, data: st.DataObject) -> None:
     """Never another exception, never a message that wasn't sent; the same in one piece and in many."""
-    data = b"".join(held)
-    for pieces in ([data], pieces_of(data, cuts), [data[at : at + 1] for at in range(len(data))]):
+    held = data.draw(malformed(fault, kind))
+    cuts = data.draw(st.lists(st.integers(0, 1 << 12), min_size=1, max_size=4))
+    whole = b"".join(held)
+    for pieces in ([whole], pieces_of(whole, cuts), [whole[at : at + 1] for at in range(len(whole))]):
         with pytest.raises(WireError):
             parsed(pieces)
 
 
-def read_everything(raw: bytes) -> None:
-    """Read all that can be read of a property set, sound or not."""
+def read_everything(raw: bytes) -> tuple[bool, bool]:
+    """Read all that can be read of a property set; return whether there were errors outside and inside of headers."""
+    outside = inside = False
     for name in FLAGS:
         try:
             if name in NUMBERS:
@@ -486,16 +595,18 @@ def read_everything(raw: bytes) -> None:
             elif name != "headers":
                 core.short(raw, name)
         except PropertiesError:
-            pass
+            outside = True
     try:
         core.header(raw, b"a")
         for _, value in core.fields(core.headers(raw)):
             core.decode(value)
         core.split(raw)
     except PropertiesError:
-        pass
+        inside = True
+    return outside, inside
 
 
+@pytest.mark.draws("an error", "a message that may differ", "properties that may differ")
 @settings(max_examples=examples(120), suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow])
 @given(
     streams(),
@@ -512,37 +623,67 @@ def test_corrupted_bytes_give_a_wire_error_or_a_valid_parse(
     try:
         messages, _, passed = parsed(pieces_of(bytes(data), cuts))
     except WireError:
+        drew("an error")
         return
+    drew("a message that may differ", messages)
+    drew("properties that may differ", any(len(one.properties) > 2 for one in messages))
     assert len(passed) <= len(data)
     for one in messages:
         read_everything(one.properties)
 
 
+@pytest.mark.draws("an error", "it waits for more", "framed", "bare", "nothing", "a head", "more than a head")
 @settings(max_examples=examples(300))
 @given(st.binary(max_size=200), st.booleans())
 def test_arbitrary_bytes_give_a_wire_error_or_wait_for_more(data: bytes, framed: bool) -> None:
     """Bare, and as the payload of a frame on a channel of ours."""
     for stream in [data] if not framed else [frame(kind, channel, data) for kind in (1, 2, 3) for channel in (1, 3)]:
+        drew("nothing" if not data else "more than a head" if len(data) > 7 else "a head")
+        drew("framed" if framed else "bare")
         try:
             parsed([stream])
         except WireError:
-            continue
+            drew("an error")
+        else:
+            drew("it waits for more")
 
 
-@settings(max_examples=examples(300))
-@given(st.binary(max_size=120), st.integers(0, 0xFFFF))
-def test_arbitrary_property_sets_give_values_or_an_error(data: bytes, flags: int) -> None:
-    """Whatever follows the flags, also flags that go on in further words."""
-    read_everything(struct.pack(">H", flags) + data)
+@pytest.mark.draws("all is read", "an error", "an error in headers alone")
+@settings(max_examples=examples(200))
+@given(
+    st.builds(lambda flags, data: struct.pack(">H", flags) + data, st.integers(0, 0xFFFF), st.binary(max_size=120))
+    | st.builds(
+        lambda values, at, octets: resprayed(properties(values.pop("headers", None), **values), at, octets),
+        raw_properties.map(dict),
+        st.integers(0, 200),
+        st.binary(max_size=3),
+    )
+)
+def test_arbitrary_property_sets_give_values_or_an_error(raw: bytes) -> None:
+    """Whatever follows the flags, also flags that go on in further words; and sound ones with a few other bytes."""
+    outside, inside = read_everything(raw)
+    drew("all is read", not outside and not inside)
+    drew("an error", outside)
+    drew("an error in headers alone", inside and not outside)
+
+
+def resprayed(raw: bytes, at: int, octets: bytes) -> bytes:
+    """Return bytes with some of them replaced; the length stays."""
+    at %= len(raw)
+    return (raw[:at] + octets + raw[at + len(octets) :])[: len(raw)]
 
 
 # What we write -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.draws("one", "multiple", "requeue", "drop", "a long tag")
 @settings(max_examples=examples(100))
 @given(st.integers(1, 0xFFFF), st.integers(0, 2**63 - 1), st.booleans(), st.booleans())
 def test_settlements_mean_to_pamqp_what_we_say(channel: int, tag: int, multiple: bool, requeue: bool) -> None:
     """Ack, nack and reject, with all their bits."""
+    drew("multiple" if multiple else "one")
+    drew("requeue" if requeue else "drop")
+    drew("a long tag", tag >= 1 << 32)
     ((at, ack),) = by_pamqp(frames.ack(channel, tag, multiple=multiple))
     assert (at, ack.name, ack.delivery_tag, ack.multiple) == (channel, "Basic.Ack", tag, multiple)
     ((at, nack),) = by_pamqp(frames.nack(channel, tag, multiple=multiple, requeue=requeue))
@@ -552,18 +693,23 @@ def test_settlements_mean_to_pamqp_what_we_say(channel: int, tag: int, multiple:
     assert (at, reject.name, reject.delivery_tag, reject.requeue) == (channel, "Basic.Reject", tag, False)
 
 
+@pytest.mark.draws(
+    "an empty body", "one frame", "several frames", "without a limit", "frames that are full to the end", "not ASCII",
+)  # fmt: skip
 @settings(max_examples=examples(120))
 @given(
     st.text("abc.-_:", max_size=20),
     st.text(st.characters(codec="utf-8"), max_size=20),
     plain_properties,
-    st.binary(max_size=300),
+    st.sampled_from([0, 1, 2, 3]),
+    st.sampled_from([0, 1, -1, 30]),
     st.sampled_from([0, 64, 100, 4096]),
 )
 def test_a_publish_means_to_pamqp_what_we_say(
-    exchange: str, key: str, given_properties: dict[str, Any], body: bytes, frame_max: int
+    exchange: str, key: str, given_properties: dict[str, Any], full: int, rest: int, frame_max: int
 ) -> None:
     """Mandatory, the properties' own bytes, and a body in frames that are as large as they may be."""
+    body = bytes(at % 251 for at in range(max(0, full * ((frame_max or 64) - 8) + rest)))
     raw = commands.Basic.Properties(**given_properties).marshal()
     written = frames.publish(5, exchange.encode(), key.encode(), raw, body, frame_max)
     understood = by_pamqp(b"".join(written))
@@ -576,6 +722,10 @@ def test_a_publish_means_to_pamqp_what_we_say(
     check_values(raw, head.properties)
     assert b"".join(piece.value for _, piece in pieces) == body
     sizes = [len(piece.value) + 8 for _, piece in pieces]
+    drew("an empty body" if not sizes else "one frame" if len(sizes) == 1 else "several frames")
+    drew("without a limit", not frame_max and body)
+    drew("frames that are full to the end", len(sizes) > 1 and sizes[-1] == frame_max)
+    drew("not ASCII", not key.isascii())
     if frame_max:
         assert all(size == frame_max for size in sizes[:-1])
         assert all(size <= frame_max for size in sizes)
@@ -583,10 +733,15 @@ def test_a_publish_means_to_pamqp_what_we_say(
         assert len(sizes) <= 1
 
 
+@pytest.mark.draws("one headers", "several headers", "nested", *(f"the type {kind}" for kind in "SVtfTDFA"))
 @settings(max_examples=examples(60))
-@given(st.dictionaries(plain_names, plain_values, max_size=4))
+@given(st.dictionaries(plain_names, plain_values, max_size=2) | st.dictionaries(plain_names, plain_scalars, min_size=3))
 def test_a_table_of_pamqps_is_read_field_by_field(values: dict[str, Any]) -> None:
     """And put together again to the same bytes."""
     data = encode.field_table(values)[4:]
+    drew(how_many(len(values), "headers"), values)
+    for _, item in core.fields(data):
+        drew(f"the type {chr(item[0])}", chr(item[0]) in "SVtfTDFA")
+        drew("nested", item[:1] in (b"A", b"F") and len(item) > 5)
     assert core.table(core.fields(data)) == data
     assert same({name.decode(): core.decode(value) for name, value in core.fields(data)}, values)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sidecar.core.ledger import Ledger, Settlement
 from tests.builders import examples, message
+from tests.drawing import drew
 
 if TYPE_CHECKING:
     from sidecar.core.message import Message
@@ -76,6 +78,7 @@ class LedgerAgainstBroker(RuleBasedStateMachine):
         self.ledger.next_tag += count
         self.ledger.admit()
         assert self.ledger.give_back_from(first_tag) == tags
+        drew("a chunk is given back while others are open", tags and self.open)
         for tag in tags:
             self.channel.settle(Settlement(tag, multiple=False))
 
@@ -84,6 +87,7 @@ class LedgerAgainstBroker(RuleBasedStateMachine):
     def give_up(self, data: st.DataObject) -> None:
         """One is rejected by a frame of its own."""
         tag = data.draw(st.sampled_from(sorted(self.open)))
+        drew("one in the middle is given up", self.open and min(self.open) < tag < max(self.open))
         self.ledger.give_up(self.open.pop(tag))
         self.channel.settle(Settlement(tag, multiple=False))
 
@@ -92,8 +96,12 @@ class LedgerAgainstBroker(RuleBasedStateMachine):
         """The acks that are due are written."""
         for settlement in self.ledger.collect(singly=singly):
             covered = set(self.channel.settle(settlement))
+            drew("an ack of several" if len(covered) > 1 else "an ack of one")
+            drew("an ack after a gap", max(covered) - min(covered) >= len(covered))
+            drew("an ack by itself while an earlier one is open", self.open and min(covered) > min(self.open))
             assert covered <= self.stored, "an ack covers a delivery that isn't stored"
             self.stored -= covered
+        drew("stored ones wait for an earlier one", self.stored)
         if singly:
             assert not self.stored
         else:
@@ -103,6 +111,7 @@ class LedgerAgainstBroker(RuleBasedStateMachine):
     def give_back(self) -> None:
         """A hold that was too long: what is stored is acked, the rest goes back, and the next epoch begins."""
         self.collect(singly=True)
+        drew("an epoch ends with open ones", self.open)
         assert self.ledger.close() == len(self.open)
         self.ledger = self.ledger.successor()
         self.channel.settled += sorted(self.channel.outstanding)
@@ -135,4 +144,8 @@ class LedgerAgainstBroker(RuleBasedStateMachine):
 
 
 LedgerAgainstBroker.TestCase.settings = settings(max_examples=examples(150), stateful_step_count=30)
-TestLedger = LedgerAgainstBroker.TestCase
+TestLedger = pytest.mark.draws(
+    "an ack of one", "an ack of several", "an ack after a gap", "an ack by itself while an earlier one is open",
+    "stored ones wait for an earlier one", "a chunk is given back while others are open",
+    "one in the middle is given up", "an epoch ends with open ones",
+)(LedgerAgainstBroker.TestCase)  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -12,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sidecar.core.ledger import Ledger
 from sidecar.core.order import Order
 from tests.builders import examples, message
+from tests.drawing import drew
 
 if TYPE_CHECKING:
     from sidecar.core.message import Message
@@ -51,6 +53,13 @@ class OrderOfDocuments(RuleBasedStateMachine):
                 self.entered[one.key].append(one)
         self.waiting += chunk
         free = self.order.enter(chunk)
+        keys = [one.key for one in chunk if one.key is not None]
+        drew("a document twice in a chunk", len(set(keys)) < len(keys))
+        drew("three for one document", any(len(chain) > 2 for chain in self.entered.values()))
+        drew("no key", any(one.key is None for one in chunk))
+        drew("two epochs wait for one document", any(
+            len({one.ledger.channel for one in chain}) > 1 for chain in self.entered.values()
+        ))  # fmt: skip
         assert [one for one in chunk if one in free] == free, "a chunk's order is kept"
         assert all(one in free for one in chunk if one.key is None), "what has no key waits for nobody"
         self.set_free(free)
@@ -68,15 +77,19 @@ class OrderOfDocuments(RuleBasedStateMachine):
         for key in {one.key for one in done if one.key is not None}:
             chain = self.entered[key]
             while chain and chain[0] in self.waiting and chain[0].ledger.closed:
+                drew("one that waited is dropped with its epoch")
+                drew("one behind a dropped one goes", len(chain) > 1 and not chain[1].ledger.closed)
                 self.waiting.remove(chain.pop(0))
         freed = self.order.leave(done)
         self.set_free(freed)
+        drew("several go at once", len(freed) > 1)
         expected = {id(self.entered[one.key][0]) for one in done if one.key is not None and self.entered[one.key]}
         assert {id(one) for one in freed} == expected, "the next one goes, and at once"
 
     @rule(which=st.integers(0, 1))
     def end_epoch(self, which: int) -> None:
         """A channel is lost; another one delivers from now on."""
+        drew("an epoch ends with one in flight", any(one.ledger is self.epochs[which] for one in self.free))
         self.epochs[which].close()
         self.epochs[which] = Ledger("again", 1)
 
@@ -115,4 +128,8 @@ class OrderOfDocuments(RuleBasedStateMachine):
 
 
 OrderOfDocuments.TestCase.settings = settings(max_examples=examples(60), stateful_step_count=30)
-TestOrder = OrderOfDocuments.TestCase
+TestOrder = pytest.mark.draws(
+    "a document twice in a chunk", "three for one document", "no key", "two epochs wait for one document",
+    "one that waited is dropped with its epoch", "one behind a dropped one goes", "several go at once",
+    "an epoch ends with one in flight",
+)(OrderOfDocuments.TestCase)  # fmt: skip

@@ -5,18 +5,26 @@ from __future__ import annotations
 from copy import copy
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from sidecar.core.ledger import Ledger
 from sidecar.core.outbox import Outbox
 from tests.builders import batch, examples, message, messages, tags
+from tests.drawing import drew
 
 if TYPE_CHECKING:
     from sidecar.core.batcher import Batch
 
 MAX_ITEMS = 6
+SIZES = st.sampled_from([1, 5, 9, 10, 20, 40])
+GROUPS = st.lists(
+    st.tuples(st.lists(SIZES, min_size=1, max_size=MAX_ITEMS), st.sampled_from([True, True, False])),
+    min_size=1,
+    max_size=4,
+)
 
 
 class OutboxOfBatches(RuleBasedStateMachine):
@@ -27,7 +35,7 @@ class OutboxOfBatches(RuleBasedStateMachine):
         self.outbox = Outbox(MAX_ITEMS, 100)
         self.epoch = Ledger("work", 1)
         self.now = 0.0
-        self.tags = 0
+        self.tags = self.lost = 0
         self.waiting: dict[int, Batch] = {}  # each message's tag, and the batch in which it was put in
         self.in_flight: list[Batch] = []
 
@@ -39,27 +47,33 @@ class OutboxOfBatches(RuleBasedStateMachine):
             held.append(message(self.tags, b"x" * (size - 1), of=self.epoch))
         return batch(held, mendable=mendable, opened_at=self.now)
 
-    @rule(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=MAX_ITEMS), mendable=st.booleans())
-    def put(self, sizes: list[int], mendable: bool) -> None:
-        """A group is complete."""
-        made = self.fresh(sizes, mendable=mendable)
-        self.outbox.put([made])
-        self.note(made)
+    @initialize(groups=GROUPS)
+    def begin(self, groups: list[tuple[list[int], bool]]) -> None:
+        """Something waits from the beginning."""
+        self.put(groups)
+
+    @rule(groups=GROUPS)
+    def put(self, groups: list[tuple[list[int], bool]]) -> None:
+        """Some groups are complete."""
+        made = [self.fresh(sizes, mendable=mendable) for sizes, mendable in groups]
+        self.outbox.put(made)
+        for one in made:
+            self.note(one)
 
     def note(self, made: Batch) -> None:
         """Remember a batch as it was put in: joining changes it."""
         self.waiting |= dict.fromkeys(tags(made.messages), copy(made))
 
-    @precondition(lambda self: self.in_flight)
-    @rule(data=st.data(), pause=st.sampled_from([0.0, 1.0, 5.0]))
     def go_again(self, data: st.DataObject, pause: float) -> None:
         """A request was answered: any of its items go again, in order; sometimes as a suspect."""
         request = self.in_flight.pop(data.draw(st.integers(0, len(self.in_flight) - 1)))
         marks = data.draw(st.lists(st.booleans(), min_size=len(request.messages), max_size=len(request.messages)))
         chosen = [one for one, mark in zip(request.messages, marks, strict=True) if mark and not one.ledger.closed]
         retry = request.again(chosen)
+        drew("all go again" if all(marks) else "some go again" if any(marks) else "none goes again")
         retry.ready_at = self.now + pause
-        if data.draw(st.booleans()):
+        retry.tries += 1
+        if data.draw(st.sampled_from([False, False, True])):
             retry.unanswered += 1
         assert retry.messages == chosen
         assert retry.body_bytes == sum(one.bulk_bytes for one in chosen)
@@ -67,27 +81,42 @@ class OutboxOfBatches(RuleBasedStateMachine):
             self.outbox.put_again(retry)
             self.note(retry)
 
-    @rule(seconds=st.sampled_from([0.5, 2.0]))
-    def wait(self, seconds: float) -> None:
-        """Time passes."""
+    @rule(data=st.data(), seconds=st.sampled_from([0.0, 0.5, 2.0]), pause=st.sampled_from([0.0, 1.0, 5.0, None]))
+    def work(self, data: st.DataObject, seconds: float, pause: float | None) -> None:
+        """Time passes, an earlier request is answered, and one more is made."""
         self.now += seconds
+        if self.in_flight and pause is not None:
+            self.go_again(data, pause)
+        self.take()
 
-    @rule()
     def take(self) -> None:
         """A request is made."""
         due = {id(held) for held in self.waiting.values() if held.ready_at <= self.now}
         request = self.outbox.take(self.now)
         assert (request is not None) == bool(due), "what is ready goes, and nothing else does"
+        drew("nothing is ready yet", request is None and self.waiting)
         if request is None:
             return
         parts = self.leave(request)
         assert all(part.ready_at <= self.now for part in parts)
         assert len(request.messages) <= MAX_ITEMS
         assert request.body_bytes <= self.outbox.max_bytes or len(request.messages) == 1
+        drew("an item over the limit", request.body_bytes > self.outbox.max_bytes)
+        drew("a batch in part", any(part.messages[-1].tag in self.waiting for part in parts))
+        drew("a retry", any(part.tries for part in parts))
         if len(parts) > 1:
+            drew("several batches in one request")
+            drew("a retry and a fresh batch in one request", len({bool(part.tries) for part in parts}) > 1)
             assert all(part.mendable and not part.suspect for part in parts), "only what may be joined is"
             assert request.opened_at == min(part.opened_at for part in parts)
             assert request.tries == max(part.tries for part in parts)
+
+    @rule()
+    def take_all(self) -> None:
+        """All that is ready goes, as when Elasticsearch keeps up; the rest waits for its pause to end."""
+        while any(held.ready_at <= self.now for held in self.waiting.values()):
+            self.take()
+        self.take()
 
     @rule()
     def probe(self) -> None:
@@ -97,6 +126,7 @@ class OutboxOfBatches(RuleBasedStateMachine):
         if request is not None:
             assert len(request.messages) == 1
             self.leave(request)
+            drew("a probe leaves the rest", self.waiting)
             left = [tag for tag in self.waiting if tag not in tags(request.messages)]
             assert len(left) == len(self.waiting)
 
@@ -134,7 +164,11 @@ class OutboxOfBatches(RuleBasedStateMachine):
 
     @rule()
     def end_epoch(self) -> None:
-        """The channel is lost: what waits is the broker's again."""
+        """The channel is lost, at times: what waits is the broker's again."""
+        if self.tags < self.lost + 20:
+            return
+        self.lost = self.tags
+        drew("an epoch ends while some wait", self.waiting)
         self.epoch.close()
         assert sorted(tags(self.outbox.drop_closed())) == sorted(self.waiting)
         self.waiting.clear()
@@ -157,15 +191,23 @@ class OutboxOfBatches(RuleBasedStateMachine):
 
 
 OutboxOfBatches.TestCase.settings = settings(max_examples=examples(80), stateful_step_count=30)
-TestOutbox = OutboxOfBatches.TestCase
+TestOutbox = pytest.mark.draws(
+    "nothing is ready yet", "an item over the limit", "a batch in part", "a retry", "several batches in one request",
+    "a retry and a fresh batch in one request", "a probe leaves the rest", "all go again", "some go again",
+    "none goes again", "an epoch ends while some wait",
+)(OutboxOfBatches.TestCase)  # fmt: skip
 
 
+@pytest.mark.draws("the first", "one in the middle", "the last", "of an odd number", "of an even number")
 @settings(max_examples=examples(60))
 @given(st.integers(2, 64), st.integers(0, 63))
 def test_halving_finds_the_item_at_fault(count: int, bad: int) -> None:
     """In as many steps as halving takes; every other item is in a half that doesn't have it."""
     held = messages(count)
     fault = held[bad % count]
+    place = bad % count
+    drew("the first" if not place else "the last" if place == count - 1 else "one in the middle")
+    drew("of an odd number" if count % 2 else "of an even number")
     request, steps, innocent = batch(held), 0, []
     while len(request.messages) > 1:
         halves = request.halves()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import sys
 import time
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
@@ -17,6 +18,10 @@ from hypothesis import strategies as st
 from sidecar import dumps
 from sidecar.core import exact_json
 from sidecar.core.exact_json import JsonError, Number, find, has, read, read_exactly, write
+from tests.drawing import drew
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DEEP = 990
 """Levels that json's scanner doesn't read by itself."""
@@ -142,18 +147,34 @@ def test_what_else_is_written() -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(codec=None, exclude_categories=())),
+    st.none() | st.booleans() | st.integers() | st.integers(-(10**40), -(10**20))
+    | st.floats(allow_nan=False, allow_infinity=False) | st.text(st.characters(codec=None, exclude_categories=())),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=20,
 )  # fmt: skip
 
 
+def everything(value: object) -> Iterator[object]:
+    """Yield a value and all within it."""
+    yield value
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from everything(one)
+
+
+@pytest.mark.draws(
+    "a text", "a number", "an array", "an object", "half of a pair", "over 64 bits", "an exponent", "nested",
+)  # fmt: skip
 @given(json_values)
 def test_a_round_trip_changes_nothing(value: object) -> None:
     """Read, written and read again it is the same text."""
     text = json.dumps(value, separators=(",", ":")).encode()
     found = read_exactly(text)
+    for kind, of in (("a text", str), ("a number", int | float), ("an array", list), ("an object", dict)):
+        drew(kind, any(isinstance(one, of) for one in everything(value)))
+    drew("half of a pair", b"\\ud" in text)
+    drew("over 64 bits", re.search(rb"\d{20}", text))
+    drew("an exponent", re.search(rb"\de[+-]\d", text))
+    drew("nested", text.count(b"[") + text.count(b"{") > 1)
     assert found == value
     assert read_exactly(write(found)) == value
     assert write(read_exactly(write(found))) == write(found)
@@ -167,9 +188,20 @@ numbers = st.builds(
 )
 
 
-@given(st.lists(numbers, min_size=1), st.text("-.0eE1x :,[", max_size=5))
+@pytest.mark.draws(
+    "one number", "several numbers", "over 64 bits", "a fraction", "a zero at the end", "an exponent", "no double",
+    "minus zero", "noise",
+)  # fmt: skip
+@given(st.lists(numbers, min_size=1, max_size=6), st.text("-.0eE1x :,[", max_size=5))
 def test_any_number_keeps_its_digits(texts: list[str], noise: str) -> None:
     """Whatever text stands beside it."""
+    drew("one number" if len(texts) == 1 else "several numbers")
+    for kind, pattern in (
+        ("over 64 bits", r"\d{20}"), ("a fraction", r"\."), ("a zero at the end", r"\.\d*0(e|$)"),
+        ("an exponent", "[eE]"), ("no double", "e999"), ("minus zero", r"^-0(\.|e|E|$)"),
+    ):  # fmt: skip
+        drew(kind, any(re.search(pattern, text) for text in texts))
+    drew("noise", noise)
     body = f"[{','.join(texts)},{json.dumps(noise)}]".encode()
     assert write(read_exactly(body)) == body
 
@@ -208,15 +240,21 @@ def test_a_number_is_a_place_in_an_array() -> None:
     assert find(content, ["o", "1"]) == 3
 
 
+@pytest.mark.draws("one name", "dotted", "nested", "mixed", "the same name twice")
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=4), st.data())
 def test_what_is_found_is_there(path: list[str], data: st.DataObject) -> None:
     """However its names are joined by dots, a value is found by its path, and counts as there for added fields."""
     content: object = 7
     rest = list(path)
+    widths = []
     while rest:
         width = data.draw(st.integers(1, len(rest)))
+        widths.append(width)
         content = {".".join(rest[-width:]): content, "z": None}
         rest = rest[:-width]
+    drew("one name", len(path) == 1)
+    drew("dotted" if len(widths) == 1 else "nested" if max(widths) == 1 else "mixed", len(path) > 1)
+    drew("the same name twice", len(set(path)) < len(path))
     assert find(content, path) == 7
     assert has(content, path)
     assert not has(content, ["y", *path])

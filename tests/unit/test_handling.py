@@ -20,6 +20,7 @@ from sidecar.library.handling import Handling
 from sidecar.library.settings import load
 from sidecar.plan import Plan
 from tests.builders import ledger, message
+from tests.drawing import drew
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -244,6 +245,10 @@ def test_a_reason_holds_what_a_header_can() -> None:
 values = st.sampled_from([ACK, DEAD_LETTER, DELAY, REQUEUE, DISCARD, *NOT_VERDICTS])
 
 
+@pytest.mark.draws(
+    "as many", "too few", "too many", "it fails", "it fails after too many", "no verdict among them", "all verdicts",
+    "nothing", "at once",
+)  # fmt: skip
 @given(st.lists(values, max_size=6), st.integers(1, 5), st.booleans(), st.booleans())
 def test_no_message_gets_a_verdict_that_was_not_given_for_it(
     script: list[Any], count: int, fails: bool, at_once: bool
@@ -262,4 +267,9 @@ def test_no_message_gets_a_verdict_that_was_not_given_for_it(
     if len(script) > count or (len(script) < count and not fails):
         prefix = []
     otherwise = "requeue" if fails and len(script) <= count else "delay"
+    drew("nothing", not script)
+    drew("at once", at_once)
+    drew("as many" if len(script) == count else "too many" if len(script) > count else "too few", not fails)
+    drew("it fails after too many" if len(script) > count else "it fails", fails)
+    drew("all verdicts" if all(type(value) is Verdict for value in script) else "no verdict among them", script)
     assert fates == prefix + [otherwise] * (count - len(prefix))

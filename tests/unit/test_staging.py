@@ -21,6 +21,7 @@ from sidecar.core.properties import fields, header, headers, number_value, split
 from sidecar.core.staging import ACTION, Stager, Staging, Stamp, spliced
 from sidecar.core.template import Scene, Template
 from tests.builders import examples, long_string, properties, short_string
+from tests.drawing import drew, how_many
 
 if TYPE_CHECKING:
     from sidecar.core.compose import Reject
@@ -96,6 +97,8 @@ NAMES = st.sampled_from([
     b"a", b"traceparent", b"x-own", b"CC", b"BCC", b"x-death", b"x-first-death-queue", b"x-delivery-count",
     b"sidecar-exchange", b"sidecar-copy", b"sidecar-retry-count", b"deathly", b"ACCEPT",
 ])  # fmt: skip
+PLAIN = (b"a", b"traceparent", b"x-own")
+PLAIN_NAMES = st.sampled_from(PLAIN)
 OPTIONAL = {
     "content_type": st.sampled_from([b"", b"application/json"]),
     "content_encoding": st.just(b"gzip"),
@@ -109,20 +112,37 @@ OPTIONAL = {
 }
 
 
+@pytest.mark.draws(
+    "no table", "one headers", "several headers", "spliced", "taken apart", "expiration", "user_id", "transient",
+    "persistent", "no delivery mode", "other properties behind the headers",
+)  # fmt: skip
 @settings(max_examples=examples(300))
 @given(
-    own=st.none() | st.lists(st.tuples(NAMES, VALUES), max_size=5), values=st.fixed_dictionaries({}, optional=OPTIONAL)
+    own=st.none() | st.lists(st.tuples(PLAIN_NAMES | NAMES, VALUES), max_size=5),
+    values=st.fixed_dictionaries({}, optional=OPTIONAL),
+    ordinary=st.booleans(),
 )
 def test_splicing_gives_what_taking_apart_gives(
-    own: list[tuple[bytes, bytes]] | None, values: dict[str, object]
+    own: list[tuple[bytes, bytes]] | None, values: dict[str, object], ordinary: bool
 ) -> None:
     """The quick way is only quicker; and it is taken where nothing is in the way."""
+    if ordinary:
+        own = [(b"x-own" if name not in PLAIN else name, value) for name, value in own or []]
+        values = {name: value for name, value in values.items() if name not in {"expiration", "user_id"}}
+        values["delivery_mode"] = 2
     before = properties(own, **values)  # type: ignore[arg-type]
     added = [(b"sidecar-copy", text_value(b"1")), (b"sidecar-exchange", text_value(b""))]
     quick = spliced(before, raw_properties.table(added)) if b"sidecar-" not in before else None
     slow = copy_properties(before, added, 1 << 30, without=frozenset({b"sidecar-retry-count"}))
+    drew("no table", own is None)
+    drew(how_many(len(own or []), "headers"), own)
+    drew("spliced" if quick else "taken apart")
+    for name in ("expiration", "user_id"):
+        drew(name, name in values)
+    drew({1: "transient", 2: "persistent", None: "no delivery mode"}[values.get("delivery_mode")])  # type: ignore[index]
+    drew("other properties behind the headers", quick and own and values.keys() & {"message_id", "timestamp", "app_id"})
     assert quick in {None, slow}
-    plain = all(name in {b"a", b"traceparent", b"x-own"} for name, _ in own or [])
+    plain = all(name in PLAIN for name, _ in own or [])
     if plain and values.get("delivery_mode") == 2 and not {"expiration", "user_id"} & values.keys():
         assert quick == slow
 
@@ -232,14 +252,27 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.draws(
+    "an object", "an array", "a text", "a number", "an id with a quote", "a header that isn't UTF-8", "an empty name",
+)  # fmt: skip
 @settings(max_examples=examples(200))
-@given(body=JSON, ident=st.text(max_size=20), name=st.text(max_size=9), value=st.binary(max_size=20))
+@given(
+    body=JSON,
+    ident=st.text(max_size=20) | st.text('"\\{},:\n', max_size=9),
+    name=st.text(max_size=9),
+    value=st.binary(max_size=20),
+)
 def test_every_envelope_is_json_and_holds_the_body(body: object, ident: str, name: str, value: bytes) -> None:
     """No id, header or body can add to it, change it or end it."""
     raw = properties([(name.encode(), long_string(value))], message_id=ident.encode())
     text = json.dumps(body).encode()
     composed, rejects = staged(message(text, raw, queue="work"), ENVELOPE)
     assert rejects == []
+    for kind, of in (("a text", str), ("a number", int | float), ("an array", list), ("an object", dict)):
+        drew(kind, isinstance(body, of) and not isinstance(body, bool))
+    drew("an id with a quote", '"' in ident)
+    drew("a header that isn't UTF-8", value.decode(errors="ignore").encode() != value)
+    drew("an empty name", not name)
     told = json.loads(composed[0].source or b"")
     assert told.keys() <= {"message_id", "routing_key", "exchange", "queue", "received_at", "headers", "body"}
     assert told["body"] == json.loads(text)

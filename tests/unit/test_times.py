@@ -14,6 +14,7 @@ from sidecar.core import times
 from sidecar.core.exact_json import Number
 from sidecar.core.properties import published_at
 from tests.builders import properties
+from tests.drawing import drew
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,10 +70,17 @@ def test_what_is_no_time_is_none(value: object) -> None:
     assert times.read(value) is None
 
 
+@pytest.mark.draws(
+    "seconds", "milliseconds", "microseconds", "nanoseconds", "east", "west", "another day there", "before 2001",
+)  # fmt: skip
 @given(st.datetimes(datetime(1974, 1, 1), datetime(2500, 1, 1)), st.sampled_from([0, 3, 6, 9]), st.integers(-840, 840))  # noqa: DTZ001
 def test_every_spelling_of_a_time_is_the_same_time(moment: datetime, digits: int, minutes: int) -> None:
     """Seconds, milliseconds, microseconds, nanoseconds, as number and text, and ISO 8601 in any zone."""
     moment = moment.replace(microsecond=0, tzinfo=UTC)
+    drew({0: "seconds", 3: "milliseconds", 6: "microseconds", 9: "nanoseconds"}[digits])
+    drew("east" if minutes > 0 else "west", minutes)
+    drew("another day there", (moment + timedelta(minutes=minutes)).day != moment.day)
+    drew("before 2001", moment.year < 2001)
     number = int(moment.timestamp()) * 10**digits
     assert times.read(number) == times.read(str(number)) == moment
     assert times.read(moment.astimezone(timezone(timedelta(minutes=minutes))).isoformat()) == moment
