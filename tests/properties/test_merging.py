@@ -108,14 +108,15 @@ FOLDED = [
     for later in ("index", "delete", "update", "upsert")
     if later in {"index", "delete"} or (first, later) not in {("delete", later), ("update", "upsert")}
 ]
-operations = st.builds(
-    lambda action, document, options: Operation(
-        action, options=options, document=None if action == "delete" else json.dumps(document).encode()
-    ),
-    st.sampled_from(ACTIONS),
-    objects,
-    st.sampled_from([b"", b"", b"", b',"routing":"x"']),
-)
+
+
+def operation(action: str, document: Document, options: bytes = b"") -> Operation:
+    """Return an operation as the composer makes it."""
+    source = None if action == "delete" else json.dumps(document).encode()
+    return Operation(action, options=options, document=source)
+
+
+operations = st.builds(operation, st.sampled_from(ACTIONS), objects, st.sampled_from([b"", b"", b',"routing":"x"']))
 
 
 def coalescer(mode: Any, *, conflicts_matter: bool = False, equal_wins: bool = False) -> Coalescer:
@@ -124,31 +125,35 @@ def coalescer(mode: Any, *, conflicts_matter: bool = False, equal_wins: bool = F
     return Coalescer(mode, Order(), batcher, conflicts_matter=conflicts_matter, equal_wins=equal_wins)
 
 
-@pytest.mark.draws(*(f"{first}, {later}" for first, later in FOLDED), "two folds", "apart")
-@settings(max_examples=examples(50))
-@given(data=st.data())
-def test_a_folded_operation_leaves_what_all_leave(data: st.DataObject) -> None:
-    """For every stored document and for none, as long as each can be folded into what came before."""
-    fold = coalescer("merge").fold
-    for first, later in FOLDED:  # in each example, so that none is left to chance
-        one, two = (
-            Operation(action, document=None if action == "delete" else json.dumps(data.draw(objects)).encode())
-            for action in (first, later)
-        )
-        folded = fold(one, two)
-        if folded is not None:
-            drew(f"{first}, {later}")
-            _leaves_the_same(folded, [one, two], data.draw(objects))
-    chain = data.draw(st.lists(operations, min_size=3, max_size=3))
+@pytest.mark.parametrize(("action", "next_action"), FOLDED)
+@pytest.mark.draws("folded")
+@settings(max_examples=examples(10))
+@given(objects, objects, objects)
+def test_two_folded_operations_leave_what_both_leave(
+    action: str, next_action: str, one: Document, two: Document, stored: Document
+) -> None:
+    """For every stored document, and for none."""
+    both = [operation(action, one), operation(next_action, two)]
+    folded = coalescer("merge").fold(*both)
+    if folded is not None:
+        drew("folded")
+        _leaves_the_same(folded, both, stored)
+
+
+@pytest.mark.draws("one fold", "two folds", "apart", "other options")
+@settings(max_examples=examples(80))
+@given(st.lists(operations, min_size=3, max_size=3), objects)
+def test_a_chain_of_operations_leaves_what_all_leave(chain: list[Operation], stored: Document) -> None:
+    """As long as each can be folded into what came before."""
     folded, count = chain[0], 0
-    for later_one in chain[1:]:
-        found = fold(folded, later_one)
+    for later in chain[1:]:
+        drew("other options", later.options != folded.options)
+        found = coalescer("merge").fold(folded, later)
         if found is None:
-            drew("apart")
             break
         folded, count = found, count + 1
-        _leaves_the_same(folded, chain[: count + 1], data.draw(objects))
-    drew("two folds", count == 2)
+        _leaves_the_same(folded, chain[: count + 1], stored)
+    drew(("apart", "one fold", "two folds")[count])
 
 
 def _leaves_the_same(folded: Operation, all_of: list[Operation], stored: Document) -> None:
