@@ -102,12 +102,12 @@ def after(stored: State, operation: Operation) -> State:
 
 
 ACTIONS = ("index", "create", "update", "upsert", "delete")
-FOLDED = [
+FOLDED: list[tuple[str, ...]] = [
     (first, later)
     for first in ACTIONS
     for later in ("index", "delete", "update", "upsert")
     if later in {"index", "delete"} or (first, later) not in {("delete", later), ("update", "upsert")}
-]
+] + [("create", "update", "update"), ("create", "update", "upsert"), ("index", "update", "update")]
 
 
 def operation(action: str, document: Document, options: bytes = b"") -> Operation:
@@ -125,19 +125,21 @@ def coalescer(mode: Any, *, conflicts_matter: bool = False, equal_wins: bool = F
     return Coalescer(mode, Order(), batcher, conflicts_matter=conflicts_matter, equal_wins=equal_wins)
 
 
-@pytest.mark.parametrize(("action", "next_action"), FOLDED)
+@pytest.mark.parametrize("actions", FOLDED, ids=", ".join)
 @pytest.mark.draws("folded")
 @settings(max_examples=examples(10))
-@given(objects, objects, objects)
-def test_two_folded_operations_leave_what_both_leave(
-    action: str, next_action: str, one: Document, two: Document, stored: Document
+@given(st.lists(objects, min_size=3, max_size=3), objects)
+def test_folded_operations_leave_what_all_leave(
+    actions: tuple[str, ...], documents: list[Document], stored: Document
 ) -> None:
     """For every stored document, and for none."""
-    both = [operation(action, one), operation(next_action, two)]
-    folded = coalescer("merge").fold(*both)
+    chain = [operation(action, document) for action, document in zip(actions, documents, strict=False)]
+    folded: Operation | None = chain[0]
+    for later in chain[1:]:
+        folded = coalescer("merge").fold(folded, later) if folded is not None else None
     if folded is not None:
         drew("folded")
-        _leaves_the_same(folded, both, stored)
+        _leaves_the_same(folded, chain, stored)
 
 
 @pytest.mark.draws("one fold", "two folds", "apart", "other options")
