@@ -8,18 +8,24 @@ class of an example. A property that didn't draw one of its classes often enough
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from hypothesis import event
+from hypothesis import event, seed
 from hypothesis.control import current_build_context
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     import pytest
 
 LEAST = 2
 """The number of examples in which each class must be drawn: one alone could be chance."""
+FURTHER_RUNS = 4
+"""How often a property runs again, with other examples, before it counts as hollow.
+
+Which examples Hypothesis draws changes with the constants in all modules that happen to be loaded.
+"""
 
 
 class Tally:
@@ -82,3 +88,16 @@ def is_property(item: pytest.Item) -> bool:
 def tally_of(item: pytest.Item) -> Tally:
     """Return a tally for the classes that a property names."""
     return Tally(kind for mark in item.iter_markers("draws") for kind in mark.args)
+
+
+@contextmanager
+def seeded(item: pytest.Item, number: int) -> Iterator[None]:
+    """Have a property draw other examples within the context, for each number the same ones."""
+    machine_name = getattr(getattr(item, "cls", None), "__name__", "").removesuffix(".TestCase")
+    test: Any = getattr(getattr(item, "module", None), machine_name, None) or getattr(item, "obj", None)
+    before = getattr(test, "_hypothesis_internal_use_seed", None)
+    try:
+        seed(number)(test)
+        yield
+    finally:
+        test._hypothesis_internal_use_seed = before  # `hypothesis.seed` has no way back
