@@ -396,7 +396,7 @@ def composed(made: Recipe, sent: list[Sent]) -> list[Made | str]:
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("hole", HOLES)
 def test_each_field_in_each_place_is_what_the_contract_says(hole: str, place: str) -> None:
-    """By columns and one by one, forwards and backwards: lines, keys, documents, groups and reasons, to the byte."""
+    """By columns, one by one, backwards, and each alone: lines, keys, documents, groups and reasons, to the byte."""
     for at, around in enumerate(AROUND):
         made = recipe(place, template(hole, around))
         wanted = [outcome(place, hole, around, one) for one in MESSAGES]
@@ -406,6 +406,9 @@ def test_each_field_in_each_place_is_what_the_contract_says(hole: str, place: st
             found = composed(way, MESSAGES[::step])[::step]
             differing = [them for them in zip(MESSAGES, found, wanted, strict=True) if them[1] != them[2]]
             assert not differing, (around, way is made, *differing[:2])
+    wanted = [outcome(place, hole, AROUND[0], one) for one in MESSAGES]
+    alone = recipe(place, template(hole, AROUND[0]))
+    assert [composed(alone, [one])[0] for one in MESSAGES] == wanted
 
 
 NO_SIZE = Template("")
@@ -477,3 +480,15 @@ def test_documents_of_a_copy_that_keeps_its_id_get_one_each() -> None:
     )
     good, _ = composer.compose([message(1, b'[{"n":1},{"n":2}]', raw=raw)], NOW)
     assert [one.key for one in good] == [b"made-0", b"made-1"]
+
+
+@pytest.mark.parametrize("place", ["id", "routing", "pipeline", "fields"])
+def test_each_character_is_data_alone_among_plain_texts(place: str) -> None:
+    """A column is looked at as a whole: one backslash in it must be enough."""
+    made = recipe(place, Template("{header.h}"))
+    for one in [chr(code) for code in range(0x80)] + ["\u00e9", "\u2028", "\U0001f389"]:
+        sent = [
+            Sent(headers={"h": text(value)}, texts={"message_id": b"m%d" % at})
+            for at, value in enumerate([b"a", f"b{one}c".encode(), b"d"])
+        ]
+        assert composed(made, sent) == [outcome(place, "header.h", "{%s}", each) for each in sent], one
