@@ -20,10 +20,10 @@ import asyncio
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar.errors import BrokerError, SinkError
 from sidecar.ops.metrics import Metrics
@@ -53,17 +53,12 @@ _MILLISECONDS_FROM = 10**11
 def scrape(state: State) -> dict[str, float]:
     """Return what ``/metrics`` tells of the sidecar in this state, without prefix, buckets and the process's own."""
     body, _ = Metrics(lambda: state).render("")
-    return {
-        _key(sample.name.removeprefix("sidecar_"), sample.labels): sample.value
-        for family in text_string_to_metric_families(body.decode())
-        if family.name.startswith("sidecar_")
-        for sample in family.samples
-        if not sample.name.endswith("_bucket")
-    }
-
-
-def _key(name: str, labels: dict[str, str]) -> str:
-    return f"{name}{{{','.join(f'{label}={value}' for label, value in labels.items())}}}" if labels else name
+    found = {}
+    for line in body.decode().splitlines():
+        sample, _, value = line.rpartition(" ")
+        if sample.startswith("sidecar_") and "_bucket{" not in sample:
+            found[sample.removeprefix("sidecar_").replace('"', "")] = float(value)
+    return found
 
 
 def published_at(properties: bytes) -> float | None:
@@ -96,6 +91,7 @@ class Delivery:
         sent: an item of it was in a request.
         waits: that request isn't answered yet.
         stored: Elasticsearch answered that its item needs nothing more.
+        settled: the broker was told.
     """
 
     queue: str
@@ -106,6 +102,12 @@ class Delivery:
     sent: bool = False
     waits: bool = False
     stored: bool = False
+    settled: bool = False
+
+    @property
+    def undecided(self) -> bool:
+        """Whether nothing tells yet what becomes of it."""
+        return not (self.settled or self.copied or self.stored)
 
 
 @dataclass(slots=True)
@@ -127,8 +129,8 @@ class Counts:
 
     Attributes:
         plain: each item could be told to be the body of one delivery; what follows from that is exact.
-        cut_off: nobody waits for the answer of some request any more.
         open: deliveries that nothing was settled of, by ledger and tag.
+        by_body: all deliveries.
         first_bytes: of the request's body, of items that were sent for the first time.
     """
 
@@ -138,9 +140,11 @@ class Counts:
     requests: Counter[str] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
     open: dict[Ledger, dict[int, Delivery]] = field(default_factory=dict)
+    by_body: dict[bytes, list[Delivery]] = field(default_factory=dict)
     plain: bool = True
     sessions: int = 0
     live: BrokerSession | None = None
+    sent: int = 0
     in_flight: int = 0
     answers: int = 0
     answered_seconds: float = 0.0
@@ -158,15 +162,16 @@ class Counts:
     end_to_end_count: Range = field(default_factory=Range)
     end_to_end: Range = field(default_factory=Range)
 
-    @property
-    def deliveries(self) -> list[Delivery]:
-        """The deliveries that nothing was settled of, in order of delivery."""
-        return [delivery for ledger in self.open.values() for delivery in ledger.values()]
+    def remove(self, ledger: Ledger, tag: int) -> Delivery:
+        """Note that a delivery is settled; return it."""
+        delivery = self.open[ledger].pop(tag)
+        delivery.settled = True
+        return delivery
 
     def take(self, ledger: Ledger, tags: list[int], verdict: str) -> None:
         """Count deliveries as settled."""
         for tag in tags:
-            self.settled[self.open[ledger].pop(tag).queue, verdict] += 1
+            self.settled[self.remove(ledger, tag).queue, verdict] += 1
 
 
 class ExpectedMetrics:
@@ -214,7 +219,9 @@ class ExpectedMetrics:
                 published = None
             queue = message.ledger.queue
             counts.received[queue] += 1
-            counts.open.setdefault(message.ledger, {})[message.tag] = Delivery(queue, message.body, now, published)
+            delivery = Delivery(queue, message.body, now, published)
+            counts.open.setdefault(message.ledger, {})[message.tag] = delivery
+            counts.by_body.setdefault(message.body, []).append(delivery)
 
     def _watch(self, session: SimulatedSession, counts: Counts) -> None:
         settle, reject, requeue, give_back = session.settle, session.reject, session.requeue, session.give_back
@@ -241,7 +248,7 @@ class ExpectedMetrics:
 
         async def publish_counted(copies: list[Copy]) -> list[str | None]:
             refusals = await publish(copies)
-            self._published(counts, session, copies, refusals)
+            self._published(counts, copies, refusals)
             return refusals
 
         async def close_counted() -> None:
@@ -254,15 +261,16 @@ class ExpectedMetrics:
 
     def _settled(self, counts: Counts, ledger: Ledger, settlements: list[Settlement]) -> None:
         for tag, multiple in settlements:
-            tags = [one for one in counts.open.get(ledger, {}) if one <= tag] if multiple else [tag]
+            tags = list(takewhile(tag.__ge__, counts.open.get(ledger, {}))) if multiple else [tag]
             for one in tags:
-                self._acked(counts, counts.open[ledger].pop(one))
+                self._acked(counts, counts.remove(ledger, one))
 
     @staticmethod
     def _closed(counts: Counts, session: SimulatedSession) -> None:
         counts.live = None
         for channel in session.channels:
             for delivery in counts.open.pop(channel.ledger, {}).values():
+                delivery.settled = True
                 if not delivery.copied:  # otherwise only its ack was lost
                     counts.settled[delivery.queue, "ack" if delivery.stored else "stale"] += 1
 
@@ -271,26 +279,22 @@ class ExpectedMetrics:
             discarded = self._plan.on_reject == "discard" and not delivery.stored
             counts.settled[delivery.queue, "discard" if discarded else "ack"] += 1
 
-    def _published(
-        self, counts: Counts, session: SimulatedSession, copies: list[Copy], refusals: list[str | None]
-    ) -> None:
+    def _published(self, counts: Counts, copies: list[Copy], refusals: list[str | None]) -> None:
         for copy, refusal in zip(copies, refusals, strict=True):
-            self._copied(counts, session, copy, refusal)
+            self._copied(counts, copy, refusal)
 
     @staticmethod
-    def _copied(counts: Counts, session: SimulatedSession, copy: Copy, refusal: str | None) -> None:
+    def _copied(counts: Counts, copy: Copy, refusal: str | None) -> None:
         if copy.delay is not None:
             counts.delays_confirmed += refusal is None
             counts.delays_refused += refusal is not None
         if refusal is not None:
             return
         counts.unpublished += copy.delay is None and b"too-large" in copy.properties
-        ledgers = [ledger for ledger in session.ledgers if copy.delay is None or ledger.queue == copy.delay[0]]
         candidates = [
             delivery
-            for ledger in ledgers
-            for delivery in counts.open.get(ledger, {}).values()
-            if delivery.body == copy.body and not delivery.copied and not delivery.stored
+            for delivery in counts.by_body.get(copy.body, ())
+            if delivery.undecided and (copy.delay is None or delivery.queue == copy.delay[0])
         ]
         if candidates:
             candidates[0].copied = True
@@ -306,6 +310,7 @@ class ExpectedMetrics:
         async def bulk_counted(path: str, body: bytes, *, client: Client | None = None) -> Answer:
             counts, sent_at = self.counts, _now()
             items, deliveries = self._sent(counts, path, body)
+            counts.sent += 1
             counts.in_flight += 1
             try:
                 answer = await bulk(path, body, client=client)
@@ -331,15 +336,11 @@ class ExpectedMetrics:
         except RequestFault:
             counts.plain = False
         lines = iter(body.split(b"\n"))
-        found: dict[bytes, list[Delivery]] = {}
-        for delivery in counts.deliveries:
-            if not (delivery.copied or delivery.stored or delivery.waits):
-                found.setdefault(delivery.body, []).append(delivery)
         deliveries: list[Delivery | None] = []
         for item in items:
             size = len(next(lines, b"")) + 1 + (len(next(lines, b"")) + 1 if item.action != "delete" else 0)
-            candidates = found.get(item.source, [])
-            one = candidates.pop(0) if candidates else None
+            candidates = counts.by_body.get(item.source, ())
+            one = next((each for each in candidates if each.undecided and not each.waits), None)
             deliveries.append(one)
             if one is None:
                 counts.plain = False

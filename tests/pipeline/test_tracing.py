@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
@@ -18,14 +18,31 @@ from tests.pipeline.world import INDEX, QUEUE, World, play
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from opentelemetry.context import Context
+
     from tests.fakes.elasticsearch import Request
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 MARK = b"Zebra7Quagga"
 
 
+class Started(SpanProcessor):
+    """Keeps the spans that began.
+
+    Attributes:
+        spans: in the order of their beginnings.
+    """
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Note a span."""
+        self.spans.append(span)
+
+
 class Traced(World):
-    """A world whose requests are traced.
+    """A world whose requests are traced; in the end each span that began has ended, once.
 
     Attributes:
         exporter: holds the spans that ended.
@@ -36,7 +53,20 @@ class Traced(World):
         self.exporter = InMemorySpanExporter()
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.started = Started()
+        provider.add_span_processor(self.started)
         self.tracing = Spans(provider.get_tracer("test"), index=INDEX, action="index", max_links=4)
+
+    async def end(self) -> None:
+        """Stop the sidecar; two spans a request, the second in the first, both ended."""
+        await super().end()
+        ended = self.exporter.get_finished_spans()
+        begun = [span.context for span in self.started.spans]
+        assert {span.span_id for span in begun} == {span.context.span_id for span in ended}
+        assert len(begun) == len(ended) == 2 * self.expected.counts.sent
+        for process, request in zip(self.started.spans[::2], self.started.spans[1::2], strict=True):
+            assert (process.kind, process.parent) == (SpanKind.CONSUMER, None)
+            assert (request.kind, request.parent) == (SpanKind.CLIENT, process.context)
 
     def spans(self, name: str) -> list[ReadableSpan]:
         """Return the spans of that name, in the order of their ends."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from typing import TYPE_CHECKING, cast
+import threading
+import time
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from sidecar.core.compose import Recipe
 from sidecar.core.template import Template
 from sidecar.ops.spans import links
-from sidecar.ops.tracing import Complaints, exporters, open_tracing
+from sidecar.ops.tracing import PROTOCOL, Complaints, Tracing, exporters, open_tracing
 from tests.builders import long_string, message, properties
 
 if TYPE_CHECKING:
@@ -117,6 +119,60 @@ def test_what_the_sdk_complains_of_is_one_line_without_its_headers() -> None:
     for secret in ("hunter2", "c2VjcmV0", "me:pw"):
         assert secret not in str(details)
     assert "Header format invalid" in str(details["reason"])
+
+
+@pytest.mark.parametrize(("general", "of_traces", "works"), [("grpc", PROTOCOL, True), (PROTOCOL, "grpc", False)])
+def test_what_is_said_of_traces_counts_for_more_than_what_is_said_of_all(
+    general: str, of_traces: str, works: bool
+) -> None:
+    """As OpenTelemetry's specification has it."""
+    log = Log()
+    protocols = {"OTEL_EXPORTER_OTLP_PROTOCOL": general, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": of_traces}
+    tracing = open_tracing(COLLECTOR | protocols, RECIPE, log.bound)
+    assert (tracing is not None) == works
+    assert [event for event, _ in log.events] == ["tracing.started" if works else "tracing.off"]
+    if tracing is not None:
+        tracing.close()
+
+
+@pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"])
+def test_headers_of_either_variable_are_not_told(variable: str) -> None:
+    """A secret is replaced as a whole, also where another one is the beginning of it."""
+    log = Log()
+    secret = "hunter2" + "x" * 100
+    environ = {variable: f"a=hunter2,b={secret}"}
+    Complaints(log.bound, environ).emit(logging.LogRecord("x", logging.ERROR, "", 0, f"no: {secret}.", (), None))
+    assert log.events == [("tracing.failed", {"reason": "no: ***."})]
+
+
+def test_the_sdk_is_heard_again_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line a minute, each with what was said then."""
+    now = [1_000.0]
+    monkeypatch.setattr("sidecar.ops.tracing.time.monotonic", lambda: now[0])
+    log = Log()
+    complaints = Complaints(log.bound, {})
+    for seconds in (0.0, 59.0, 1.5, 30.0):
+        now[0] += seconds
+        complaints.emit(logging.LogRecord("x", logging.ERROR, "", 0, f"at {now[0]:g}", (), None))
+    assert [details["reason"] for _, details in log.events] == ["at 1000", "at 1060.5"]
+
+
+def test_the_end_waits_for_no_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last spans have a limit; the thread that can't be cut off keeps no process alive."""
+    monkeypatch.setattr("sidecar.ops.tracing.FLUSH_SECONDS", 0.05)
+    begun, released = threading.Event(), threading.Event()
+
+    class Stuck:
+        def shutdown(self) -> None:
+            begun.set()
+            released.wait(30.0)
+
+    before, others = time.monotonic(), set(threading.enumerate())
+    Tracing(cast("Any", Stuck()), cast("Any", None)).close()
+    assert begun.is_set()
+    assert time.monotonic() - before < 10.0
+    assert [thread.daemon for thread in threading.enumerate() if thread not in others] == [True]
+    released.set()
 
 
 # Links ---------------------------------------------------------------------------------------------------------------
