@@ -435,17 +435,17 @@ async def discarded(world: World) -> None:
 
 
 @case(
-    exact(lambda: World(batch_max_items=4, on_reject="broker")),
+    exact(lambda: World(batch_max_items=6, on_reject="broker")),
     **AT_REST,
-    received__work=1, received__other=4, settled__work__dead_letter=1, settled__other__ack=2,
-    settled__other__dead_letter=2, documents__index__success=2, documents__index__failed_client=2,
+    received__work=2, received__other=5, settled__work__dead_letter=2, settled__other__ack=2,
+    settled__other__dead_letter=3, documents__index__success=2, documents__index__failed_client=4,
     requests__partial=1, batches__count=1,
 )  # fmt: skip
 async def left_to_the_broker(world: World) -> None:
-    """A `basic.reject` is a dead letter as well."""
+    """A `basic.reject` is a dead letter as well; one answer rejects messages of both queues."""
     world.elastic.reject = must_be_number("n")
-    put(world, "not json")
-    put(world, *numbers(2), *['{"n":"x"}'] * 2, queue=OTHER)
+    put(world, "not json", '{"n":"x"}')
+    put(world, *numbers(2), *['{"n":"x"}'] * 3, queue=OTHER)
     await world.start()
     await settled(world)
 
