@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sidecar.core.state import State
 
 AGE_SECONDS = 30
+REASONS = ("malformed", "rejected")
 
 
 def state(world: World) -> State:
@@ -260,6 +261,33 @@ def test_each_line_of_an_answer_has_the_count_and_the_example_of_its_own_kind() 
             assert str(line["example_id"]).startswith("c-")
 
     play(lambda: World(batch_max_items=9, reject_guard=0), scenario)
+
+
+def test_a_summary_comes_for_each_kind_though_nothing_fails_any_more() -> None:
+    """Two storms, the second of which begins within the window of the first; the end of the sidecar tells nothing."""
+
+    async def scenario(world: World) -> None:
+        await world.start()
+        for storm, text in enumerate((b"no json %d", b'{"n":"no %d"}')):
+            for number in range(60):
+                world.publish(text % number, f"{storm}-{number}", guilty=True)
+            await asyncio.sleep(5.0)
+        await world.until_settled()
+        await asyncio.sleep(15.0)
+        lines = world.log.named("items.rejected")
+        counts = {reason: [line["count"] for line in lines if line["reason"] == reason] for reason in REASONS}
+        assert {reason: sum(told) for reason, told in counts.items()} == dict.fromkeys(REASONS, 60)  # type: ignore[arg-type]
+        assert {reason: len(told) for reason, told in counts.items()} == dict.fromkeys(REASONS, 4)
+        await world.stop()
+        assert world.log.named("items.rejected") == lines
+
+    def made() -> World:
+        world = World(reject_guard=0)
+        world.elastic.reject = must_be_number("n")
+        world.broker._chunk_items = (10, 10)
+        return world
+
+    play(made, scenario)
 
 
 def test_the_last_lines_say_what_the_metrics_say() -> None:
