@@ -43,6 +43,10 @@ _SPECIFICATION: Final = """
 40.11 exchange.declare-ok
 40.20 exchange.delete reserved:u16 exchange:short if-unused:bit nowait:bit
 40.21 exchange.delete-ok
+40.30 exchange.bind reserved:u16 destination:short source:short routing-key:short nowait:bit arguments:table
+40.31 exchange.bind-ok
+40.40 exchange.unbind reserved:u16 destination:short source:short routing-key:short nowait:bit arguments:table
+40.51 exchange.unbind-ok
 50.10 queue.declare reserved:u16 queue:short passive:bit durable:bit exclusive:bit auto-delete:bit nowait:bit arguments:table
 50.11 queue.declare-ok queue:short messages:u32 consumers:u32
 50.20 queue.bind reserved:u16 queue:short exchange:short routing-key:short nowait:bit arguments:table

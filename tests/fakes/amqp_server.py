@@ -526,10 +526,17 @@ class Channel:
                 f"PRECONDITION_FAILED - inequivalent arg 'type' for exchange '{name}' in vhost '{vhost.name}': "
                 f"received '{method['type']}' but current is '{found.kind}'",
             )
+        if found is None and not isinstance(method["arguments"].get("alternate-exchange", ""), str):
+            raise Refusal(406, f"PRECONDITION_FAILED - invalid arg 'alternate-exchange' for exchange '{name}'")
         if found is None:
             vhost.exchanges[name] = Exchange(name, method["type"], method["durable"])
         if not method["nowait"]:
             self.send("exchange.declare-ok")
+
+    def _exchange_unbind(self, method: Method) -> None:
+        self._exchange(method["source"])
+        self._exchange(method["destination"])
+        self.send("exchange.unbind-ok")
 
     def _exchange_delete(self, method: Method) -> None:
         self.connection.vhost.exchanges.pop(method["exchange"], None)
@@ -555,6 +562,8 @@ class Channel:
         arguments = method["arguments"]
         if arguments.get(_GUARD, 1) < 0:
             raise Refusal(406, f"PRECONDITION_FAILED - invalid arg '{_GUARD}' for queue '{name}' in vhost '/'")
+        if arguments.get("x-message-ttl", 0) < 0:
+            raise Refusal(406, f"PRECONDITION_FAILED - invalid arg 'x-message-ttl' for queue '{name}' in vhost '/'")
         owner = self.connection if method["exclusive"] else None
         queue = Queue(name, method["durable"], method["auto_delete"], owner, arguments)
         self.connection.vhost.queues[name] = queue
@@ -615,6 +624,8 @@ class Channel:
     def _basic_consume(self, method: Method) -> None:
         queue = self._queue(method["queue"])
         tag = method["consumer_tag"] or f"amq.ctag-{self.connection.number}-{self.number}-{len(self.server.log)}"
+        if not isinstance(method["arguments"].get("x-priority", 0), int):
+            raise Refusal(406, "PRECONDITION_FAILED - invalid arg 'x-priority'")
         if tag in self.consumers:
             raise Refusal(530, f"NOT_ALLOWED - attempt to reuse consumer tag '{tag}'", whole=True)
         credit = None
