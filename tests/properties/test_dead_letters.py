@@ -191,7 +191,7 @@ KEYS, WORDS = st.sampled_from(["a", "b"]), st.sampled_from(["a", "ab", "abc", "b
 
 @settings(max_examples=examples(60), deadline=None)
 @given(
-    told=st.lists(st.tuples(WORDS, KEYS, KEYS, WORDS, WORDS, st.sampled_from(["", "1", "2"])), max_size=12),
+    told=st.lists(st.tuples(KEYS, KEYS, KEYS, WORDS, WORDS, st.sampled_from(["", "1", "2"])), min_size=4, max_size=20),
     filters=st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["a*", "ab", "b", "?b"])), max_size=3),
 )
 def test_groups_count_what_a_choice_takes(told: list[tuple[str, ...]], filters: list[tuple[int, str]]) -> None:
