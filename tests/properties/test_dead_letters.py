@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from hypothesis import event, given, settings
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.core.copies import Letter as Rejected
@@ -17,6 +18,7 @@ from sidecar.core.copies import copy_properties, dead_letter_headers
 from sidecar.core.letters import Choice, Grouping, Letter, obstacle, read, renewed, replayed
 from sidecar.core.properties import fields, headers, join_with_headers, split
 from tests.builders import examples, ledger, long_string, message, properties, short_string
+from tests.drawing import drew
 from tests.servers.wire import decode_properties, table_entries
 
 ROOM = 1 << 20
@@ -95,6 +97,7 @@ def as_read(data: bytes) -> str | bytes:
         return data
 
 
+@pytest.mark.draws("a header that would lead astray", "own user", "another's user", "replayed again")
 @settings(max_examples=examples(60), deadline=None)
 @given(original=originals(), user=USERS, rounds=st.integers(1, 3))
 def test_a_replayed_message_is_the_original(original: Original, user: str | None, rounds: int) -> None:
@@ -107,7 +110,12 @@ def test_a_replayed_message_is_the_original(original: Original, user: str | None
         assert (told.queue, told.replays, told.position) == (original.queue, times - 1, times)
         again = replayed(letter, told, token=b"t", user=user)
         _compare(original, again, user, times)
-        event(f"awkward headers: {any(name in AWKWARD for name, _ in original.fields)}, round {times}")
+        if any(name in AWKWARD for name, _ in original.fields):
+            drew("a header that would lead astray")
+        if "user_id" in original.values:
+            drew("own user" if original.values["user_id"] == (user or "").encode() else "another's user")
+        if times > 1:
+            drew("replayed again")
         current = original._replace(exchange=b"", routing_key=original.queue.encode())
         current = _with(current, again)
 
@@ -115,12 +123,7 @@ def test_a_replayed_message_is_the_original(original: Original, user: str | None
 def _with(original: Original, raw: bytes) -> Original:
     """Return a message with the properties of its replay, as the broker delivers it to its queue again."""
     found = decode_properties(raw)
-    values = {
-        name: value if isinstance(value, bytes | int) else str(value).encode("latin-1", "surrogateescape")
-        for name, value in found.values.items()
-        if name != "headers"
-    }
-    values = {name: original.values.get(name, value) for name, value in values.items()}
+    values = {name: value for name, value in original.values.items() if name in found.values}
     return original._replace(fields=list(fields(headers(raw))), values=values)
 
 
@@ -165,6 +168,7 @@ def _compare(original: Original, raw: bytes, user: str | None, times: int) -> No
     }
 
 
+@pytest.mark.draws("counted", "repeated headers")
 @settings(max_examples=examples(40), deadline=None)
 @given(original=originals(), count=st.integers(0, 30), token=st.binary(min_size=1, max_size=5))
 def test_a_renewed_letter_is_read_as_before(original: Original, count: int, token: bytes) -> None:
@@ -172,6 +176,10 @@ def test_a_renewed_letter_is_read_as_before(original: Original, count: int, toke
     raw, body = buried(original)
     counted = [(b"x-delivery-count", b"I" + count.to_bytes(4, "big"))]
     before = message(1, body, raw=raw)
+    if count:
+        drew("counted")
+    if len({name for name, _ in original.fields}) < len(original.fields):
+        drew("repeated headers")
     values = split(raw)
     own = fields(values.pop("headers")[4:])
     worn = message(1, body, raw=join_with_headers(values, [*own, *counted]))
@@ -189,6 +197,7 @@ def test_a_renewed_letter_is_read_as_before(original: Original, count: int, toke
 KEYS, WORDS = st.sampled_from(["a", "b"]), st.sampled_from(["a", "ab", "abc", "b", ""])
 
 
+@pytest.mark.draws("some fit", "none fits", "a group of several", "two patterns of a kind")
 @settings(max_examples=examples(60), deadline=None)
 @given(
     told=st.lists(st.tuples(KEYS, KEYS, KEYS, WORDS, WORDS, st.sampled_from(["", "1", "2"])), min_size=4, max_size=20),
@@ -220,6 +229,9 @@ def test_groups_count_what_a_choice_takes(told: list[tuple[str, ...]], filters: 
 
     taken = [letter for letter in letters if choice.takes(letter)]
     assert taken == [letter for letter in letters if meant(letter)]
+    drew("some fit" if taken else "none fits")
+    if any(len(patterns) > 1 for patterns in kinds):
+        drew("two patterns of a kind")
     grouping = Grouping()
     for letter in taken:
         grouping.add(letter)
@@ -230,10 +242,13 @@ def test_groups_count_what_a_choice_takes(told: list[tuple[str, ...]], filters: 
         key = (group.example.reason, group.example.error_type, group.example.index_name)
         alike = [one for one in taken if (one.reason, one.error_type, one.index_name) == key]
         moments = [one.failed_at for one in alike if one.failed_at]
+        if group.count > 1:
+            drew("a group of several")
         assert (group.count, group.example) == (len(alike), alike[0])
         assert (group.oldest, group.newest) == ((min(moments), max(moments)) if moments else ("", ""))
 
 
+@pytest.mark.draws("at the limit of a name", "beyond it", "replayed too often", "cut")
 @settings(max_examples=examples(40), deadline=None)
 @given(
     size=st.integers(250, 260),
@@ -244,6 +259,12 @@ def test_groups_count_what_a_choice_takes(told: list[tuple[str, ...]], filters: 
 def test_a_letter_is_skipped_for_a_reason_of_its_own(size: int, replays: int, limit: int, cut: list[str]) -> None:
     """At each limit and one beyond it."""
     base = read(message(raw=properties()), 1)._replace(queue="work")
+    if size in {255, 256}:
+        drew("at the limit of a name" if size == 255 else "beyond it")
+    if replays >= limit:
+        drew("replayed too often")
+    if "k" in cut:
+        drew("cut")
     assert (obstacle(base._replace(queue="q" * size), 3) is not None) == (size > 255)
     assert (obstacle(base._replace(replays=replays), limit) is not None) == (replays >= limit)
     assert (obstacle(base._replace(cut=", ".join(cut)), 3) is not None) == ("k" in cut)
