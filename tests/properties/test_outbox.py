@@ -103,6 +103,10 @@ class OutboxOfBatches(RuleBasedStateMachine):
         assert request.body_bytes <= self.outbox.max_bytes or len(request.messages) == 1
         drew("an item over the limit", request.body_bytes > self.outbox.max_bytes)
         drew("a batch in part", any(part.messages[-1].tag in self.waiting for part in parts))
+        rest = [one for one in parts[-1].messages if one.tag in self.waiting]
+        if rest:
+            assert request.body_bytes + rest[0].bulk_bytes > self.outbox.max_bytes, "a part is as long as it may be"
+            drew("a part that is full to the byte", request.body_bytes == self.outbox.max_bytes)
         drew("a retry", any(part.tries for part in parts))
         if len(parts) > 1:
             drew("several batches in one request")
@@ -192,9 +196,9 @@ class OutboxOfBatches(RuleBasedStateMachine):
 
 OutboxOfBatches.TestCase.settings = settings(max_examples=examples(80), stateful_step_count=30)
 TestOutbox = pytest.mark.draws(
-    "nothing is ready yet", "an item over the limit", "a batch in part", "a retry", "several batches in one request",
-    "a retry and a fresh batch in one request", "a probe leaves the rest", "all go again", "some go again",
-    "none goes again", "an epoch ends while some wait",
+    "nothing is ready yet", "an item over the limit", "a batch in part", "a part that is full to the byte", "a retry",
+    "several batches in one request", "a retry and a fresh batch in one request", "a probe leaves the rest",
+    "all go again", "some go again", "none goes again", "an epoch ends while some wait",
 )(OutboxOfBatches.TestCase)  # fmt: skip
 
 
