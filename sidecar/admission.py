@@ -15,6 +15,7 @@ from sidecar.core.guard import ENCODED, Outcome, kind_of
 from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
 from sidecar.core.pacing import probe_pause_seconds
+from sidecar.waking import wait_until
 
 if TYPE_CHECKING:
     import random
@@ -185,10 +186,7 @@ class Admission:
 
     async def pause(self) -> None:
         """Wait until the next probe is due."""
-        timer = asyncio.get_running_loop().call_at(self.probe_at, self._try.set)
-        await self._try.wait()
-        self._try.clear()
-        timer.cancel()
+        await wait_until(self._try, self.probe_at)
 
     def try_now(self) -> None:
         """Probe at once instead of after the pause."""

@@ -22,6 +22,7 @@ from sidecar.core.copies import deliveries
 from sidecar.core.far import ELASTICSEARCH, Far
 from sidecar.core.pacing import probe_pause_seconds
 from sidecar.errors import BrokerError
+from sidecar.waking import wait_until
 
 if TYPE_CHECKING:
     import random
@@ -307,13 +308,7 @@ class Consuming:
                 moments.append(self._give_up_at)
             if self.consuming and self._paused_at is not None:
                 moments.append(self._paused_at + LONGEST_PAUSE_SECONDS)
-        timer = None
-        if moments:
-            timer = asyncio.get_running_loop().call_at(min(moments), self._wake.set)
-        await self._wake.wait()
-        self._wake.clear()
-        if timer is not None:
-            timer.cancel()
+        await wait_until(self._wake, min(moments, default=None))
 
     # Waiting for Elasticsearch ---------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from sidecar.core.properties import published_at
 from sidecar.core.state import State, Unready
 from sidecar.core.window import Window
 from sidecar.settling import Settling
+from sidecar.waking import wait_until
 from sidecar.work import Workplace
 
 if TYPE_CHECKING:
@@ -595,14 +596,8 @@ class Pipeline:
         if ready_at is not None:
             pause_until = self.pacing.pause_until()
             moments.append(max(ready_at, pause_until) if self.pacing.held is None else pause_until)
-        timer = None
         until = min((moment for moment in moments if moment is not None and moment > now), default=None)
-        if until is not None:
-            timer = asyncio.get_running_loop().call_at(until, self._wake.set)
-        await self._wake.wait()
-        self._wake.clear()
-        if timer is not None:
-            timer.cancel()
+        await wait_until(self._wake, until)
 
     async def _send(self, batch: Batch, *, probe: bool) -> None:
         task = asyncio.current_task()

@@ -132,6 +132,7 @@ class Settling:
             session.settle(ledger, ledger.collect(singly=True))
             outstanding.append((ledger, ledger.open_tags()))
             self._account.settle(ledger.queue, "requeue", ledger.close())
+        self._stop_ack_timer()
         self.waiting_room.drop_closed()
         return outstanding
 
