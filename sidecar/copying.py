@@ -46,7 +46,7 @@ class Settler(Protocol):
         """Ack messages whose copies were confirmed, and count them as `verdict`."""
         ...
 
-    def drop(self, messages: Iterable[Message]) -> None:
+    def drop(self, messages: list[Message]) -> None:
         """Forget messages whose epoch is over."""
         ...
 

@@ -136,8 +136,9 @@ class Settling:
         self.waiting_room.drop_closed()
         return outstanding
 
-    def drop(self, messages: Iterable[Message]) -> None:
+    def drop(self, messages: list[Message]) -> None:
         """Forget messages whose epoch is over; what follows them on the same documents goes on."""
+        self.waiting_room.leave(messages)
         self._releaser.release(messages)
 
     def store(self, messages: list[Message]) -> None:
