@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sidecar.ports import BrokerSession
 
 _AT_ONCE = 500
+_TRIES_KEPT_SECONDS = 600.0
 _DECLARE_IT = (
     "create this queue beforehand (docs/deployment.md lists the delay queues and their arguments), give the user the "
     "configure permission for it, or raise the virtual host's max-queues"
@@ -370,11 +371,15 @@ class Copying:
         return known
 
     def _forget_idle(self) -> None:
-        """Drop destinations in their normal state: the user's own code may choose any number of delays."""
+        """Drop destinations in their normal state: the user's own code may choose any number of delays.
+
+        One that counts as accepting copies again, but has not accepted one yet, keeps its tries for a while.
+        """
+        long_ago = self._now() - _TRIES_KEPT_SECONDS
         self._destinations = {
             name: one
             for name, one in self._destinations.items()
-            if one.queued or one.refused_tries or one.refusal is not None
+            if one.queued or one.refusal is not None or (one.refused_tries and one.ready_at > long_ago)
         }
 
     def _refuse(self, one: Destination, reason: str) -> None:
