@@ -139,6 +139,7 @@ class Pacing:
         """Note an answer of Elasticsearch that took the request as such; return whether this ends a hold."""
         ended = self.held is not None
         self.held = None
+        self._refused_in_a_row = 0
         self._probes = 0
         self._probing = False
         if ended:
@@ -183,12 +184,12 @@ class Pacing:
                 short; it grows only as long as nothing is taken at all.
             retry_after_seconds: the least pause that Elasticsearch asks for.
         """
+        if share < 1.0:
+            self._refused_in_a_row = 0  # whenever it left: something was taken
         if sent_at <= self._slowed_at:
             return False
         self._slowed_at = now
-        if share < 1.0:
-            self._refused_in_a_row = 0
-        else:
+        if share >= 1.0:
             self._refused_since = self._refused_since if self._refused_in_a_row else now
             self._refused_in_a_row += 1
         self.limit = max(1.0, self.limit / 2)
@@ -217,7 +218,7 @@ class Pacing:
             kind: of the reason: another one is news. The words for one and the same outage change from probe to probe.
             retry_after_seconds: the least pause that Elasticsearch asks for.
         """
-        news = self._held_kind != kind if was_probe else self.held is None
+        news = self.held is None or (was_probe and self._held_kind != kind)
         if self.held is None:
             self.held_since = now
         if was_probe:
@@ -225,6 +226,6 @@ class Pacing:
         if was_probe or self.held is None:
             self._probes += 1
             self._pause_until = now + max(probe_pause_seconds(self._probes, roll), retry_after_seconds)
-        if news or self.held is None:
+        if news:
             self.held, self._held_kind = reason, kind
         return news

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.core.pacing import Pacing, Permit, backoff_seconds
+from sidecar.core.pacing import (
+    FIRST_PROBE_SECONDS,
+    INCREASE,
+    LAST_PROBE_SECONDS,
+    SLOW,
+    SLOWER,
+    Pacing,
+    Permit,
+    backoff_seconds,
+    probe_pause_seconds,
+)
 from tests.builders import examples
 from tests.drawing import drew
 
@@ -128,3 +138,132 @@ def test_the_share_of_429s_falls_as_it_slows_down(seed: int, most: int, room: in
     drew("room for one" if room == 1 else "room for all" if room >= most else "room for some")
     late = answered[200:]
     assert sum(late) / len(late) <= 0.35
+
+
+full = st.tuples(st.just("full"), st.integers(0, 9).map(lambda roll: roll == 0))
+others = st.tuples(st.sampled_from(["full", "partial", "quick", "slow", "heard"]), st.booleans())
+histories = st.lists(
+    st.lists(full, max_size=7).flatmap(lambda row: others.map(lambda one: [*row, one])), max_size=6
+).map(lambda rows: [event for row in rows for event in row])
+"""Rows of 429s, each of which something else ends, or doesn't: what happened, and whether the request had left late."""
+
+
+@pytest.mark.draws("full", "partial", "quick", "slow", "heard", "left late", "an outage", "a row that was broken")
+@settings(max_examples=examples(200))
+@given(histories, st.sampled_from([1.0, 2.0, 4.0]))
+def test_only_an_unbroken_row_of_429s_is_an_outage(history: list[tuple[str, bool]], step: float) -> None:
+    """A busy cluster isn't an outage: whatever is taken between two 429s ends the row, slow, in part or late as it is.
+
+    Five 429s count, of requests that left after the last slowing down, if the first of them is ten seconds old.
+    """
+    pacing = Pacing(8, 0.5, 30.0)
+    pacing.stored(0.0, -1.0)  # what is usual
+    row: list[float] = []
+    now, slowed_at = 0.0, -1.0
+    for kind, is_late in history:
+        drew(kind)
+        drew("left late", is_late and kind == "partial" and len(row) > 1)
+        drew("a row that was broken", kind != "full" and len(row) > 3)
+        now += step
+        sent_at = min(slowed_at, now) if is_late else now - step / 2
+        if kind in ("full", "partial"):
+            news = pacing.throttled(now, sent_at, 1.0, 1.0 if kind == "full" else 0.3)
+            assert news is (sent_at > slowed_at)
+            slowed_at = now if news else slowed_at
+            row = [] if kind == "partial" else [*row, now] if news else row
+        elif kind == "heard":
+            pacing.answered()
+            row = []
+        else:
+            before = pacing.limit
+            sent_at = now - 0.01 if kind == "quick" else now - 500.0
+            pacing.stored(now, sent_at)
+            slowed_at = now if pacing.limit < before else slowed_at
+            row = []
+        assert pacing.crowded_out(now) is (len(row) >= 5 and now - row[0] >= 10.0)
+        assert pacing.crowded_out(now + 10.0) is (len(row) >= 5)
+        drew("an outage", pacing.crowded_out(now))
+
+
+@pytest.mark.draws("held before", "throttled before", "several probes failed")
+@settings(max_examples=examples(100))
+@given(events, rolls)
+def test_what_ended_a_hold_forgot_it(happened: list[tuple[str, float, float, float]], roll: float) -> None:
+    """The next hold begins as the first one ever did: it is news, no probe is out, and its first pause is as short."""
+    pacing, fresh = Pacing(4, 0.5, 30.0), Pacing(4, 0.5, 30.0)
+    now = 0.0
+    for kind, some_roll, share, passed in happened:
+        now += passed
+        if kind == "throttled":
+            pacing.throttled(now, now, some_roll, share)
+        elif kind in ("hold", "probe fails"):
+            if kind == "probe fails" and pacing.held is not None:
+                pacing.probe_sent()
+            news = pacing.hold(now, "away", some_roll, was_probe=kind == "probe fails", kind=f"{share}")
+            assert news or pacing.held is not None
+        elif kind == "stored":
+            pacing.answered()
+            pacing.stored(now, now - passed, share)
+    drew("held before", pacing.held is not None)
+    drew("throttled before", any(kind == "throttled" for kind, _, _, _ in happened))
+    drew("several probes failed", pacing._probes > 2)
+    pacing.hold(now, "away", 0.0, was_probe=False, kind="last")
+    now += 1_000.0
+    assert pacing.answered()
+    assert not pacing.answered()
+    assert (pacing.limit, pacing.breaker, pacing.probing, pacing.permit(now, 0)) == (1, "closed", False, Permit.REQUEST)
+    for was_probe in (True, False, True):
+        news = [one.hold(now, "away", roll, was_probe=was_probe, kind="last") for one in (pacing, fresh)]
+        assert news[0] is news[1]
+        assert pacing.pause_until() == fresh.pause_until()
+        assert pacing.breaker == fresh.breaker == "open"
+
+
+@pytest.mark.draws("a late probe", "another reason", "the same again")
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.sampled_from(["a", "b"])), max_size=20))
+def test_every_hold_that_begins_is_news_and_so_is_another_reason(steps: list[tuple[bool, bool, str]]) -> None:
+    """Also one that begins with a probe whose hold a late answer had ended meanwhile; the same one twice is not."""
+    pacing = Pacing(4, 0.5, 30.0)
+    kind_held = None
+    for now, (ends, was_probe, kind) in enumerate(steps):
+        if ends:
+            pacing.answered()
+            kind_held = None
+        drew("a late probe", ends and was_probe)
+        drew("another reason" if kind != kind_held else "the same again", was_probe and not ends)
+        news = pacing.hold(now, kind, 0.5, was_probe=was_probe, kind=kind)
+        assert news is (kind_held is None or (was_probe and kind != kind_held))
+        kind_held = kind if news else kind_held
+        assert pacing.held == kind_held
+
+
+@pytest.mark.draws("slow", "quick", "at the most")
+@given(st.floats(1, 16), st.integers(1, 16), st.floats(0.01, 1.0), st.floats(1.0, 10.0))
+def test_a_success_moves_the_limit_by_a_little(start: float, most: int, share: float, times_usual: float) -> None:
+    """Up by a quarter of a request a round; down by a tenth for one full request that took much longer than usual."""
+    pacing = Pacing(most, 0.5, 30.0)
+    pacing.limit = min(float(most), start)
+    pacing.stored(1.0, 0.0)
+    before = pacing.limit
+    pacing.stored(1.0 + times_usual, 1.0, share)
+    slow = share >= 0.5 and times_usual > SLOW
+    drew("slow" if slow else "quick")
+    drew("at the most", before == most)
+    expected = max(1.0, before * SLOWER) if slow else min(float(most), before + INCREASE / before)
+    assert pacing.limit == expected
+    if slow:
+        pacing.stored(1.0 + 2 * times_usual, 1.0, share)  # it left before that was known
+        assert pacing.limit >= expected
+
+
+@pytest.mark.draws("equal tries", "at the bound", "below it")
+@given(st.integers(1, 12), st.integers(1, 40), rolls, rolls)
+def test_pauses_grow_with_failures_and_with_chance(fewer: int, more: int, low: float, high: float) -> None:
+    """Those of a backoff and those between probes: never shorter after more failures, never beyond their bounds."""
+    (fewer, more), (low, high) = sorted((fewer, more)), sorted((low, high))
+    drew("equal tries", fewer == more)
+    drew("at the bound" if backoff_seconds(more, 1.0, 0.5, 30.0) == 30.0 else "below it")
+    for pause in (lambda tries, roll: backoff_seconds(tries, roll, 0.5, 30.0), probe_pause_seconds):
+        assert pause(fewer, low) <= pause(more, low) + 1e-9
+        assert pause(fewer, low) <= pause(fewer, high) + 1e-9
+    assert FIRST_PROBE_SECONDS * 0.8 <= probe_pause_seconds(fewer, low) <= LAST_PROBE_SECONDS
