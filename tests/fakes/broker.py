@@ -180,6 +180,12 @@ class Broker:
         for session in self.sessions:
             session.unblocked()
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether it accepts connections, copies for any delay queue, and publishes to any other queue."""
+        refuses = any(queue.full or queue.silent for queue in self.queues.values())
+        return not (refuses or self.down or self.alarm or self.delays_full or self.delays_undeclarable)
+
     def undeclarable(self, milliseconds: int) -> bool:
         """Whether a delay queue can't be declared."""
         return bool(self.delays_undeclarable & {None, milliseconds})
@@ -353,6 +359,7 @@ class SimulatedSession:
         self.ledgers = [Ledger(queue, number) for number, queue in enumerate(queues, start=1)]
         self.channels = [_Channel(ledger) for ledger in self.ledgers]
         self.acks = 0
+        self.closes = 0  # how often whoever opened it asked for its end
         self._broker = broker
         self._receive = receive
         self._confirm_timeout_seconds = confirm_timeout_seconds
@@ -728,6 +735,7 @@ class SimulatedSession:
 
     async def close(self) -> None:
         """Close in order: what was written before arrives before; the rest goes back to the queues."""
+        self.closes += 1
         if self._ended:
             return
         for done in self._publishing:

@@ -76,6 +76,12 @@ class Chain(World):
         trade = Forwarding(self.plan, self.staging, outlet)
         return Pipeline(self.plan, trade, dice=self.dice, log=log, wall_clock=self._wall_clock)
 
+    def fresh(self) -> Pipeline:
+        listener = self.outlet.on_blocked
+        pipeline = super().fresh()
+        self.outlet.on_blocked = listener  # whoever uses an outlet listens to it
+        return pipeline
+
     def _staged(self, queue: str, stored: Stored) -> None:
         self.staged.setdefault(queue, []).append(stored)
         body = stored.body.partition(b'"body":')[2].removesuffix(b"}") if self.staging.envelope else stored.body

@@ -387,3 +387,23 @@ def test_a_handler_delays_a_message_only_so_often(refusal: str) -> None:
 
     recipe = Recipe(index=Template(""), action=Template(""))
     play(lambda: Handled(recipe=recipe, far=HANDLER), scenario)
+
+
+def test_what_waits_for_its_target_is_forgotten_with_its_session() -> None:
+    """An answer that comes after the session was lost lets nothing into the waiting room: it would never leave it."""
+
+    async def scenario(world: World) -> None:
+        world.broker.delays_full = True
+        for number in range(3):
+            publish(world, number, CLOSED)
+        await world.start()
+        await world.until(lambda: world.log.named("delays.held"), 10)
+        await world.until(lambda: world.elastic.in_flight, 60)
+        world.lose_session()
+        await world.until(lambda: not world.elastic.in_flight, 60)
+        world.elastic.item_fault = lambda _: None
+        world.broker.delays_full = False
+        await world.until_settled(60)
+        await world.until(lambda: world.at_rest, 120)  # from here on all is looked at
+
+    play(several, scenario)

@@ -16,6 +16,7 @@ from sidecar.core.template import Template
 from sidecar.indexing import Indexing
 from sidecar.pipeline import Pipeline
 from sidecar.plan import Plan
+from tests import invariants
 from tests.fakes import clock
 from tests.fakes.broker import Broker, Stored, properties
 from tests.fakes.elasticsearch import Elasticsearch
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 QUEUE = "work"
 DEAD = "work.dead"
 INDEX = "documents"
+_COUNT_TIMERS_EVERY = 64  # turns of the loop
+_REST_SECONDS = 61.0
 
 
 class Log:
@@ -104,7 +107,9 @@ class World:
         self._stop = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self.ended = False
+        self._killed_sessions = 0  # those of sidecars that nobody could close
         self._earlier_sessions = 0  # those of sidecars that are gone
+        self._turns = 0
         self.broker.declare(QUEUE)
         self.broker.declare(DEAD)
         self.broker.on_ack = self._acked
@@ -121,6 +126,10 @@ class World:
             log=log,
             wall_clock=self._wall_clock,
         )
+
+    def fresh(self) -> Pipeline:
+        """Return a pipeline of the same plan that is never started: what one at rest is compared with."""
+        return self._new_pipeline()
 
     @staticmethod
     def _wall_clock() -> float:
@@ -152,6 +161,7 @@ class World:
     async def crash(self) -> None:
         """End the sidecar as ``kill -9`` does: nothing more is written, the broker notices at once."""
         assert self._running is not None
+        self._killed_sessions = len(self.broker.sessions)
         for session in self.broker.sessions:
             session.lose("the client vanished")
         self._running.cancel()
@@ -220,10 +230,15 @@ class World:
         """Check what must hold at every moment; called between any two turns of the loop."""
         account = self.pipeline.account
         open_deliveries = 0
+        self._turns += 1
+        if self._turns % _COUNT_TIMERS_EVERY == 0:
+            timers = invariants.timers(asyncio.get_event_loop())
+            assert len(timers) <= invariants.MOST_TIMERS, timers
         for session in self.broker.sessions[self._earlier_sessions :]:
             for channel in session.channels:
                 ledger = channel.ledger
                 open_deliveries += ledger.open
+                assert ledger.held_bytes == 0 or (ledger.held_bytes > 0 and ledger.open), invariants.memory(ledger)
                 if not session.over and not ledger.closed:
                     assert ledger.outstanding == len(channel.unacked), f"{ledger}, broker: {len(channel.unacked)}"
                     assert len(channel.consumers_own) <= self.prefetch
@@ -289,6 +304,36 @@ class World:
         if self.app is not None:
             self.expected.check(self.app.state(), quiet=quiet, sink=self.sink)
 
+    # Rest ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether a sidecar runs that has nothing to do, and nothing is in its way."""
+        broker, pipeline = self.broker, self.pipeline
+        if self._running is None or pipeline._session is None or pipeline._session.lost.done():
+            return False
+        busy = any(broker.queues[name].ready or broker.unsettled(name) for name in self.queues if name in broker.queues)
+        waits = pipeline.held or pipeline._consuming.waiting or broker.delayed or self.elastic.in_flight
+        return broker.takes_all and not (busy or waits)
+
+    async def rest(self) -> None:
+        """See that a sidecar at rest keeps nothing of what it did; otherwise do nothing."""
+        if not self.at_rest:
+            return
+        await asyncio.sleep(_REST_SECONDS)
+        if not self.at_rest:
+            return
+        found = invariants.at_rest(self.pipeline, self.fresh())
+        found += invariants.tasks(1) + invariants.timers(asyncio.get_running_loop())
+        assert not found, f"at rest: {found}; {self.summary()}"
+
+    def gone(self) -> None:
+        """See that a sidecar that ended in order closed whatever it had opened."""
+        sessions = self.broker.sessions[self._killed_sessions :]
+        assert all(session.closes for session in sessions), f"not closed: {[one.closes for one in sessions]}"
+        found = invariants.tasks(0) + invariants.timers(asyncio.get_running_loop())
+        assert not found, f"after the end: {found}; {self.summary()}"
+
     # Judging ---------------------------------------------------------------------------------------------------------
 
     def judge(self, *, redelivered: bool = False) -> None:
@@ -338,9 +383,11 @@ def play(world_of: Callable[[], World], scenario: Callable[[World], Coroutine[ob
         await scenario(world)
         if world.quiet:
             world.check_metrics(quiet=True)
+        await world.rest()
         await world.end()
         if world.ended:
             world.check_metrics(quiet=False)
+        world.gone()
 
     def watch() -> None:
         for world in worlds:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from sidecar import ACK, DEAD_LETTER, DELAY, DISCARD, REQUEUE, BatchConsumer, Consumer, Verdict
 from sidecar.core.properties import decode, header
 from sidecar.core.template import RETRY_COUNT
-from sidecar.library import consumers
+from sidecar.library import consumers, handling
+from sidecar.pipeline import Pipeline
 from tests.builders import long_string
 from tests.builders import properties as raw_properties
 from tests.simulation.day import DELAY_FAULTS, Day, draw
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
     from sidecar import Message, Options
     from sidecar.app import Connect
-    from sidecar.pipeline import Pipeline
     from sidecar.ports import Copy
     from tests.fakes.broker import Queue, SimulatedSession, Stored
 
@@ -354,6 +355,12 @@ class HandlerLife(Life):
         # What is looked at before the first turn of the loop; the consumer makes its own.
         self.stop = asyncio.Event()
         self.task = asyncio.create_task(self._live(world.day.handling.ending), name=self.name)
+
+    def new_pipeline(self, world: World) -> Pipeline:
+        """Return a pipeline like that of the consumer."""
+        consumer, plan = self.consumer, self.consumer._plan()
+        trade = handling.Handling(plan, consumer._process(), consumer.settings)
+        return Pipeline(plan, trade, dice=world.dice, log=consumer._log, wall_clock=time.time)
 
     @property
     def pipeline(self) -> Pipeline:
@@ -696,6 +703,7 @@ class HandlerWorld(World):
 
     day: HandlerDay
     judge: HandlerJudge
+    coroutine = "_Life._live"
 
     def make_judge(self) -> HandlerJudge:
         """Return what judges the day."""

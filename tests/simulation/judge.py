@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from tests import invariants
 from tests.simulation.day import BEACONS, DELAY_FAULTS, SIDECAR_FAULTS
 
 if TYPE_CHECKING:
@@ -509,6 +510,8 @@ class Judge:
             for channel in session.channels:
                 ledger = channel.ledger
                 opened += ledger.open
+                if ledger.held_bytes < 0 or (ledger.held_bytes and not ledger.open):
+                    self.fault("memory", f"{life.name}: {invariants.memory(ledger)}")
                 if not session.over and not ledger.closed and ledger.outstanding != len(channel.unacked):
                     self.fault("ledger", f"{ledger}, the broker waits for {len(channel.unacked)}")
         if received != life.received:

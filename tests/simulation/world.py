@@ -17,6 +17,7 @@ from sidecar.core.template import Template
 from sidecar.indexing import Indexing
 from sidecar.pipeline import Pipeline
 from sidecar.plan import Plan
+from tests import invariants
 from tests.builders import long_string
 from tests.builders import properties as raw_properties
 from tests.fakes import clock
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 
 QUEUE, DEAD = "work", "work.dead"
 _PATIENCE_SECONDS = 7_200.0
+_RETURN_SECONDS = 120.0
 _MOST_TURNS = 60_000  # of the loop; a bad day takes some thousands
 _BEACON_NUMBER = 100_000
 _REFUSALS = {
@@ -126,12 +128,17 @@ class Life:
         """Start the sidecar."""
         setting = world.day.setting
         log = cast("FilteringBoundLogger", Log(world, self.name))
-        self.pipeline = Pipeline(world.plan, world.trade(self), dice=world.dice, log=log, wall_clock=_wall_clock)
+        self._log = log
+        self.pipeline = self.new_pipeline(world)
         self.app = App(
             self.pipeline, self._connector(world), dice=world.dice, log=log, shutdown_seconds=setting.shutdown_seconds
         )
         self.stop = asyncio.Event()
         self.task = asyncio.create_task(self.app.run(self.stop), name=self.name)
+
+    def new_pipeline(self, world: World) -> Pipeline:
+        """Return a pipeline that does what is planned."""
+        return Pipeline(world.plan, world.trade(self), dice=world.dice, log=self._log, wall_clock=_wall_clock)
 
     def crash(self) -> None:
         """End it as ``kill -9`` does, its sessions being lost."""
@@ -231,6 +238,9 @@ class World:
         """Return a good message for the end of a day."""
         index = "documents" if self.day.setting.indices == 1 else "index-0"
         return Publication(0.0, number, "good", f"beacon-{number}", index)
+
+    coroutine = "App.run"
+    """What the task of a sidecar runs."""
 
     def rested(self) -> None:
         """Take notice that everything is settled, and that the sidecars are still there."""
@@ -387,8 +397,10 @@ class World:
         self.tell("world", "peace")
         await self._settle()
         self.rested()
+        await self._rest()
         for place in list(self._present):
             await self._terminate(place)
+        self._see_that_all_is_closed()
         self.judge.watch()
         self.judge.conclude()
 
@@ -438,6 +450,37 @@ class World:
                 await asyncio.sleep(1.0)
                 if self._settled:
                     break
+
+    async def _rest(self) -> None:
+        """Wait until the sidecars, which have nothing to do, keep nothing of this day."""
+        until = asyncio.get_running_loop().time() + _RETURN_SECONDS
+        while found := self._residue():
+            if asyncio.get_running_loop().time() > until:
+                self.judge.fault("residue", f"at rest: {found}")
+                return
+            await asyncio.sleep(1.0)
+
+    def _residue(self) -> list[str]:
+        """Return what is left of what is over; nothing where some trouble is not."""
+        lives = list(self._present.values())
+        # Some faults never end. And what a hold could be ended with, somebody else may have stored.
+        if not self.broker.takes_all or any(life.pipeline.held for life in lives):
+            return []
+        found = invariants.tasks(len(lives), self.coroutine) + invariants.timers(asyncio.get_running_loop())
+        for life in lives:
+            if life.pipeline._consuming.consuming:
+                found += [f"{life.name}: {one}" for one in invariants.at_rest(life.pipeline, life.new_pipeline(self))]
+        return found
+
+    def _see_that_all_is_closed(self) -> None:
+        """See that those sidecars that ended in order closed whatever they had opened."""
+        for life in self.lives:
+            closed = [session.closes for session in life.sessions]
+            if not life.crashed and not all(closed):
+                self.judge.fault("residue", f"{life.name} left a session open: {closed}")
+        found = invariants.tasks(0) + invariants.timers(asyncio.get_running_loop())
+        if found:
+            self.judge.fault("residue", f"after the end: {found}")
 
     def _publish_all(self, publications: list[Publication]) -> None:
         for publication in publications:

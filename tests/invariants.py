@@ -1,0 +1,257 @@
+"""What holds of a sidecar that came to rest: it is as it was when it was new.
+
+A component tree is compared with that of a pipeline that was just made, attribute by attribute, so that an attribute
+that is added later is watched as well. What may differ stands in `MAY_DIFFER`, each with its reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections import Counter, deque
+from dataclasses import is_dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from sidecar.core.account import Account
+from sidecar.core.batcher import Batch
+from sidecar.core.failures import Failures
+from sidecar.core.ledger import Ledger
+from sidecar.core.message import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sidecar.pipeline import Pipeline
+    from tests.fakes.broker import SimulatedSession
+
+MAY_DIFFER = {
+    "*_session": "it is connected",
+    "_probes": "a total",
+    "_admission.probes": "a total",
+    "_settling.copying._copies": "a total, for tokens that nobody had before",
+    "_work._published": "the same",
+    "pacing.limit": "learned: how many requests the cluster takes",
+    "pacing._usual_seconds": "learned: how long requests take",
+    "pacing._slowed_at": "a moment in the past",
+    "pacing._pause_until": "a moment in the past",
+    "pacing._refused_since": "a moment in the past; it says nothing unless a row of 429s is open",
+    "pacing.held_since": "of the last hold, as documented",
+    "pacing._held_kind": "the same",
+    "_admission.held_since": "the same",
+    "_admission.probe_at": "a moment in the past",
+    "_guard._unencoded*": "an open row of rejects, which the next message that can be encoded ends",
+    "_guard._refused*": "an open row of rejects, which the next document that is stored ends",
+    "_guard.releases": "belongs to the open row",
+    "_guard._one_more": "the same",
+    "_composer._room": "of the last call",
+    "_composer.room_bytes": "the same",
+    "_admission._composer._room": "the same",
+    "_admission._composer.room_bytes": "the same",
+    "*._names._known*": "a cache of index names; it has a bound",
+    "*._lines._names._known*": "the same",
+    "_outbox.max_bytes": "learned: how large a request the cluster takes",
+    "_consuming.prefetch": "of the present consumers: learned, as the window is",
+    "_consuming._window.*": "learned: how large messages are, and a window that grows again after a hold",
+    "_consuming._look_at": "a moment in the past",
+    "_consuming._looks": "of the last wait",
+    "_consuming._give_up_at": "of the last hold",
+    "_consuming._probes_before": "the same",
+    "_consuming._asked*": "the same",
+    "_consuming._settled_items": "since the consumers began",
+    "_consuming._worn_silent_until": "a moment",
+    "_settling.copying._destinations*": "those that count as accepting copies, kept for a while; see `destinations`",
+    "_settling.failures._timer": "tells what came within ten seconds; the timers are looked at by themselves",
+    "_work._concluding._suspects._since*": "remembered until the message comes again; it has a bound",
+    "_work._concluding._succeeded_sent_at": "a moment in the past",
+    "_work._concluding._throttled_silent_until": "a moment",
+    "_work._concluding._waiting_in_a_row": "an open row of messages without a target, which one that is stored ends",
+    "_work._stamp._received*": "the last time that was written, and its text",
+    "_work._routes.*": "routes that had no queue; they have a bound",
+}
+"""By the place of an attribute in the tree: why it may be otherwise than in a new pipeline."""
+
+_WHILE_CONSUMING = {
+    "_consuming.reached": True,
+    "_consuming._waiting": False,
+    "_consuming.begun": True,
+    "_consuming.consuming": True,
+}
+"""What is otherwise in a pipeline that consumes: it is new only for a moment."""
+_HELD_BACK = (Message, Ledger, Batch)
+_SCALARS = (bool, int, float, str, bytes, enum.Enum)
+_LOOPS = frozenset({
+    "App._serve", "Pipeline.run", "Pipeline._aggregate", "Pipeline._dispatch", "Copying.run", "Consuming.run"
+})  # fmt: skip
+"""The coroutines that run for as long as a sidecar does."""
+_WAITS = "_Life.wait"
+"""Somebody waits for a consumer for as long as it runs."""
+MOST_TIMERS = 10
+"""Of the product at a time: each of its loops waits for one."""
+
+
+def attributes(thing: object) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of an object: those in slots, and the others."""
+    for kind in type(thing).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(thing, name):
+                yield name, getattr(thing, name)
+    yield from getattr(thing, "__dict__", {}).items()
+
+
+def fingerprint(root: object) -> dict[str, object]:
+    """Return every attribute of a component tree by its place: values, and how much is in containers.
+
+    Left out are configuration (frozen dataclasses), totals (the account, the kinds of failures) and what is not the
+    product's own. A message, batch or ledger is noted, and not looked into: none has a place in a tree at rest.
+    """
+    found: dict[str, object] = {}
+    _walk(root, "", found, {id(root)})
+    return found
+
+
+def _walk(thing: Any, at: str, found: dict[str, object], seen: set[int]) -> None:
+    for name, value in attributes(thing):
+        _note(value, f"{at}.{name}" if at else name, found, seen)
+
+
+def _note(value: Any, at: str, found: dict[str, object], seen: set[int]) -> None:
+    if value is None or isinstance(value, _SCALARS):
+        found[at] = value
+    elif isinstance(value, _HELD_BACK):
+        found[at] = type(value).__name__
+    elif isinstance(value, dict | list | deque | set | bytearray):
+        found[at] = len(value)
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(key, _HELD_BACK) or not isinstance(one, int | float | bytes):
+                _note(one, f"{at}[{key!r}]", found, seen)
+    elif isinstance(value, asyncio.Queue | asyncio.Lock | asyncio.Handle | asyncio.Future):
+        found[at] = _shown(value)
+    elif type(value).__module__.startswith("sidecar.") and id(value) not in seen and not _is_constant(value):
+        seen.add(id(value))
+        _walk(value, at, found, seen)
+
+
+def _shown(value: Any) -> object:
+    if isinstance(value, asyncio.Queue):
+        return value.qsize()
+    return value.locked() if isinstance(value, asyncio.Lock) else type(value).__name__
+
+
+def _is_constant(value: object) -> bool:
+    return isinstance(value, tuple | Account | Failures) or (
+        is_dataclass(value) and type(value).__dataclass_params__.frozen  # type: ignore[attr-defined]
+    )
+
+
+def residue(pipeline: Pipeline, fresh: Pipeline) -> list[str]:
+    """Return what a pipeline that consumes and has nothing to do keeps, though a new one doesn't.
+
+    Args:
+        pipeline: that came to rest.
+        fresh: one of the same plan that did nothing yet.
+    """
+    expected = fingerprint(fresh) | _WHILE_CONSUMING
+    present = fingerprint(pipeline)
+    found = []
+    for at in sorted(present.keys() | expected.keys()):
+        now, new = present.get(at, "nothing"), expected.get(at, "nothing")
+        if now != new and not _may_differ(at):
+            found.append(f"{at} is {now!r}, at the start {new!r}")
+    return found
+
+
+def _may_differ(at: str) -> bool:
+    return at in MAY_DIFFER or any(fnmatchcase(at, pattern) for pattern in _PATTERNS)
+
+
+_PATTERNS = [pattern for pattern in MAY_DIFFER if "*" in pattern]
+
+
+def destinations(pipeline: Pipeline) -> list[str]:
+    """Return the destinations of copies that something waits for, or that refuse copies."""
+    known = pipeline._settling.copying._destinations.values()
+    return [f"{one.name} has {len(one.queued)} copies, {one.refusal!r}" for one in known if one.queued or one.refusal]
+
+
+def gauges(pipeline: Pipeline) -> list[str]:
+    """Return what a pipeline that has nothing to do still shows as being under way."""
+    state = pipeline.state()
+    idle = {
+        "unready": None,
+        "held": None,
+        "held_seconds": 0.0,
+        "next_try_seconds": 0.0,
+        "breaker": "closed",
+        "copies_held": None,
+        "delays_held": None,
+        "in_flight": 0,
+        "in_flight_bytes": 0,
+        "bulk_in_flight": 0,
+    }
+    shown = state._asdict()
+    found = [f"{name} shows {shown[name]!r}" for name, value in idle.items() if shown[name] != value]
+    return found + ([f"the account has {state.account.in_flight} in flight"] if state.account.in_flight else [])
+
+
+def at_rest(pipeline: Pipeline, fresh: Pipeline) -> list[str]:
+    """Return all that a pipeline that consumes and has nothing to do keeps, shows or has open.
+
+    Args:
+        pipeline: that came to rest.
+        fresh: one of the same plan that did nothing yet.
+    """
+    session: SimulatedSession = pipeline._session  # type: ignore[assignment] # nothing else is in a simulation
+    return [*residue(pipeline, fresh), *destinations(pipeline), *gauges(pipeline), *session_residue(session)]
+
+
+def session_residue(session: SimulatedSession) -> list[str]:
+    """Return what a session has open though nothing is under way."""
+    found = [
+        f"{ledger} holds {ledger.held_bytes} bytes, withholds {ledger.withheld} acks"
+        for ledger in session.ledgers
+        if ledger.held_bytes or ledger.withheld or ledger.open
+    ]
+    if session.paused:
+        found.append("the session is paused")
+    if session.publishing:
+        found.append("copies wait for their confirms")
+    if len(session.lost._callbacks or ()) > 1:  # type: ignore[attr-defined] # one waits for the end of the session
+        found.append(f"{len(session.lost._callbacks)} callbacks wait for the end of the session")  # type: ignore[attr-defined]
+    return found
+
+
+def memory(ledger: Ledger) -> str:
+    """Say what a ledger counts for nothing."""
+    return f"{ledger} holds {ledger.held_bytes} bytes for {ledger.open} open deliveries"
+
+
+def timers(loop: Any) -> list[str]:
+    """Return the timers of the product that are still to go off: those that set an event, and those of its classes."""
+    found = []
+    for handle in loop._scheduled:
+        owner = getattr(handle._callback, "__self__", None) if not handle._cancelled else None
+        if isinstance(owner, asyncio.Event) or type(owner).__module__.startswith("sidecar."):
+            found.append(f"{handle._callback.__qualname__} at {handle._when:.3f} s")
+    return found
+
+
+def tasks(sidecars: int, life: str = "App.run") -> list[str]:
+    """Return what is otherwise than it should be in the tasks of the product where nothing is done.
+
+    Args:
+        sidecars: how many run; each has its loops, and nothing else.
+        life: the coroutine that each is.
+    """
+    running = Counter(getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks() if _is_ours(task))
+    wanted = dict.fromkeys((life, *_LOOPS), sidecars)
+    if sidecars:
+        running.pop(_WAITS, None)
+    names = sorted(running.keys() | wanted.keys())
+    return [f"{running[name]} of {name} run" for name in names if running[name] != wanted.get(name, 0)]
+
+
+def _is_ours(task: asyncio.Task[Any]) -> bool:
+    frame = getattr(task.get_coro(), "cr_frame", None)
+    return frame is not None and frame.f_globals["__name__"].startswith("sidecar.")
