@@ -7,6 +7,7 @@ and a hold begins where nothing succeeds any more.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.core import bulk
@@ -18,6 +19,8 @@ from sidecar.core.properties import published_at
 from sidecar.core.suspects import Suspects
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sidecar.core.batcher import Batch
     from sidecar.core.bulk import Fault, Result
     from sidecar.core.message import Message
@@ -49,6 +52,22 @@ class _Fates(NamedTuple):
     why_waiting: list[Letter]
     delayed: list[Letter]
     letters: list[Letter]
+
+
+def _first(batch: Batch, results: list[Result], verdicts: frozenset[Verdict]) -> tuple[Message, Result]:
+    """Return the first message whose result has one of the verdicts, and that result."""
+    pairs = zip(batch.messages, results, strict=True)
+    return next(pair for pair in pairs if judge(pair[1], "").verdict in verdicts)
+
+
+def _blanked(reason: str, messages: list[Message]) -> str:
+    """Return a reason without what it quotes from one of the messages."""
+    return bulk.blank(reason, b"\n".join(message.source or message.body for message in messages))
+
+
+def _told(fault: Fault, batch: Batch) -> str:
+    """Return why a whole request was refused, without what that quotes from its messages."""
+    return str(fault._replace(reason=_blanked(fault.reason, batch.messages)))
 
 
 class Concluding:
@@ -161,13 +180,13 @@ class Concluding:
         letters, delayed = self._keep_back(batch, fates, results, probe=probe)
         if fates.throttled:
             share = len(fates.throttled) / len(results)
-            example = next(result for result in results if judge(result, "").verdict is Verdict.THROTTLED)
+            message, example = _first(batch, results, frozenset({Verdict.THROTTLED}))
             status = f"{example.status} " if example.status else ""
-            reason = f"{status}{example.error_type}: {bulk.blank(example.reason, b'')}"
+            reason = f"{status}{example.error_type}: {_blanked(example.reason, [message])}"
             crowded = batch.again(fates.throttled)
             if fates.stored:  # there is room, only not for all at once: no reason to wait ever longer
                 crowded.tries = 0
-            self._crowded(crowded, sent_at, share, reason, probe=probe)
+            self._crowded(crowded, sent_at, share, lambda: reason, probe=probe)
         else:
             self._pacing.stored(self._now(), sent_at, len(results) / self._plan.batch_max_items)
         self._retry_in_place(batch, fates)
@@ -220,12 +239,8 @@ class Concluding:
 
     def _wait(self, batch: Batch, fates: _Fates, results: list[Result], *, probe: bool) -> None:
         """Hold until the target of what waits in place takes it: nothing else comes before that."""
-        message, example = next(
-            (message, result)
-            for message, result in zip(batch.messages, results, strict=True)
-            if judge(result, "").verdict in _TARGET_VERDICTS
-        )
-        reason = bulk.blank(example.reason, message.source or message.body)
+        message, example = _first(batch, results, _TARGET_VERDICTS)
+        reason = _blanked(example.reason, [message])
         if judge(example, "").verdict is not Verdict.UNROUTABLE:
             _, index, _ = self._settling.target(message)
             reason = f"the index {index!r} accepts no documents: {example.error_type}: {reason}"
@@ -339,7 +354,7 @@ class Concluding:
             _, index, _ = self._settling.target(message)
             detail = f"Elasticsearch says why in the failure store: GET {index}::failures/_search"
         else:
-            detail = bulk.blank(result.reason, message.source or message.body)
+            detail = _blanked(result.reason, [message])
         return Letter(message, reason, detail, result.status, result.error_type)
 
     def _crowded(
@@ -347,7 +362,7 @@ class Concluding:
         again: Batch,
         sent_at: float,
         share: float,
-        reason: str,
+        reason: Callable[[], str],
         *,
         probe: bool,
         retry_after_seconds: float = 0.0,
@@ -356,7 +371,7 @@ class Concluding:
         self._throttle(sent_at, share, retry_after_seconds)
         if share >= 1.0 and self._pacing.crowded_out(self._now()):
             self._account.retries["throttled"] += len(again.messages)
-            self._hold("429", reason, probe=probe, retry_after_seconds=retry_after_seconds)
+            self._hold("429", reason(), probe=probe, retry_after_seconds=retry_after_seconds)
             again.ready_at = 0.0
             self._put_again(again)
         else:
@@ -396,18 +411,20 @@ class Concluding:
         for message in batch.messages:
             message.unanswered = True  # bodies are taken in pieces: what came before the fault may be stored
         if course is Course.UNKNOWN:
-            reason = f"Elasticsearch answered {fault.status}: {fault.error_type or fault.reason}"
+            why = fault.error_type or _blanked(fault.reason, batch.messages)
+            reason = f"Elasticsearch answered {fault.status}: {why}"
             self.unanswered(batch, reason, probe=probe, retry_after_seconds=answer.retry_after_seconds)
             return
         self._account.requests[course.name.lower()] += 1
         if course is Course.THROTTLED:
-            self._crowded(batch, sent_at, 1.0, str(fault), probe=probe, retry_after_seconds=answer.retry_after_seconds)
+            pause = answer.retry_after_seconds
+            self._crowded(batch, sent_at, 1.0, partial(_told, fault, batch), probe=probe, retry_after_seconds=pause)
         elif course is Course.SPLIT_SIZE:
             self._split_size(batch, fault, probe=probe)
         elif course is Course.SPLIT_FAULT:
             self._split_fault(batch, fault, probe=probe)
         else:
-            self._hold(f"{fault.status} {fault.error_type}", str(fault), probe=probe)
+            self._hold(f"{fault.status} {fault.error_type}", _told(fault, batch), probe=probe)
             self._put_again(batch)
 
     def _split_size(self, batch: Batch, fault: Fault, *, probe: bool) -> None:
@@ -435,7 +452,7 @@ class Concluding:
             self._split(batch, "refused")
             return
         (message,) = batch.messages
-        detail = bulk.blank(fault.reason, message.source or message.body)
+        detail = _blanked(fault.reason, [message])
         if self._succeeded_sent_at >= self._suspects.since(message, batch.suspected_at):
             letter = Letter(message, "rejected", detail, fault.status, fault.error_type)
             if self._may_leave(batch, letter, probe=probe):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
@@ -16,6 +17,8 @@ import orjson
 from sidecar.core.responder import is_redirect, redirected
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sidecar.core.message import Message
 
 FILTER_PATH = "errors,items.*.status,items.*.error,items.*.failure_store"
@@ -31,7 +34,7 @@ STORED_STATUSES = frozenset({200, 201})
 _ALL_WELL = re.compile(rb'\{"errors":\s*false\b')
 _STORED = b'"status":20'  # 200 or 201; a delete of nothing is a 404, and no error
 _WHOLE = b"]}"
-_MAX_REASON_CHARACTERS = 1024
+_MAX_REASON_BYTES = 1024
 
 
 class Result(NamedTuple):
@@ -150,7 +153,7 @@ def fault(status: int, answer: bytes, location: str = "") -> Fault:
 
 def _explain(error: object) -> tuple[str, str]:
     if not isinstance(error, dict):
-        return "", str(error)[:_MAX_REASON_CHARACTERS]
+        return "", str(error)
     reasons = []
     at: object = error
     while isinstance(at, dict):
@@ -161,8 +164,14 @@ def _explain(error: object) -> tuple[str, str]:
     return str(error.get("type", "")), "; caused by: ".join(reasons)
 
 
+MIN_RUN = 16
+"""So many characters of a document in a row are a part of it; fewer may be anybody's words."""
+_BLOCK = MIN_RUN // 2
+_MAX_SEARCHED = 16 * 1024
 _QUOTES = ("''", '""', "[]", "()")
-_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|\[[^\[\]]*\]|\([^()]*\)")
+_QUOTED = re.compile(  # what is opened and not closed reaches to the end
+    r"'[^']*(?:'|$)|\"[^\"]*(?:\"|$)|\[[^\[\]]*(?:\]|$)|\([^()]*(?:\)|$)"
+)
 _UNQUOTED = re.compile(
     r"(Preview of field's value: |For input string: |Current token |Unrecognized token |Cannot deserialize value |"
     r"The prefix of the first immense term is: ).*?(?=; caused by: |, original message: |$)",
@@ -173,8 +182,10 @@ _NAMED = re.compile(  # a date field is not named by what follows, but quoted
     r"mapping for|mapper|introduction of)[ =]$"
 )
 _ESCAPES = re.compile(r"((?:\\u[0-9a-fA-F]{4})+)|\\(.)", re.DOTALL)
+_LONG_NUMBER = re.compile(rf"-?\d[\d.eE+-]{{{MIN_RUN - 1},}}")
 _ABBREVIATED = "..."
 _BLANK = "…"
+_CLOSING = frozenset("'\"])")
 
 
 def blank(reason: str, document: bytes) -> str:
@@ -182,46 +193,124 @@ def blank(reason: str, document: bytes) -> str:
 
     Elasticsearch quotes values ("Preview of field's value: …"), and a dead letter's headers and our log go where
     documents may not. What stands in quotes or brackets is kept only if it names something (``field [age]``) or is
-    nowhere in the document.
+    nowhere in the document. What stands in none is kept if less than `MIN_RUN` characters of it are a value's.
+
+    Args:
+        reason: of Elasticsearch, whole: a value of which only the beginning is left might not be found.
+        document: what it may quote from; several of them, or what is not JSON, are searched as text.
     """
+    source = _Source(document)
 
     def conceal(match: re.Match[str]) -> str:
         quoted = match.group()
-        text = quoted[1:-1].removesuffix(_ABBREVIATED)
-        named = _NAMED.search(match.string, max(0, match.start() - 24), match.start()) is not None
-        return quoted if named or not text or not _occurs(text, document) else quoted[0] + _BLANK + quoted[-1]
+        closed = len(quoted) > 1 and quoted[-1] in _CLOSING
+        text = (quoted[1:-1] if closed else quoted[1:]).removesuffix(_ABBREVIATED)
+        if _is_named(match) or not text or text == _BLANK or not source.has(text):
+            return quoted
+        return quoted[0] + _BLANK + (quoted[-1] if closed else "")
 
     # Whole values first: one may hold quotes itself, and would be taken for several quoted words.
-    for value in _texts(document):
+    for value in source.values:
         if value in reason:
             reason = re.sub("|".join(re.escape(mark[0] + value + mark[1]) for mark in _QUOTES), conceal, reason)
-    reason = _QUOTED.sub(conceal, _UNQUOTED.sub(rf"\1{_BLANK}", reason))
-    return reason.encode()[:_MAX_REASON_CHARACTERS].decode(errors="ignore")
+    reason = _without_runs(_UNQUOTED.sub(rf"\1{_BLANK}", reason)[:_MAX_SEARCHED], source.text)
+    return _QUOTED.sub(conceal, reason).encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
 
 
-def _texts(document: bytes) -> list[str]:
-    """Return the strings among the values of a document, the longest first; none when it isn't JSON."""
-    texts: set[str] = set()
-    try:
-        open_values = [orjson.loads(document)]
-    except orjson.JSONDecodeError:
-        return []
-    while open_values:
-        value = open_values.pop()
-        if isinstance(value, dict):
-            open_values += value.values()
-        elif isinstance(value, list):
-            open_values += value
-        elif isinstance(value, str) and value:
-            texts.add(value)
-    return sorted(texts, key=len, reverse=True)
+def _is_named(match: re.Match[str]) -> bool:
+    """Whether something quoted is a name, by the word before it."""
+    return _NAMED.search(match.string, max(0, match.start() - 24), match.start()) is not None
 
 
-def _occurs(text: str, document: bytes) -> bool:
-    """Whether `text` occurs in `document`, as it is or written with JSON's escapes."""
-    if text.encode() in document:
-        return True
-    return b"\\" in document and text in _ESCAPES.sub(_unescape, document.decode(errors="replace"))
+def _without_runs(reason: str, text: str) -> str:
+    """Return a reason without what is as long as `MIN_RUN`, and in `text` as well, unless that is a quoted name.
+
+    Each such run holds one of the blocks that are looked for, and reaches from it as far as the text goes on alike.
+    """
+    runs: list[tuple[int, int]] = []
+    start = 0
+    while start + _BLOCK <= len(reason):
+        end = start + _BLOCK
+        if reason[start:end] in text:
+            first, last = _run(reason, text, start, end)
+            if last - first >= MIN_RUN:
+                runs.append((first, last))
+                end = max(end, last // _BLOCK * _BLOCK)
+        start = end
+    if not runs:
+        return reason
+    names = [match.span() for match in _QUOTED.finditer(reason) if _is_named(match)]
+    parts, done = [], 0
+    for first, last in runs:
+        if not any(begin < first and last < close for begin, close in names):
+            parts += [reason[done : max(first, done)], _BLANK]
+            done = max(last, done)
+    return "".join([*parts, reason[done:]])
+
+
+def _run(reason: str, text: str, start: int, end: int) -> tuple[int, int]:
+    """Return how far a reason is like a text before and behind a block that is in both."""
+    ahead = _longest(len(reason) - end, lambda size: reason[start : end + size] in text)
+    back = _longest(start, lambda size: reason[start - size : end] in text)
+    return start - back, end + ahead
+
+
+def _longest(limit: int, holds: Callable[[int], bool]) -> int:
+    """Return the largest size up to `limit` for which something holds that holds for all smaller ones."""
+    low, high = 0, 1
+    while high <= limit and holds(high):
+        low, high = high, high * 2
+    high = min(high, limit + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+class _Source:
+    """A document as reasons are compared with it.
+
+    Args:
+        document: as it was sent.
+    """
+
+    def __init__(self, document: bytes) -> None:
+        self._document = document
+
+    @cached_property
+    def values(self) -> list[str]:
+        """The strings among its values, the longest first; none when it isn't JSON."""
+        found: set[str] = set()
+        try:
+            open_values = [orjson.loads(self._document)]
+        except orjson.JSONDecodeError:
+            return []
+        while open_values:
+            value = open_values.pop()
+            if isinstance(value, dict):
+                open_values += value.values()
+            elif isinstance(value, list):
+                open_values += value
+            elif isinstance(value, str) and value:
+                found.add(value)
+        return sorted(found, key=len, reverse=True)
+
+    @cached_property
+    def text(self) -> str:
+        """Its values in a row, or all of it when it isn't JSON."""
+        if not self.values:
+            return self._meant
+        return "\0".join([*self.values, *_LONG_NUMBER.findall(self._document.decode(errors="replace"))])
+
+    @cached_property
+    def _meant(self) -> str:
+        """All of it, without JSON's escapes."""
+        written = self._document.decode(errors="replace")
+        return _ESCAPES.sub(_unescape, written) if "\\" in written else written
+
+    def has(self, text: str) -> bool:
+        """Whether `text` occurs in it, as it is or written with JSON's escapes."""
+        return text.encode() in self._document or (b"\\" in self._document and text in self._meant)
 
 
 def _unescape(match: re.Match[str]) -> str:

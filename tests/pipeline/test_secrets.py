@@ -1,0 +1,102 @@
+"""Whatever Elasticsearch quotes of documents, in whatever answer: it is in no header, no log line and no page."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sidecar.core.policy import Choices
+from tests.fakes.elasticsearch import Failure, Refusal
+from tests.pipeline.world import DEAD, World, play
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MIN_RUN = 16
+LONG = "".join(f"<{number:04d}> of the life of somebody who can't [help] it; " for number in range(50))
+"""A secret that is longer than a reason may be."""
+FILLER = "Failed to parse with all enclosed parsers; " * 23
+WORDINGS: dict[str, Callable[[str], str]] = {
+    "in quotes": lambda secret: f"failed to parse field [a]: Text '{secret}' could not be parsed",
+    "in brackets": lambda secret: f"failed to parse [{secret}]",
+    "in half a pair": lambda secret: f"failed to parse field [a]: '{secret[:900]}",
+    "in none": lambda secret: f"failed to parse {secret} as a number",
+    "shortened": lambda secret: f"failed: Text '{secret[:64]}...' could not be parsed",
+    "across the cut": lambda secret: f"{FILLER}'{secret}'",
+    "twice": lambda secret: f"'{secret}' isn't '{secret}'",
+}
+FAULTS: dict[str, Callable[[str], Failure]] = {
+    "rejected": lambda text: Failure(400, "document_parsing_exception", text),
+    "by its cause": lambda text: Failure(400, "document_parsing_exception", "failed to parse", text),
+    "throttled": lambda text: Failure(429, "es_rejected_execution_exception", text),
+    "failed": lambda text: Failure(500, "exception", text),
+    "blocked": lambda text: Failure(403, "cluster_block_exception", text),
+    "missing": lambda text: Failure(404, "index_not_found_exception", text),
+}
+REFUSALS: dict[str, Callable[[str], Refusal]] = {
+    "400": lambda text: Refusal(400, "x_content_parse_exception", text),
+    "400 of all": lambda text: Refusal(400, "media_type_header_exception", text),
+    "403": lambda text: Refusal(403, "security_exception", text),
+    "404": lambda text: Refusal(404, "", text),
+    "429": lambda text: Refusal(429, "circuit_breaking_exception", text),
+    "500": lambda text: Refusal(500, "", text),
+    "503": lambda text: Refusal(503, "unavailable", text),
+}
+CHOICES = (Choices(), Choices(on_index_blocked="hold", on_index_missing="hold"))
+
+
+def assert_hidden(world: World) -> None:
+    """No part of the secret is anywhere but in the bodies."""
+    shown = [str(event) for event in world.log.events]
+    shown += [str(message.properties) for message in world.broker.queues[DEAD].ready]
+    shown += [str(world.pipeline.pacing.held), str(world.pipeline.state())]
+    told = "\n".join(shown)
+    for start in range(len(LONG) - MIN_RUN):
+        part = LONG[start : start + MIN_RUN]
+        assert part not in told, part
+        assert repr(part)[1:-1] not in told, part
+
+
+def publish(world: World) -> None:
+    """Publish documents, every other of which has the secret."""
+    for number in range(20):
+        secret = LONG if number % 2 else "nothing"
+        world.publish(b'{"n":%d,"a":"%s"}' % (number, secret.encode()), f"id-{number}", guilty=True)
+
+
+@pytest.mark.parametrize("wording", list(WORDINGS))
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_what_the_result_of_an_item_quotes_is_told_nowhere(fault: str, wording: str) -> None:
+    """A dead letter, a retry, a hold: nothing of the document goes with its reason."""
+    failure = FAULTS[fault](WORDINGS[wording](LONG))
+
+    async def scenario(world: World) -> None:
+        world.elastic.item_fault = lambda item: failure if LONG.encode() in item.source else None
+        publish(world)
+        await world.start()
+        await asyncio.sleep(120)
+        assert_hidden(world)
+
+    for choices in CHOICES:
+        play(lambda choices=choices: World(choices=choices), scenario)
+
+
+@pytest.mark.parametrize("wording", list(WORDINGS))
+@pytest.mark.parametrize("refusal", list(REFUSALS))
+def test_what_a_refused_request_quotes_is_told_nowhere(refusal: str, wording: str) -> None:
+    """Whichever request it was, and whether it was narrowed down to one item or not."""
+    refused = REFUSALS[refusal](WORDINGS[wording](LONG))
+
+    async def scenario(world: World) -> None:
+        world.elastic.trouble = lambda request: refused if "id-3" in request.ids else None
+        publish(world)
+        await world.start()
+        await asyncio.sleep(120)
+        assert_hidden(world)
+        world.elastic.trouble = lambda _: refused
+        await asyncio.sleep(120)
+        assert_hidden(world)
+
+    play(World, scenario)
