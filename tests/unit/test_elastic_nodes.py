@@ -604,8 +604,9 @@ def test_a_look_has_less_patience_than_a_request(monkeypatch: pytest.MonkeyPatch
     play(scenario)
 
 
-def test_a_look_has_no_more_patience_than_requests_have() -> None:
+def test_a_look_has_no_more_patience_than_requests_have(monkeypatch: pytest.MonkeyPatch) -> None:
     """A short SIDECAR_BULK_TIMEOUT counts for looks as well."""
+    monkeypatch.setattr(sink_module, "_LOOK_SECONDS", 2 * LIMIT_SECONDS)
 
     async def scenario(cluster: HttpCluster) -> None:
         async with client(cluster, cluster.urls[0], timeout_seconds=SHORT_SECONDS) as sink:
