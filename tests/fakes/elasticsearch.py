@@ -602,6 +602,8 @@ def _refusal(refusal: Refusal) -> Answer:
     elif refusal.error_type:
         error = {"type": refusal.error_type, "reason": refusal.reason}
         body = json.dumps({"error": {"root_cause": [error], **error}, "status": refusal.status}).encode()
+    elif refusal.reason:  # Elasticsearch says some things in bare text
+        body = json.dumps({"error": refusal.reason, "status": refusal.status}).encode()
     else:
         body = b""
     return Answer(refusal.status, body, refusal.retry_after_seconds)

@@ -619,6 +619,8 @@ def _request_outcome(answer: Answer, items: list[Item], results: list[dict[str, 
         error = json.loads(answer.body)["error"]
     except (ValueError, KeyError, TypeError):
         return "hold"
+    if not isinstance(error, dict):  # bare text, which blames no item
+        return "hold"
     ours = error["type"] in {"media_type_header_exception", "content_type_header_exception"}
     unknown = "unrecognized parameter" in error["reason"]
     return "split_fault" if answer.status == 400 and not (ours or unknown) else "hold"

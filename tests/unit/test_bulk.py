@@ -242,6 +242,18 @@ def test_names_of_fields_survive(reason: str) -> None:
     assert bulk.blank(reason, b'{"age":"hunter2"}') == reason
 
 
+@pytest.mark.parametrize("marks", ["''", '""', "[]", "()"])
+def test_what_stands_behind_a_long_quote_is_kept(marks: str) -> None:
+    """Quotes are looked for before the cut: in an item, and in an error of text alone."""
+    secret = "".join(f"{number} of all, " for number in range(500))
+    text = f"failed to parse {marks[0]}{secret}{marks[1]} as a number"
+    (result,) = bulk.results(answer({"status": 400, "error": {"type": "t", "reason": text}}), 1) or ()
+    (bare,) = bulk.results(answer({"status": 400, "error": text}), 1) or ()
+    for reason in (result.reason, bare.reason, bulk.fault(400, orjson.dumps({"error": text})).reason):
+        for document in (orjson.dumps({"a": secret}), b"not JSON " + secret.encode()):
+            assert bulk.blank(reason, document) == f"failed to parse {marks[0]}…{marks[1]} as a number"
+
+
 def test_a_reason_is_at_most_a_kibibyte() -> None:
     """Measured in bytes, and never cut inside a character."""
     blanked = bulk.blank("é" * 2000, b"{}")

@@ -362,6 +362,19 @@ def test_a_redirect_is_an_answer_and_nothing_is_sent_there(status: int) -> None:
     play(scenario, count=2)
 
 
+def test_a_redirect_that_names_no_host_is_below_the_path_of_the_url() -> None:
+    """A prefix of the URL is a part of where the request went."""
+
+    async def scenario(cluster: HttpCluster) -> None:
+        async with client(cluster, f"{cluster.urls[0]}/es") as sink:
+            cluster.script.append(Act(answer=reply(STORED, 302, headers={"location": "../login?a=b"})))
+            found = await outcome(sink)
+            assert not isinstance(found, str)
+            assert found.location == f"{cluster.urls[0]}/es/login"
+
+    play(scenario, count=1)
+
+
 def test_an_answer_keeps_what_its_headers_say() -> None:
     """The pause that it asks for, the product, and nothing of what the last one said."""
 

@@ -117,6 +117,22 @@ def test_a_higher_version_is_never_lowered(there: dict[str, Any], state: str) ->
     assert cluster.kept["/_component_template/shared"] == (there if state == "newer" else COMPONENT)
 
 
+def test_any_version_is_higher_than_none() -> None:
+    """A template of the folder that says none counts as 0."""
+    cluster = Cluster()
+    cluster.kept["/_component_template/shared"] = {"version": 1, "template": {}}
+    template = Template("shared", "component", {"template": {"settings": {"number_of_shards": 1}}})
+    assert run(mappings.apply(cluster.ask, [template])) == [("shared", "newer")]
+
+
+def test_the_name_of_a_template_is_data_in_the_path() -> None:
+    """It can't leave its place there, whatever the file is called."""
+    cluster = Cluster()
+    run(mappings.apply(cluster.ask, [Template("a?b#c %41", "component", COMPONENT)]))
+    path = "/_component_template/a%3Fb%23c%20%2541"
+    assert cluster.asked == [f"GET {path}", f"PUT {path}"]
+
+
 def test_a_difference_is_named_by_path_on_both_sides() -> None:
     """And nothing else."""
     cluster = Cluster()
