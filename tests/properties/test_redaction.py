@@ -9,12 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import orjson
-from hypothesis import event, given, settings
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.core import bulk
 from sidecar.core.bulk import MIN_RUN, blank
 from tests.builders import examples
+from tests.drawing import drew
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +42,11 @@ MARKS = (
 HARD = "'\"[]() ...\\/\n\té√😀"
 
 KEYS = st.sampled_from(["age", "born", "who"])
+
+QUOTING = pytest.mark.draws(
+    "in a pair of marks", "in half a pair", "in no marks", "longer than the cut", "only a part of a value",
+    "across the cut", "with quotes in it", "several",
+)  # fmt: skip
 
 secrets = st.text(st.sampled_from(HARD + "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"), min_size=MIN_RUN, max_size=60)
 long_secrets = st.builds(lambda text, times: text * times, secrets, st.integers(2, 60))
@@ -88,10 +95,19 @@ def quotes(draw: st.DrawFn, document: object) -> str:
         before, behind = draw(st.sampled_from(MARKS))
         filler = draw(st.sampled_from(PROSE)) * draw(st.sampled_from([1, 1, 2, 23, 24, 25, 26]))
         pieces.append(f"{filler} {before}{text[start:end]}{behind}")
-    event(f"cut: {len(' '.join(pieces)) > MAX_BYTES}")
+        drew("in a pair of marks", before and behind and behind != "...")
+        drew("in half a pair", bool(before) != bool(behind))
+        drew("in no marks", not before and not behind)
+        drew("longer than the cut", end - start > MAX_BYTES)
+        drew("only a part of a value", end - start < len(text))
+        first = len(" ".join(pieces).encode())
+        drew("across the cut", first > MAX_BYTES > first - (end - start))
+        drew("with quotes in it", any(mark in text[start:end] for mark in "'\"[]()"))
+    drew("several", len(pieces) > 1)
     return " ".join(pieces)
 
 
+@QUOTING
 @given(st.data())
 @settings(max_examples=examples(80))
 def test_no_part_of_a_document_survives_wherever_it_is_quoted(data: st.DataObject) -> None:
@@ -102,6 +118,7 @@ def test_no_part_of_a_document_survives_wherever_it_is_quoted(data: st.DataObjec
         assert_hidden(blank(reason, written), document)
 
 
+@QUOTING
 @given(st.data())
 @settings(max_examples=examples(25))
 def test_no_part_survives_on_its_way_from_an_answer(data: st.DataObject) -> None:
@@ -118,8 +135,10 @@ def test_no_part_survives_on_its_way_from_an_answer(data: st.DataObject) -> None
         assert_hidden(blank(str(fault), written), document)
 
 
-@given(documents, st.lists(st.sampled_from(PROSE), min_size=1, max_size=60).map(" ".join))
+@pytest.mark.draws("shorter than the cut", "longer than the cut")
+@given(documents, st.builds(lambda piece, times: f"{piece} " * times, st.sampled_from(PROSE), st.integers(1, 60)))
 @settings(max_examples=examples(25))
 def test_what_is_not_of_the_document_is_kept(document: dict[str, object], prose: str) -> None:
     """Otherwise nobody could tell what is wrong."""
+    drew("longer than the cut" if len(prose) > MAX_BYTES else "shorter than the cut")
     assert blank(prose, orjson.dumps(document)) == prose[:MAX_BYTES]

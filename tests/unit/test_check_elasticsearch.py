@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest.mock import patch
 from urllib.parse import unquote
 
 import pytest
@@ -437,7 +438,11 @@ def look_at_nodes(handler: Callable[[Received], Act | bytes], prepare: Callable[
         async with asyncio.timeout(60), running(3, handler) as cluster:
             await prepare(cluster)
             connection = Connection(urls=cluster.urls, username="me", password=SECRET, timeout_seconds=0.5)
-            found = await elastic_check.check(connection, recipe())
+            with patch.object(
+                elastic_check._Node, "close", autospec=True, side_effect=elastic_check._Node.close
+            ) as close:
+                found = await elastic_check.check(connection, recipe())
+            assert close.await_count == len(cluster.urls)
             await all_closed(cluster)
             return found, cluster
 
