@@ -130,6 +130,11 @@ class NodesWorld(World):
             raise TransportConnectionError("Server disconnected") from aiohttp.ServerDisconnectedError()
         return _response(config, answer.status, answer.body)
 
+    @property
+    def at_rest(self) -> bool:
+        """Nobody looks after nodes that are away, either."""
+        return super().at_rest and all(sink._returning is None or sink._returning.done() for sink in self.sinks)
+
     async def end(self) -> None:
         """Stop, and close the clients."""
         await super().end()
