@@ -90,7 +90,8 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Fail a property whose strategies don't draw the classes of examples that it names."""
     if not is_property(item):
         return (yield)
-    tally = Tally.current = tally_of(item)
+    before, tally = Tally.current, tally_of(item)
+    Tally.current = tally
     try:
         yield
         for number in range(FURTHER_RUNS if tally.expected else 0):
@@ -99,7 +100,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
             with seeded(item, number):
                 item.runtest()
     finally:
-        Tally.current = None
+        Tally.current = before
     fault = tally.fault()
     if fault is not None:
         pytest.fail(f"{item.name} {fault}", pytrace=False)

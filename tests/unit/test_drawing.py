@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -38,11 +39,8 @@ class Item:
 
 def run(item: Any) -> None:
     """Run a property as pytest does."""
-    hook = pytest_runtest_call(item)
-    next(hook)
-    item.runtest()
-    with pytest.raises(StopIteration):
-        next(hook)
+    with contextmanager(pytest_runtest_call)(item):  # which ends the hook also after an exception
+        item.runtest()
 
 
 def test_a_property_passes_that_draws_what_it_names() -> None:
