@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 PORTS = (9201, 9202, 9203)
 ROOT = b'{"name":"n","cluster_name":"c","version":{"number":"9.5.0"}}'
 BREAKS = (Trouble.LOST_BEFORE, Trouble.LOST_AFTER, Trouble.HANGS_BEFORE, Trouble.HANGS_AFTER, Trouble.UNREADABLE)
-SEEDS = range(examples(12))
+SEEDS = range(examples(6))
 _reached: ContextVar[list[int]] = ContextVar("reached")
 
 

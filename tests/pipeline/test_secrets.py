@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MIN_RUN = 16
 LONG = "".join(f"<{number:04d}> of the life of somebody who can't [help] it; " for number in range(50))
 """A secret that is longer than a reason may be."""
+PARTS = {text[start : start + MIN_RUN] for text in (LONG, repr(LONG)[1:-1]) for start in range(len(text) - MIN_RUN + 1)}
 FILLER = "Failed to parse with all enclosed parsers; " * 23
 WORDINGS: dict[str, Callable[[str], str]] = {
     "in quotes": lambda secret: f"failed to parse field [a]: Text '{secret}' could not be parsed",
@@ -44,6 +45,7 @@ REFUSALS: dict[str, Callable[[str], Refusal]] = {
     "500": lambda text: Refusal(500, "", text),
     "503": lambda text: Refusal(503, "unavailable", text),
 }
+TARGET_FAULTS = ("blocked", "missing")
 CHOICES = (Choices(), Choices(on_index_blocked="hold", on_index_missing="hold"))
 
 
@@ -53,10 +55,8 @@ def assert_hidden(world: World) -> None:
     shown += [str(message.properties) for message in world.broker.queues[DEAD].ready]
     shown += [str(world.pipeline.pacing.held), str(world.pipeline.state())]
     told = "\n".join(shown)
-    for start in range(len(LONG) - MIN_RUN):
-        part = LONG[start : start + MIN_RUN]
-        assert part not in told, part
-        assert repr(part)[1:-1] not in told, part
+    parts = {told[start : start + MIN_RUN] for start in range(len(told))}
+    assert not parts & PARTS, parts & PARTS
 
 
 def publish(world: World) -> None:
@@ -79,7 +79,7 @@ def test_what_the_result_of_an_item_quotes_is_told_nowhere(fault: str, wording: 
         await asyncio.sleep(120)
         assert_hidden(world)
 
-    for choices in CHOICES:
+    for choices in CHOICES[: 1 + (fault in TARGET_FAULTS)]:
         play(lambda choices=choices: World(choices=choices), scenario)
 
 
