@@ -58,6 +58,18 @@ class TlsPortError(AMQPConnectionError):
     """``amqp://`` leads to a port that speaks TLS, or seems to."""
 
 
+class _Reader(asyncio.StreamReader):
+    """A stream whose end aiormq always meets as an error of the connection.
+
+    It asks first whether the stream is at its end. If that came with the last frame, it raises a bare `Exception` in
+    all that waits for an answer, which nobody can tell from a bug.
+    """
+
+    def at_eof(self) -> bool:
+        """Return False: whoever reads on learns that the connection is lost."""
+        return False
+
+
 class Wire(asyncio.StreamReaderProtocol):
     """The protocol on a connection's transport.
 
@@ -76,7 +88,7 @@ class Wire(asyncio.StreamReaderProtocol):
     def __init__(self, on_taken: Callable[[Taken], None], on_lost: Callable[[str], None]) -> None:
         loop = asyncio.get_running_loop()
         # Without a limit the reader never pauses the transport: pausing has one owner, and that is not aiormq.
-        self.reader = asyncio.StreamReader(limit=_UNLIMITED, loop=loop)
+        self.reader = _Reader(limit=_UNLIMITED, loop=loop)
         super().__init__(self.reader, loop=loop)
         self.inbound = Inbound()
         self.writer: asyncio.StreamWriter | None = None

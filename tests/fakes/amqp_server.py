@@ -95,6 +95,7 @@ class Publish:
         routed: the names of the queues that took it.
         accepted: what it is confirmed with, unless a script says something else.
         confirmed: ``True`` by an ack, ``False`` by a nack, ``None`` not yet.
+        returned: no queue took it.
         frame_bytes: the sizes of its body's frames, as a whole.
     """
 
@@ -110,6 +111,7 @@ class Publish:
     routed: list[str] = field(default_factory=list)
     accepted: bool = True
     confirmed: bool | None = None
+    returned: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -444,11 +446,13 @@ class Channel:
             self.server.left(consumer.queue, self.connection.vhost)
 
     def give_back(self, tags: list[int]) -> None:
-        """Put deliveries back to the heads of their queues, in order."""
-        for tag in sorted(tags, reverse=True):
+        """Put deliveries back, before all that was never delivered and behind what came back earlier."""
+        for tag in sorted(tags):
             delivery = self.unacked.pop(tag)
             delivery.message.returns += 1
-            delivery.queue.ready.appendleft(delivery.message)
+            ready = delivery.queue.ready
+            place = next((at for at, message in enumerate(ready) if not message.returns), len(ready))
+            ready.insert(place, delivery.message)
         self.server.pump()
 
     # What comes --------------------------------------------------------------------------------------------------
@@ -673,7 +677,8 @@ class Channel:
             raise Refusal(404, f"NOT_FOUND - no exchange '{publish.exchange}' in vhost '{vhost.name}'")
         routes = vhost.routes(publish.exchange, publish.routing_key)
         publish.accepted = not self.server.nacks(publish) and not any(vhost.queues[name].full for name in routes)
-        if not routes and publish.mandatory:
+        publish.returned = not routes and publish.mandatory
+        if publish.returned:
             self._send_content(
                 "basic.return",
                 publish.properties,
@@ -847,6 +852,8 @@ class Connection(asyncio.Protocol):
         heartbeats: how many came.
         received_bytes: in all.
         sent_bytes: in all.
+        sent_marks: how many it were after each method or message.
+        received_marks: how many it were after each frame.
         publishes: a message was published on it.
         blocked: it was told of an alarm, and nothing is read from it.
     """
@@ -865,6 +872,8 @@ class Connection(asyncio.Protocol):
         self.heartbeats = 0
         self.received_bytes = 0
         self.sent_bytes = 0
+        self.sent_marks: list[int] = []
+        self.received_marks: list[int] = []
         self.publishes = False
         self.blocked = False
         self.transport: asyncio.Transport
@@ -918,6 +927,7 @@ class Connection(asyncio.Protocol):
             self.hang_up()
             return
         self.sent_bytes += len(data)
+        self.sent_marks.append(self.sent_bytes)
         self.transport.write(data)
 
     def close(self, code: int, text: str, method: Method | None = None) -> None:
@@ -997,6 +1007,7 @@ class Connection(asyncio.Protocol):
                 return
             payload, last = self._buffer[7 : 7 + size], self._buffer[7 + size : 8 + size]
             self._buffer = self._buffer[8 + size :]
+            self.received_marks.append(self.received_bytes - len(self._buffer))
             if last != amqp.FRAME_END:
                 self.server.complaints.append("FRAME_ERROR - a frame without its end")
                 self.close(501, self.server.complaints[-1])
@@ -1122,7 +1133,7 @@ class Connection(asyncio.Protocol):
     def _beat(self) -> None:
         """Send a heartbeat, and end the connection when none came for two intervals."""
         loop = asyncio.get_running_loop()
-        if self.server.sends_heartbeats and self._reading:
+        if self.server.sends_heartbeats:
             self.send(amqp.HEARTBEAT_FRAME)
         if self._reading and loop.time() - self._heard_at > 2 * self.heartbeat_seconds:
             self.drop()
