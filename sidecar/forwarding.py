@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _CONFIRMED = Result(OK)
 _MOST_ROUTES = 10_000
+_LOST_TOO_EARLY = "connection lost before what was confirmed was safe in a queue that may be new"
 _NO_ROUTE_STATUS, _FRAME_ERROR_STATUS = 312, 501  # of AMQP; a basic.nack has none
 
 
@@ -95,7 +96,11 @@ class Publishes:
             self._concluding.unanswered(batch, str(error), probe=probe)
             return
         self._account.bulk_seconds.observe(clock() - sent_at)
-        await self._routes.old_enough(batch.messages, refusals)
+        connection = self._outlet.connection
+        waited = await self._routes.old_enough(batch.messages, refusals)
+        if waited and (connection is None or connection != self._outlet.connection):
+            self._concluding.unanswered(batch, _LOST_TOO_EARLY, probe=probe)
+            return
         if refusals.count(None) == len(refusals):
             self._concluding.stored(batch, sent_at)
         else:
@@ -140,16 +145,21 @@ class Routes:
         self._without_queue: set[object] = set()
         self._appeared_at: dict[object, float] = {}
 
-    async def old_enough(self, messages: list[Message], refusals: list[str | Result | None]) -> None:
-        """Wait until what is confirmed is safe (`sidecar.ports.DURABLE_SECONDS`); mostly it is."""
+    async def old_enough(self, messages: list[Message], refusals: list[str | Result | None]) -> bool:
+        """Wait until what is confirmed is safe (`sidecar.ports.DURABLE_SECONDS`); return whether it wasn't yet.
+
+        The broker may be killed in the meantime, and forget it: then the connection is lost.
+        """
         now = asyncio.get_running_loop().time()
         if self._first_seen_at is None:
             self._first_seen_at = now
         since = self._first_seen_at
         if self._without_queue or self._appeared_at or refusals.count(None) < len(refusals):
             since = max(since, self._latest(messages, refusals, now))
-        if since + DURABLE_SECONDS > now:
-            await asyncio.sleep(since + DURABLE_SECONDS - now)
+        if since + DURABLE_SECONDS <= now:
+            return False
+        await asyncio.sleep(since + DURABLE_SECONDS - now)
+        return True
 
     def _latest(self, messages: list[Message], refusals: list[str | Result | None], now: float) -> float:
         """Return when the youngest of the queues appeared that some of these messages went to."""

@@ -82,11 +82,17 @@ class Outlet(Protocol):
         frame_max: the largest frame that the broker takes, in bytes; 0 means no limit, or that none was reached yet.
         blocked: why the broker takes nothing for now (a resource alarm), or None. What is published meanwhile waits.
         on_blocked: called when that changed.
+        connection: the number of the connection, another one after each loss; None while there is none.
     """
 
     frame_max: int
     blocked: str | None
     on_blocked: Callable[[], None]
+
+    @property
+    def connection(self) -> int | None:
+        """See above."""
+        ...
 
     async def publish(self, copies: list[Copy]) -> list[str | None]:
         """Publish mandatory messages, in order, and wait for the broker to confirm each.

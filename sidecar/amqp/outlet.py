@@ -30,6 +30,7 @@ class Outlet:
         frame_max: see the port.
         blocked: see the port.
         on_blocked: see the port.
+        connection: see the port.
     """
 
     def __init__(
@@ -48,7 +49,13 @@ class Outlet:
         self._reach = reach
         self._confirm_timeout_seconds = confirm_timeout_seconds
         self._producer: Producer | None = None
+        self._opened = 0  # connections, so far
         self._opening = asyncio.Lock()  # its waiters have their turn in the order in which they came
+
+    @property
+    def connection(self) -> int | None:
+        """The number of the connection; None while there is none."""
+        return self._opened if self._producer is not None and self._producer.lost is None else None
 
     async def publish(self, copies: list[Copy]) -> list[str | None]:
         """Publish mandatory messages, in order, and wait for each confirm. Several calls may be under way.
@@ -90,6 +97,7 @@ class Outlet:
                 producer.on_blocked = self._note_blocked
                 self.frame_max = producer.frame_max
                 self._producer = producer
+                self._opened += 1
             return self._producer
 
     def _note_blocked(self, reason: str | None) -> None:

@@ -36,6 +36,12 @@ class SimulatedOutlet:
         self._session: SimulatedSession | None = None
         self._opening = asyncio.Lock()
 
+    @property
+    def connection(self) -> int | None:
+        """The number of the session; None while there is none."""
+        session = self._session
+        return self.opened if session is not None and not (session.over or session.lost.done()) else None
+
     async def publish(self, copies: list[Copy]) -> list[str | None]:
         """Publish messages and wait for the broker to confirm each."""
         session = await self._open()

@@ -222,6 +222,24 @@ def test_what_a_queue_confirms_that_has_just_appeared_is_acked_when_it_is_safe()
     play(lambda: Chain(batch_max_age_seconds=0.05), scenario)
 
 
+def test_what_a_killed_broker_forgets_is_published_again() -> None:
+    """It is killed when it has confirmed, and its queue is so young that it comes back empty: nothing is acked."""
+
+    async def scenario(world: Chain) -> None:
+        world.publish_many(10, with_ids=False)
+        await world.start()
+        await world.until(lambda: len(world.bodies()) == 10)
+        await asyncio.sleep(0.5)
+        world.staged.clear()
+        world.elastic.applied.clear()
+        world.outlet.lose()
+        await world.until_settled(120)
+        assert sorted(world.bodies()) == sorted(world.published)
+        world.judge(redelivered=True)
+
+    play(Chain, scenario)
+
+
 def test_only_the_target_that_is_missing_waits() -> None:
     """Messages have routes of their own: those that no queue takes stay here, the others flow, and nothing is held."""
 
