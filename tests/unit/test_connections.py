@@ -1,0 +1,799 @@
+"""The product's own connections against a byte-level server, in virtual time: from the socket up, and to every end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar.amqp.outlet import Outlet
+from sidecar.amqp.producer import Producer, open_producer
+from sidecar.amqp.publisher import REFUSED
+from sidecar.amqp.session import Connecting, Session, open_session
+from sidecar.amqp.topology import Seen, Topology
+from sidecar.amqp.wire import Reach, forget_leftovers
+from sidecar.core.copies import TOKEN_HEADER
+from sidecar.core.ledger import Settlement
+from sidecar.errors import BrokerError, QueueError
+from sidecar.ports import DURABLE_SECONDS, Copy, Undeclared, Unroutable
+from tests.builders import examples, long_string, properties
+from tests.fakes import network
+from tests.fakes.amqp_server import (
+    AmqpServer,
+    ack,
+    answer,
+    by_chance,
+    drop,
+    end,
+    nack,
+    refuse,
+    script,
+    withheld,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from sidecar.core.message import Message
+
+FRAME_MAX = 4096
+CLOSED = refuse(541, "INTERNAL_ERROR")
+
+
+def play(scenario: Callable[[AmqpServer], Coroutine[Any, Any, None]], *, rng: random.Random | None = None) -> None:
+    """Play with a server that offers small frames; what is nobody's exception fails the test."""
+    strange: list[object] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+
+        def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            forget_leftovers(loop, context)
+
+        loop.set_exception_handler(handle)
+        loop.default_exception_handler = strange.append  # type: ignore[method-assign, assignment]
+        async with AmqpServer() as server:
+            server.frame_max = FRAME_MAX
+            await scenario(server)
+            for (
+                text
+            ) in server.complaints:  # what a passive declare, or a guess at a queue's properties, is answered with
+                assert text.startswith(("NOT_FOUND", "PRECONDITION_FAILED - inequivalent arg")), text
+
+    network.run(main(), rng=rng)
+    assert strange == []
+
+
+def copies(*bodies: bytes, key: bytes = b"work", exchange: bytes = b"") -> list[Copy]:
+    """Return messages with tokens, and all with one message id."""
+    made = []
+    for number, body in enumerate(bodies):
+        token = b"t%d" % number
+        raw = properties([(TOKEN_HEADER, long_string(token))], message_id=b"same", delivery_mode=2)
+        made.append(Copy(exchange, key, raw, body, token))
+    return made
+
+
+def outlet_to(server: AmqpServer, **options: Any) -> Outlet:
+    """Return an outlet."""
+    return Outlet((server.url,), options.pop("topology", Topology()), Reach(), **options)
+
+
+def known(outlet: Outlet) -> int | None:
+    """Return the number of an outlet's connection, anew."""
+    return outlet.connection
+
+
+async def session_of(
+    server: AmqpServer, received: list[Message] | None = None, seen: Seen | None = None, **topology: Any
+) -> Session:
+    """Return a session that may consume from ``work``."""
+    chunks = received if received is not None else []
+    connecting = Connecting(topology=Topology(queues=("work",), **topology), seen=seen or Seen())
+    return await open_session((server.url,), connecting, chunks.extend)
+
+
+def leftovers(producer: Producer) -> list[object]:
+    """Return what a producer still holds for messages that were answered."""
+    publisher = producer._publisher
+    assert publisher is not None
+    return [*publisher._open, *publisher._tokens, *publisher._returns, *publisher._limits]
+
+
+# Verdicts ------------------------------------------------------------------------------------------------------------
+
+
+OUTCOMES = {"taken": None, "refused": REFUSED, "unroutable": "unroutable: 312 NO_ROUTE"}
+
+
+@settings(max_examples=examples(60), deadline=None)
+@given(
+    batches=st.lists(
+        st.lists(
+            st.tuples(st.sampled_from(sorted(OUTCOMES)), st.sampled_from([0, 5, 4_088, 4_089, 20_000, 70_000])),
+            min_size=1,
+            max_size=8,
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    seed=st.integers(0, 1_000),
+)
+def test_each_message_gets_its_own_verdict(batches: list[list[tuple[str, int]]], seed: int) -> None:
+    """By position, whatever is confirmed how and when, in how many frames a body is, and with several calls at once.
+
+    And nothing is kept of what was answered.
+    """
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        server.confirms = by_chance(random.Random(seed))
+        server.nacks = lambda publish: publish.body.startswith(b"refused")
+        producer = await open_producer((server.url,), Topology())
+        calls = []
+        for number, batch in enumerate(batches):
+            some = []
+            for at, (outcome, size) in enumerate(batch):
+                (copy,) = copies(outcome.encode().ljust(size, b"."), key=b"nowhere" if outcome[0] == "u" else b"work")
+                token = b"%d-%d" % (number, at)
+                raw = properties([(TOKEN_HEADER, long_string(token))], message_id=b"same")
+                some.append(copy._replace(token=token, properties=raw))
+            calls.append(asyncio.create_task(producer.publish(some)))
+            await asyncio.sleep(0)
+        found = [await call for call in calls]
+        assert found == [[OUTCOMES[outcome] for outcome, _ in batch] for batch in batches]
+        assert leftovers(producer) == []
+        taken = [
+            outcome.encode().ljust(size, b".") for batch in batches for outcome, size in batch if outcome == "taken"
+        ]
+        assert [message.body for message in server.queues["work"].ready] == taken
+        assert all(size <= FRAME_MAX for publish in server.published for size in publish.frame_bytes)
+        await producer.close()
+        await asyncio.sleep(1)
+        assert server.left_open() == []
+
+    play(scenario, rng=random.Random(seed))
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ({5: [ack(5, multiple=True)]}, "+++++"),
+        ({5: [ack(0, multiple=True)]}, "+++++"),
+        ({5: [nack(0, multiple=True)]}, "-----"),
+        ({5: [nack(3), ack(2), nack(5), ack(4, multiple=True)]}, "++-+-"),
+        ({5: [ack(4), ack(5), ack(2), nack(3, multiple=True)]}, "-+-++"),
+        ({1: [nack(1)], 2: [ack(2)], 4: [nack(4, multiple=True)], 5: [ack(5)]}, "-+--+"),
+        ({2: [ack(2)], 3: [nack(3, multiple=True)], 5: [ack(5, multiple=True)]}, "-+-++"),
+    ],
+)
+def test_confirms_in_every_order(steps: dict[int, list[Any]], expected: str) -> None:
+    """Single and multiple, of all, out of order, and while the client still writes (its bodies are large)."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        server.confirms = script(steps)
+        producer = await open_producer((server.url,), Topology())
+        verdicts = await producer.publish(copies(*(b"%d" % at * 70_000 for at in range(5))))
+        assert "".join("+" if verdict is None else "-" for verdict in verdicts) == expected
+        assert leftovers(producer) == []
+        await producer.close()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("with_token", [True, False])
+def test_a_return_is_for_whoever_has_its_token(with_token: bool) -> None:
+    """The middle one is unroutable. Without a token nobody knows which: all unconfirmed ones count."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        server.confirms = script({1: [ack(1)], 4: [ack(4, multiple=True)]})
+        producer = await open_producer((server.url,), Topology())
+        some = copies(b"a", b"b", b"c", b"d")
+        some[2] = some[2]._replace(routing_key=b"nowhere")
+        if not with_token:
+            some = [one._replace(token=b"") for one in some]
+        verdicts = await producer.publish(some)
+        assert [verdict is None for verdict in verdicts] == [True, with_token, False, with_token]
+        assert isinstance(verdicts[2], Unroutable)
+        await producer.close()
+
+    play(scenario)
+
+
+# Ends ----------------------------------------------------------------------------------------------------------------
+
+
+async def publish_something(server: AmqpServer) -> None:
+    """Publish over three frames."""
+    outlet = outlet_to(server)
+    try:
+        assert await outlet.publish(copies(b"x" * 9_000, b"y")) == [None, None]
+    finally:
+        await outlet.close()
+
+
+async def consume_something(server: AmqpServer) -> None:
+    """Consume, settle, publish a dead letter, and close."""
+    received: list[Message] = []
+    session = await session_of(server, received)
+    try:
+        await session.consume(10)
+        publishing = await session.publish(copies(b"dead", key=b"work.dead"))
+        assert publishing == [None]
+        await session.cancel()
+        await session.give_back([(ledger, [1, 2]) for ledger in session.ledgers])
+    finally:
+        await session.close()
+
+
+def cut_everywhere(act: Callable[[AmqpServer], Awaitable[None]], *, connection: int, side: str) -> int:
+    """Cut a connection at the ends of its frames and beside them; return how many cuts were noticed.
+
+    Each ends as a success or as a `BrokerError`, never in another way.
+    """
+    marks: list[int] = []
+
+    async def once(server: AmqpServer) -> None:
+        server.declare("work")
+        for body in (b"1", b"2"):
+            server.publish("work", body)
+        server.declare("work.dead")
+        await act(server)
+        await asyncio.sleep(1)
+        marks.extend(getattr(server.connections[connection], f"{side}_marks"))
+
+    play(once)
+    noticed = 0
+    for mark in sorted({at + beside for at in marks for beside in (-1, 0, 1) if at + beside >= 0}):
+
+        async def cut(server: AmqpServer, mark: int = mark) -> None:
+            nonlocal noticed
+            server.cut(skip=connection, **{side: mark})
+            server.declare("work")
+            for body in (b"1", b"2"):
+                server.publish("work", body)
+            server.declare("work.dead")
+            try:
+                await act(server)
+            except BrokerError:
+                noticed += 1
+            await asyncio.sleep(200)
+            assert [one.number for one in server.connections if one.ended is None] == [], f"after {mark} bytes"
+
+        play(cut)
+    return noticed
+
+
+@pytest.mark.parametrize("side", ["sent", "received"])
+@pytest.mark.parametrize(
+    ("act", "connection"), [(publish_something, 0), (consume_something, 0), (consume_something, 1)]
+)
+def test_a_connection_may_end_at_every_byte(
+    act: Callable[[AmqpServer], Awaitable[None]], connection: int, side: str
+) -> None:
+    """At the end of each frame and one byte beside it: whoever waits gets a BrokerError, and nothing is left open."""
+    assert cut_everywhere(act, connection=connection, side=side) >= 10
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["connection.tune-ok", "connection.open", "channel.open", "queue.declare", "basic.qos", "basic.consume",
+     "confirm.select", "basic.publish", "basic.cancel"],
+)  # fmt: skip
+@pytest.mark.parametrize("act", [drop, end(320, "CONNECTION_FORCED"), CLOSED])
+def test_whatever_ends_over_any_method_is_a_broker_error(method: str, act: Callable[..., None]) -> None:
+    """The connection is reset, closed with a reason, or only the channel is."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        server.declare("work.dead")
+        # Without its channel a copy is refused, as such: that is a verdict, and the session lives.
+        server.on(method, drop if act is CLOSED and method == "basic.publish" else act)
+        with pytest.raises(BrokerError):
+            await publish_and_consume(server)
+        await asyncio.sleep(1)
+        assert [one.number for one in server.connections if one.ended is None] == []
+
+    play(scenario)
+
+
+async def publish_and_consume(server: AmqpServer) -> None:
+    """Do both; a copy that is refused is an error as well."""
+    await consume_something(server)
+    raise AssertionError("it went well")
+
+
+def test_what_a_lost_connection_left_open_is_published_by_the_next() -> None:
+    """The outlet opens another one, with the frames that it offers, and forgets what it knew of the first."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        outlet = outlet_to(server, confirm_timeout_seconds=5.0)
+        assert known(outlet) is None
+        assert await outlet.publish(copies(b"1")) == [None]
+        assert (known(outlet), outlet.frame_max) == (1, FRAME_MAX)
+        server.block("low on disk")
+        await asyncio.sleep(1)
+        assert outlet.blocked == "RabbitMQ takes no messages for now: low on disk"
+        assert await outlet.unavailable() == outlet.blocked
+        server.alarm = None
+        server.kill()
+        await asyncio.sleep(1)
+        assert known(outlet) is None
+        server.frame_max = 8192
+        assert await outlet.unavailable() is None
+        assert (known(outlet), outlet.frame_max) == (2, 8192)
+        assert await outlet.publish(copies(b"2" * 9_000)) == [None]
+        assert server.published[-1].frame_bytes == [8192, 9_000 - 8184 + 8]
+        server.confirms = withheld
+        with pytest.raises(BrokerError):
+            await outlet.publish(copies(b"3"))
+        assert known(outlet) is None
+        server.confirms = by_chance(random.Random(2))
+        assert await outlet.publish(copies(b"4")) == [None]
+        await outlet.close()
+        await asyncio.sleep(1)
+        assert server.left_open() == []
+        assert len(server.connections) == 3
+
+    play(scenario)
+
+
+def test_several_calls_open_one_connection() -> None:
+    """Also when the first of them has to find out that the old one is lost."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        outlet = outlet_to(server)
+        for number in (1, 2):
+            found = await asyncio.gather(*(outlet.publish(copies(b"%d" % at)) for at in range(5)))
+            assert found == [[None]] * 5
+            assert len(server.connections) == number
+            server.kill()
+            await asyncio.sleep(1)
+        await outlet.close()
+
+    play(scenario)
+
+
+def test_the_next_url_is_tried_and_all_reasons_are_told() -> None:
+    """Without passwords."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        dead = "amqp://me:secret@127.0.0.1:1/"
+        outlet = Outlet((dead, server.url), Topology(), Reach())
+        assert await outlet.publish(copies(b"1")) == [None]
+        await outlet.close()
+        with pytest.raises(BrokerError, match="Connect call failed") as caught:
+            await Outlet((dead, dead.replace(":1/", ":2/")), Topology(), Reach()).open()
+        assert "secret" not in str(caught.value)
+        assert str(caught.value).count("127.0.0.1:") >= 2
+
+    play(scenario)
+
+
+# Alarms, silence, heartbeats -----------------------------------------------------------------------------------------
+
+
+def test_an_alarm_stops_time_and_what_was_written_is_confirmed_after_it() -> None:
+    """It may last for hours: nothing is published twice, and a second alarm after it counts anew."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        told: list[str | None] = []
+        producer = await open_producer((server.url,), Topology(), confirm_timeout_seconds=5.0)
+        producer.on_blocked = told.append
+        assert await producer.publish(copies(b"1")) == [None]
+        for number in (2, 3):
+            server.confirms = withheld
+            before = asyncio.create_task(producer.publish(copies(b"before %d" % number)))
+            await asyncio.sleep(3)
+            server.block("low on memory")
+            await asyncio.sleep(0.1)
+            during = asyncio.create_task(producer.publish(copies(b"during %d" % number)))
+            await asyncio.sleep(4_000)
+            assert not before.done()
+            assert len(server.published) == 2 * number - 2
+            server.unblock()
+            await asyncio.sleep(4)
+            server.channel().confirm(0, multiple=True)
+            assert await before == await during == [None]
+        assert told == ["low on memory", None] * 2
+        assert len(server.published) == 5
+        silent = asyncio.create_task(producer.publish(copies(b"silent")))
+        await asyncio.sleep(4.9)
+        assert not silent.done()
+        with pytest.raises(BrokerError, match="unconfirmed"):
+            await silent
+        assert producer.lost == "RabbitMQ didn't confirm a message within 5 s"
+        await producer.close()
+
+    play(scenario)
+
+
+def test_a_server_that_falls_silent_is_lost_after_some_heartbeats() -> None:
+    """And one that sends nothing but deliveries is not: none of these reaches who waits for heartbeats."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        received: list[Message] = []
+        session = await session_of(server, received)
+        await session.consume(1_000)
+        server.sends_heartbeats = False
+        publishing = server.connections[1]
+        for number in range(60):
+            server.publish("work", b"%d" % number)
+            for _ in range(10):
+                publishing.send(b"\x08\0\0\0\0\0\0\xce")
+                await asyncio.sleep(1)
+        assert not session.lost.done()
+        assert len(received) == 60
+        await asyncio.sleep(250)
+        assert session.lost.done()
+        await session.close()
+
+    play(scenario)
+
+
+# Sessions ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_consumes_settles_and_leaves_nothing_open() -> None:
+    """Tags of one channel, prefetch, multiple acks, rejects, requeues in order; and all of it again by a second one."""
+
+    async def scenario(server: AmqpServer) -> None:
+        queue = server.declare("work")
+        for number in range(9):
+            server.publish("work", b"%d" % number)
+        received: list[Message] = []
+        seen = Seen()
+        for attempt in (0, 1):
+            del received[:]
+            session = await session_of(server, received, seen)
+            await session.consume(6)
+            await asyncio.sleep(1)
+            bodies = [message.body for message in received]
+            assert bodies == ([b"0", b"1", b"2", b"3", b"4", b"5"] if not attempt else [b"1", b"5", b"6", b"7", b"8"])
+            assert [message.tag for message in received] == list(range(1, len(bodies) + 1))
+            (ledger,) = session.ledgers
+            if not attempt:
+                session.settle(
+                    ledger, [Settlement(1, multiple=True), Settlement(3, multiple=False), Settlement(5, multiple=False)]
+                )
+                session.reject(ledger, 4)
+                await asyncio.sleep(1)
+                assert [message.body for message in received][6:] == [b"6", b"7", b"8"]
+                await session.cancel()
+                await session.requeue(ledger, [2, 6, 7])
+                await asyncio.sleep(1)
+                assert [message.body for message in queue.ready] == [b"1", b"5", b"6"]
+            await session.close()
+            await asyncio.sleep(1)
+            assert server.left_open() == []
+        assert [message.body for message in server.acked] == [b"0", b"2", b"4"]
+        assert [message.body for message in server.rejected] == [b"3"]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("happens", "says"),
+    [
+        (lambda server: server.delete("work"), "cancelled the consumer of 'work'"),
+        (lambda server: server.connections[0].channels[_consuming(server)].close(406, "timed out"), "timed out"),
+        (lambda server: server.connections[0].close(320, "CONNECTION_FORCED"), "320 CONNECTION_FORCED"),
+        (lambda server: server.connections[1].close(320, "CONNECTION_FORCED"), "320 CONNECTION_FORCED"),
+        (lambda server: server.connections[0].drop(), "connection"),
+        (lambda server: server.connections[1].drop(), "connection"),
+        (lambda server: server.connections[0].hang_up(), "connection"),
+        (lambda server: server.connections[0].send(b"nonsense"), "not AMQP"),
+        (lambda server: server.channel().close(504, "CHANNEL_ERROR"), None),
+    ],
+)
+def test_a_session_ends_with_either_connection_and_says_why(
+    happens: Callable[[AmqpServer], None], says: str | None
+) -> None:
+    """Both share their fate; only the channel that publishes may be opened again."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        server.declare("work.dead")
+        session = await session_of(server)
+        await session.consume(10)
+        happens(server)
+        await asyncio.sleep(1)
+        if says is None:
+            assert not session.lost.done()
+            assert await session.publish(copies(b"dead", key=b"work.dead")) == [None]
+        else:
+            assert says in session.lost.result()
+            for attempt in (session.publish(copies(b"1")), session.consume(1), session.cancel(), session.give_back([])):
+                with pytest.raises(BrokerError):
+                    await attempt
+        await session.close()
+        await asyncio.sleep(200)
+        assert [one.number for one in server.connections if one.ended is None] == []
+
+    play(scenario)
+
+
+def _consuming(server: AmqpServer) -> int:
+    return next(number for number, channel in server.connections[0].channels.items() if channel.consumers)
+
+
+def test_a_missing_exchange_refuses_only_what_goes_there() -> None:
+    """Mixed with others: verdicts are by position, and the session lives."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        server.declare("work.dead")
+        session = await session_of(server)
+        good, bad, lost = copies(b"good", b"bad", b"lost", key=b"work.dead")
+        for _ in (1, 2):
+            verdicts = await session.publish(
+                [
+                    good,
+                    bad._replace(exchange=b"nowhere"),
+                    lost._replace(routing_key=b"none"),
+                    good._replace(token=b"t9"),
+                ]
+            )
+            assert [verdict is None for verdict in verdicts] == [True, False, False, True]
+            assert "no exchange 'nowhere'" in str(verdicts[1])
+            assert not isinstance(verdicts[1], Unroutable)
+            assert isinstance(verdicts[2], Unroutable)
+        assert not session.lost.done()
+        await session.close()
+
+    play(scenario)
+
+
+def test_delay_queues_are_created_once_and_again_when_they_are_gone() -> None:
+    """Each before its first copy, so early that what it confirms is safe; a refusal is for its own copies only."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        session = await session_of(server)
+        loop = asyncio.get_running_loop()
+
+        def delayed(milliseconds: int, body: bytes, token: bytes) -> Copy:
+            (copy,) = copies(body, key=b"work.delay.%d" % milliseconds)
+            raw = properties([(TOKEN_HEADER, long_string(token))])
+            return copy._replace(delay=("work", milliseconds), token=token, properties=raw)
+
+        refused = refuse(403, "ACCESS_REFUSED - no")
+        server.on("queue.declare", refused, queue="work.delay.20000", passive=False)
+        began = loop.time()
+        verdicts = await session.publish([delayed(10_000, b"1", b"1"), delayed(20_000, b"2", b"2"),
+                                          delayed(40_000, b"3", b"3")])  # fmt: skip
+        assert DURABLE_SECONDS <= loop.time() - began < DURABLE_SECONDS + 1
+        assert [verdict is None for verdict in verdicts] == [True, False, True]
+        assert isinstance(verdicts[1], Undeclared)
+        assert server.queues["work.delay.10000"].arguments == {
+            "x-queue-type": "quorum", "x-delivery-limit": 1_000_000_000, "x-message-ttl": 10_000,
+            "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "work",
+            "x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish",
+        }  # fmt: skip
+        declares = len(server.methods("queue.declare"))
+        began = loop.time()
+        assert await session.publish([delayed(10_000, b"4", b"4")]) == [None]
+        assert len(server.methods("queue.declare")) == declares
+        assert loop.time() - began < 0.1
+        server.delete("work.delay.10000")
+        (verdict,) = await session.publish([delayed(10_000, b"5", b"5")])
+        assert isinstance(verdict, Unroutable)
+        assert "work.delay.10000" in verdict
+        assert "deleted" in verdict
+        assert await session.publish([delayed(10_000, b"6", b"6")]) == [None]
+        assert [message.body for message in server.queues["work.delay.10000"].ready] == [b"6"]
+        await session.close()
+
+    play(scenario)
+
+
+def test_a_dead_letter_is_not_published_before_its_queue_is_durable() -> None:
+    """RabbitMQ forgets what is in a queue that is younger than a second, when it is killed."""
+
+    async def scenario(server: AmqpServer) -> None:
+        session = await session_of(server)
+        declared_at = asyncio.get_running_loop().time()
+        publishing = asyncio.create_task(session.publish(copies(b"dead", key=b"work.dead")))
+        await asyncio.sleep(DURABLE_SECONDS - 0.5)
+        assert server.published == []
+        assert await publishing == [None]
+        assert asyncio.get_running_loop().time() - declared_at >= DURABLE_SECONDS - 0.1
+        await session.close()
+
+    play(scenario)
+
+
+def test_giving_back_ends_the_channel_before_4_3_and_nacks_from_then_on() -> None:
+    """In the order of delivery, and what comes next counts from one on a channel, or goes on."""
+
+    async def scenario(server: AmqpServer) -> None:
+        for version in ("3.10.8", "4.3.0"):
+            server.version = version
+            queue = server.declare("work")
+            for number in range(40):
+                server.publish("work", b"%d" % number)
+            received: list[Message] = []
+            session = await session_of(server, received)
+            await session.consume(40)
+            await asyncio.sleep(1)
+            (ledger,) = session.ledgers
+            session.settle(ledger, [Settlement(3, multiple=True)])
+            await session.cancel()
+            await session.give_back([(ledger, list(range(4, 41)))])
+            await asyncio.sleep(1)
+            assert [message.body for message in queue.ready] == [b"%d" % number for number in range(3, 40)]
+            (successor,) = session.ledgers
+            assert successor is not ledger
+            del received[:]
+            await session.consume(5)
+            await asyncio.sleep(1)
+            assert [message.body for message in received] == [b"3", b"4", b"5", b"6", b"7"]
+            assert received[0].ledger is successor
+            session.settle(successor, [Settlement(received[0].tag, multiple=False)])
+            await asyncio.sleep(1)
+            assert server.acked[-1].body == b"3"
+            assert not session.lost.done()
+            await session.close()
+            await asyncio.sleep(1)
+            assert server.left_open() == []
+            del server.queues["work"]
+
+    play(scenario)
+
+
+# Topology ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "there", "says"),
+    [
+        ({"declare": False}, (), "'work' doesn't exist"),
+        ({"declare": False}, ("work",), "'work.dead' doesn't exist"),
+        ({"declare": False}, ("work", "work.dead"), None),
+        ({"declares_work": False}, (), "doesn't exist yet"),
+        ({"declares_work": False}, ("work",), None),
+        ({}, (), None),
+        ({"dead_letter_exchange": "dlx"}, ("work",), "'dlx' doesn't exist"),
+        ({"dead_letter_routing_key": "graves"}, ("work", "graves"), None),
+        ({"exchange": "shop", "publishes": True, "declare": False}, ("work", "work.dead"), "'shop' doesn't exist"),
+        ({"exchange": "shop", "publishes": True, "declares_work": False}, ("work",), "'shop' doesn't exist"),
+        ({"exchange": "shop", "routing_keys": ("a", "b")}, (), None),
+    ],
+)
+def test_what_is_declared_and_what_must_be_there(
+    options: dict[str, Any], there: tuple[str, ...], says: str | None
+) -> None:
+    """Each way of ``SIDECAR_AMQP_DECLARE``; what exists is left as it is, whatever its arguments."""
+
+    async def scenario(server: AmqpServer) -> None:
+        for name in there:
+            server.declare(name, x_max_length=5)
+        if says is not None:
+            with pytest.raises(BrokerError, match=says):
+                await session_of(server, **options)
+            assert set(server.queues) - {"work.dead"} == set(there) - {"work.dead"}
+            return
+        session = await session_of(server, **options)
+        dead = options.get("dead_letter_routing_key", "work.dead")
+        assert set(server.queues) == {"work", dead}
+        for name, queue in server.queues.items():
+            made = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000_000}
+            assert queue.arguments == ({"x-queue-type": "quorum", "x-max-length": 5} if name in there else made)
+            assert queue.durable
+        if "exchange" in options:
+            assert server.vhosts["/"].exchanges["shop"].bindings == [("work", "a"), ("work", "b")]
+        await session.close()
+
+    play(scenario)
+
+
+def test_a_work_queue_that_is_gone_is_not_created_again_and_a_dead_letter_queue_is() -> None:
+    """In the life of a process, by cluster; a second queue beside it that is there doesn't change that."""
+
+    async def scenario(server: AmqpServer) -> None:
+        seen = Seen()
+        session = await session_of(server, seen=seen)
+        assert session.recreated == []
+        await session.close()
+        del server.queues["work.dead"]
+        session = await session_of(server, seen=seen)
+        (told,) = session.recreated
+        assert "'work.dead' was deleted" in told
+        await session.close()
+        del server.queues["work"]
+        with pytest.raises(QueueError, match="is gone, with its messages") as caught:
+            await session_of(server, seen=seen)
+        assert caught.value.reason == "queue-gone"
+        assert "work" not in server.queues
+        server.declare("work")
+        session = await session_of(server, seen=seen)
+        assert session.recreated == []
+        await session.close()
+        del server.queues["work"]
+        server.cluster_name = "another"
+        await (await session_of(server, seen=seen)).close()
+
+    play(scenario)
+
+
+# Leases --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_queue_that_expires_has_a_consumer_until_and_after_it_is_consumed() -> None:
+    """With no credit (RabbitMQ 3); it gives way to the consumer, and comes back after it was cancelled."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work", x_expires=60_000)
+        server.publish("work", b"1")
+        received: list[Message] = []
+        session = await session_of(server, received)
+        for _ in (1, 2):
+            await asyncio.sleep(5)
+            (lease,) = server.consumers()
+            assert (lease.tag, lease.credit, lease.channel.unacked) == ("sidecar-lease", 0, {})
+            await session.consume(10)
+            await asyncio.sleep(5)
+            (consumer,) = server.consumers()
+            assert consumer.tag != "sidecar-lease"
+            await session.cancel()
+            assert server.consumers() == []
+        await session.close()
+        await asyncio.sleep(1)
+        assert server.left_open() == []
+        assert [message.body for message in received] == [b"1"]
+
+    play(scenario)
+
+
+def test_a_lease_that_the_server_ends_begins_again_and_a_message_of_it_goes_back() -> None:
+    """RabbitMQ 4 delivers one to it; a consumer timeout costs its channel."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.version = "4.1.0"
+        queue = server.declare("work", x_expires=60_000)
+        for body in (b"1", b"2"):
+            server.publish("work", body)
+        received: list[Message] = []
+        session = await session_of(server, received)
+        await asyncio.sleep(1)
+        (lease,) = server.consumers()
+        assert [message.body for message in queue.ready] == [b"2"]
+        lease.channel.close(406, "PRECONDITION_FAILED - delivery acknowledgement timed out")
+        await asyncio.sleep(5)
+        (again,) = server.consumers()
+        assert again.tag == "sidecar-lease"
+        assert again.channel is not lease.channel
+        await session.consume(10)
+        await asyncio.sleep(1)
+        assert [message.body for message in received] == [b"1", b"2"]
+        await session.close()
+        await asyncio.sleep(1)
+        assert server.left_open() == []
+
+    play(scenario)
+
+
+def test_a_server_that_is_none_is_told() -> None:
+    """Without capabilities it isn't RabbitMQ; an answer out of turn is a broker error as well."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.capabilities = None
+        with pytest.raises(BrokerError, match="names no capabilities"):
+            await outlet_to(server).open()
+        server.capabilities = {}
+        server.on("connection.open", answer("channel.open-ok"))
+        with pytest.raises(BrokerError):
+            await outlet_to(server).open()
+
+    play(scenario)
