@@ -133,7 +133,11 @@ class Publisher:
         return asyncio.get_running_loop().time() + self._confirm_timeout_seconds
 
     async def _write(self, pending: Pending) -> None:
-        """Write the frames of all copies, never more ahead of the socket than it takes."""
+        """Write the frames of all copies, never more ahead of the socket than it takes.
+
+        Raises:
+            BrokerError: the connection was lost while this waited for the socket.
+        """
         pending.first_tag = self._next_tag
         frames_due: list[bytes] = []
         bytes_due = 0
@@ -154,6 +158,8 @@ class Publisher:
                 self._wire.write(frames_due)
                 frames_due, bytes_due = [], 0
                 await self._wire.drained()
+                if self._lost is not None and self._refused is None:
+                    raise BrokerError(self._lost)
         if frames_due:
             self._wire.write(frames_due)
 

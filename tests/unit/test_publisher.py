@@ -366,6 +366,38 @@ def test_a_channel_that_is_closed_refuses_what_is_open_and_nothing_that_was_conf
     run(scenario())
 
 
+@pytest.mark.parametrize("confirmed", [True, False])
+@pytest.mark.parametrize("blocked", [True, False])
+def test_a_connection_that_is_lost_while_the_socket_is_full_fails_what_is_being_written(
+    confirmed: bool, blocked: bool
+) -> None:
+    """Also if all that was written is confirmed: nothing more is written, and nobody waits for what can't come."""
+
+    async def scenario() -> None:
+        bench = Bench()
+        written_before, go_on = asyncio.Event(), asyncio.Event()
+
+        async def drained() -> None:
+            written_before.set()
+            await go_on.wait()
+
+        bench.wire.drained = drained  # type: ignore[method-assign]
+        task = await bench.publish([one._replace(body=LARGE) for one in bench.copies(3)])
+        await written_before.wait()
+        if confirmed:
+            bench.publisher.answered([ack(1)])
+        if blocked:
+            bench.publisher.block("low on memory")
+        bench.publisher.lose("connection lost: gone")
+        go_on.set()
+        with pytest.raises(BrokerError, match="gone"):
+            await task
+        assert len(bench.wire.written) == 1
+        assert [*bench.publisher._open, *bench.publisher._tokens] == []
+
+    run(scenario())
+
+
 def test_nothing_more_is_written_to_a_channel_that_was_closed_while_the_socket_was_full() -> None:
     """Frames on a channel that isn't open would cost the connection; what wasn't written is refused as well."""
 
