@@ -56,8 +56,8 @@ test-faults: provision ## the fault suite: both servers killed, frozen, cut off,
 chaos: provision ## random faults for SECONDS (600), from SEED, with a model that judges what came of it
 	$(PYTHON) -m tests.faults.chaos --seconds $(SECONDS_OF_CHAOS) $(if $(SEED),--seed $(SEED))
 
-simulate: $(STAMP) ## SEEDS (10000, or 5000-9000) simulated bad days on all cores, or on JOBS; see docs/reliability.md
-	$(PYTHON) -m tests.simulation --seeds $(DAYS_TO_SIMULATE) $(if $(JOBS),--jobs $(JOBS))
+simulate: $(STAMP) ## SEEDS (10000, or 5000-9000) simulated bad days on all cores, or on JOBS (KIND=forwarding: to another broker); see docs/reliability.md
+	$(PYTHON) -m tests.simulation --seeds $(DAYS_TO_SIMULATE) $(if $(JOBS),--jobs $(JOBS)) $(if $(KIND),--kind $(KIND))
 
 test-full: lint provision ## what takes long as well
 	TEST_THOROUGHNESS=10 $(PYTHON) -m pytest

@@ -357,6 +357,7 @@ class Channel:
         unconfirmed: what came in confirm mode and is not confirmed, by tag.
         unacked: what was delivered and is not settled, by tag.
         consumers: by their tags.
+        confirmed_at: when a confirm was sent last, in seconds of the loop's clock.
         closing: the server has closed it; nothing is looked at until the client agrees.
     """
 
@@ -371,6 +372,7 @@ class Channel:
         self.unacked: dict[int, Delivery] = {}
         self.consumers: dict[str, Consumer] = {}
         self.prefetch = 0
+        self.confirmed_at = 0.0
         self._next_tag = 1
         self._content: _Content | None = None
 
@@ -406,6 +408,7 @@ class Channel:
             publish.confirmed = positive
             if not positive:
                 self.connection.vhost.forget(publish)
+        self.confirmed_at = asyncio.get_running_loop().time()
         self.send("basic.ack" if positive else "basic.nack", tag=tag, multiple=multiple)
 
     def deliver(self, consumer: Consumer, message: Stored) -> None:
@@ -512,6 +515,7 @@ class Channel:
 
     def _channel_close(self, _: Method) -> None:
         self.end()
+        self.server.on_left(self)
         self.connection.channels.pop(self.number, None)
         self.send("channel.close-ok")
 
@@ -956,6 +960,8 @@ class Connection(asyncio.Protocol):
         for channel in channels:
             if channel.open:
                 channel.end()
+                if how != "server":
+                    self.server.on_left(channel)
         if self.opened:
             for queue in list(self.vhost.queues.values()):
                 if queue.owner is self:
@@ -1154,6 +1160,7 @@ class AmqpServer:
         acked: messages that were acked, in order.
         rejected: messages that were rejected or nacked without requeue, in order.
         complaints: the texts with which it closed a channel or connection, but for what rules and tests closed.
+        on_left: told of each channel that a client closed, or left with its connection.
         on_published: told of each message that came, before it is confirmed.
         alarm: why publishes are not taken; None: they are.
         frame_max: that is offered, in bytes; 0 means no limit.
@@ -1169,6 +1176,7 @@ class AmqpServer:
         self.rejected: list[Stored] = []
         self.complaints: list[str] = []
         self.on_published: Callable[[Publish], None] = lambda _: None
+        self.on_left: Callable[[Channel], None] = lambda _: None
         self.alarm: str | None = None
         self.version = "3.10.8"
         self.cluster_name = "rabbit@test"

@@ -121,7 +121,7 @@ def _end(loop: VirtualLoop) -> None:
         for task in left:
             task.cancel()
         if left:
-            with suppress(Stuck):
+            with suppress(Stuck, RuntimeError):  # the loop was just about to stop
                 loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         loop.run_until_complete(loop.shutdown_asyncgens())
     finally:

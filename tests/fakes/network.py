@@ -22,8 +22,7 @@ Protocol = TypeVar("Protocol", bound=asyncio.BaseProtocol)
 
 _HIGH_WATER_BYTES = 64 * 1024
 _LOW_WATER_BYTES = 16 * 1024
-_SOCKET_BYTES = 256 * 1024
-_PORTS = itertools.count(50_000)
+_SOCKET_BYTES = 32 * 1024
 
 
 class _Socket:
@@ -62,6 +61,7 @@ class Transport(asyncio.Transport):
         self._on_its_way = 0
         self._paused = self._closing = self._lost = False
         self._writing_paused = False
+        self._reads = False  # in a moment
         self._ended = self._told_end = False  # the other end says nothing more
         self._free_at = 0.0
         self._due: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
@@ -150,7 +150,7 @@ class Transport(asyncio.Transport):
 
     def _reset(self) -> None:
         if not self._lost:
-            self._closing = True
+            self._read()
             self._lose(ConnectionResetError("Connection reset by peer"))
 
     def _lose(self, error: Exception | None) -> None:
@@ -168,7 +168,7 @@ class Transport(asyncio.Transport):
     def resume_reading(self) -> None:
         """Read on."""
         self._paused = False
-        self._loop.call_soon(self._read)
+        self._read_soon()
 
     def is_reading(self) -> bool:
         """Whether what comes is read."""
@@ -176,9 +176,16 @@ class Transport(asyncio.Transport):
 
     def _receive(self, part: bytes) -> None:
         self._arrived += part
-        self._read()
+        self._read_soon()
+
+    def _read_soon(self) -> None:
+        """Read a moment later: what comes by then is read at once with it."""
+        if not self._reads:
+            self._reads = True
+            self._loop.call_at(self._loop.time() + self._network.delay(), self._read)
 
     def _read(self) -> None:
+        self._reads = False
         if self._paused or self._lost:
             return
         if self._arrived:
@@ -193,7 +200,7 @@ class Transport(asyncio.Transport):
 
     def _end(self) -> None:
         self._ended = True
-        self._read()
+        self._read_soon()
 
 
 class Network:
@@ -206,6 +213,7 @@ class Network:
 
     Attributes:
         listening: the servers by port.
+        ports: those that are free.
     """
 
     def __init__(
@@ -216,12 +224,17 @@ class Network:
     ) -> None:
         self.loop = loop
         self.listening: dict[int, Callable[[], asyncio.BaseProtocol]] = {}
+        self.ports = itertools.count(50_000)
         self._rng = rng
         self._latency_seconds = latency_seconds
 
     def latency(self) -> float:
         """Return how long the next piece takes, in seconds."""
         return self._latency_seconds[0] if self._rng is None else self._rng.uniform(*self._latency_seconds)
+
+    def delay(self) -> float:
+        """Return how long what has arrived lies in the socket, in seconds."""
+        return 0.0 if self._rng is None else self._rng.choice((0.0, 0.0, self._rng.uniform(*self._latency_seconds)))
 
     def pieces(self, data: bytes) -> list[bytes]:
         """Return what arrives at once of something that is written."""
@@ -270,7 +283,7 @@ class NetworkLoop(clock.VirtualLoop):
     ) -> _Listener:
         """Listen inside the process; port 0 is any that is free."""
         assert ssl is None, "there is no TLS here: use sockets"
-        port = port or next(_PORTS)
+        port = port or next(self.network.ports)
         self.network.listening[port] = protocol_factory
         return _Listener(self.network, port)
 

@@ -10,12 +10,13 @@ import asyncio
 import itertools
 import json
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tests import invariants
 from tests.simulation.day import BEACONS, DELAY_FAULTS, SIDECAR_FAULTS
 
 if TYPE_CHECKING:
+    from sidecar.pipeline import Pipeline
     from sidecar.ports import Copy
     from tests.fakes.broker import Broker, Queue, SimulatedSession, Stored
     from tests.fakes.elasticsearch import Elasticsearch, Failure, Item, Sent
@@ -34,6 +35,15 @@ _COPIED_SECONDS = 5.0
 _DEAD_LETTERS_WAIT = ("full", "silent", "unroutable", "alarm", "broker away", "session lost", *SIDECAR_FAULTS)
 _UNTOLD = ("publication", "errors", "suspected_at", "delivered_at")
 _SOURCE_FAULTS = ("proxy 503", "proxy 502", "login", "forbidden", "parameter", "REFUSED", "LOST_BEFORE", "LOST_AFTER")
+
+
+class Counting(Protocol):
+    """One sidecar, and what it was sent."""
+
+    name: str
+    pipeline: Pipeline
+    sessions: list[SimulatedSession]
+    received: int
 
 
 class Discrepancy(AssertionError):  # noqa: N818 - it is what a person would call it
@@ -502,22 +512,9 @@ class Judge:
         if life.well and held is not None:
             self.fault("held", f"{life.name} is held, though all of a request was stored: {held}")
         life.well = False
-        account = life.pipeline.account
-        received = account.received.total()
-        in_flight = received - account.settled.total()
-        opened = 0
-        for session in life.sessions[-2:]:
-            for channel in session.channels:
-                ledger = channel.ledger
-                opened += ledger.open
-                if ledger.held_bytes < 0 or (ledger.held_bytes and not ledger.open):
-                    self.fault("memory", f"{life.name}: {invariants.memory(ledger)}")
-                if not session.over and not ledger.closed and ledger.outstanding != len(channel.unacked):
-                    self.fault("ledger", f"{ledger}, the broker waits for {len(channel.unacked)}")
-        if received != life.received:
-            self.fault("account", f"{life.name} was sent {life.received} messages, and counts {received}")
-        if in_flight != opened or in_flight < 0:
-            self.fault("account", f"{life.name} counts {in_flight} in flight, {opened} are open: {account.summary()}")
+        wrong = miscounted(life)
+        if wrong is not None:
+            self.fault(*wrong)
 
     def _look_at_copies(self, now: float) -> None:
         """See that no copy waits for what another destination refuses."""
@@ -666,6 +663,27 @@ class Judge:
             each = 3 * setting.bulk_concurrency + 1.3 * fault.seconds + 10
             if count > lives * each + BEACONS:
                 self.fault("storm", f"{count} requests in {fault.seconds:.0f} s of {fault.kind}, from {lives} sidecars")
+
+
+def miscounted(life: Counting) -> tuple[str, str] | None:
+    """Return rule and detail if a sidecar doesn't count what its broker sees, or None."""
+    account = life.pipeline.account
+    received = account.received.total()
+    in_flight = received - account.settled.total()
+    opened = 0
+    for session in life.sessions[-2:]:
+        for channel in session.channels:
+            ledger = channel.ledger
+            opened += ledger.open
+            if ledger.held_bytes < 0 or (ledger.held_bytes and not ledger.open):
+                return "memory", f"{life.name}: {invariants.memory(ledger)}"
+            if not session.over and not ledger.closed and ledger.outstanding != len(channel.unacked):
+                return "ledger", f"{ledger}, the broker waits for {len(channel.unacked)}"
+    if received != life.received:
+        return "account", f"{life.name} was sent {life.received} messages, and counts {received}"
+    if in_flight != opened or in_flight < 0:
+        return "account", f"{life.name} counts {in_flight} in flight, {opened} are open: {account.summary()}"
+    return None
 
 
 def _held_bytes(stored: Stored) -> int:

@@ -5,17 +5,44 @@ from __future__ import annotations
 import multiprocessing
 import time
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tests.simulation.day import draw
+from tests.simulation.day import Day, draw
+from tests.simulation.forwarding import play_forwarding
+from tests.simulation.forwarding_day import ForwardingDay, draw_forwarding
 from tests.simulation.planted import PLANTED
+from tests.simulation.planted_forwarding import PLANTED as PLANTED_IN_FORWARDING
 from tests.simulation.trace import ending
 from tests.simulation.world import play
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from tests.simulation.planted import Planted
 
 _CHUNK = 50
+
+
+class Kind(NamedTuple):
+    """A kind of days.
+
+    Attributes:
+        draw: returns the day of a seed.
+        play: plays a day; ``telling=True`` keeps a trace.
+        read: returns a day from JSON.
+        planted: the bugs that these days are to find.
+    """
+
+    draw: Callable[[int], Any]
+    play: Callable[..., Any]
+    read: Callable[[str], Any]
+    planted: dict[str, Planted]
+
+
+KINDS = {
+    "elasticsearch": Kind(draw, play, Day.from_json, PLANTED),
+    "forwarding": Kind(draw_forwarding, play_forwarding, ForwardingDay.from_json, PLANTED_IN_FORWARDING),
+}
 
 
 class _Failure(NamedTuple):
@@ -24,30 +51,33 @@ class _Failure(NamedTuple):
     told: str
 
 
-def _play_some(task: tuple[int, int, str]) -> tuple[int, float, list[_Failure]]:
+def _play_some(task: tuple[int, int, str, str]) -> tuple[int, float, list[_Failure]]:
     """Play the days of some seeds; return how many, how long they took virtually, and what failed."""
-    first, last, planted = task
+    first, last, planted, name = task
+    kind = KINDS[name]
     seconds, failures = 0.0, []
-    with PLANTED[planted].plant() if planted else nullcontext():
+    with kind.planted[planted].plant() if planted else nullcontext():
         for seed in range(first, last):
-            played = play(draw(seed))
+            played = kind.play(kind.draw(seed))
             seconds += played.seconds
             if played.discrepancy is not None:
                 failures.append(_Failure(seed, played.discrepancy.rule, ending(played)))
     return last - first, seconds, failures
 
 
-def _tasks(first: int, last: int, planted: str) -> Iterator[tuple[int, int, str]]:
+def _tasks(first: int, last: int, planted: str, kind: str) -> Iterator[tuple[int, int, str, str]]:
     for start in range(first, last, _CHUNK):
-        yield start, min(last, start + _CHUNK), planted
+        yield start, min(last, start + _CHUNK), planted, kind
 
 
-def play_many(first: int, last: int, *, jobs: int, planted: str = "", most_failures: int = 10) -> list[int]:
+def play_many(
+    first: int, last: int, *, jobs: int, planted: str = "", kind: str = "elasticsearch", most_failures: int = 10
+) -> list[int]:
     """Play the seeds from `first` to before `last`; tell every failure, and return their seeds."""
     began = time.monotonic()
     done, seconds, failures = 0, 0.0, list[_Failure]()
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        for count, more_seconds, more in pool.imap(_play_some, _tasks(first, last, planted)):
+        for count, more_seconds, more in pool.imap(_play_some, _tasks(first, last, planted, kind)):
             done, seconds = done + count, seconds + more_seconds
             for failure in more:
                 print(f"seed {failure.seed}: {failure.told}", flush=True)

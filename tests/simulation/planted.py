@@ -66,17 +66,26 @@ class Planted(NamedTuple):
 PLANTED: dict[str, Planted] = {}
 
 
-def _planted(area: str, *places: tuple[Any, str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Note a function as a bug: it takes the place of those named; its docstring says what it breaks."""
+def planting(into: dict[str, Planted]) -> Callable[..., Callable[[Callable[..., Any]], Callable[..., Any]]]:
+    """Return a decorator that notes a function as a bug: it takes the place of those named.
 
-    def note(function: Callable[..., Any]) -> Callable[..., Any]:
-        name = function.__name__.lstrip("_").replace("_", "-")
-        breaks = " ".join((function.__doc__ or "").split())
-        replaced = tuple((place, attribute, function) for place, attribute in places)
-        PLANTED[name] = Planted(name, area, breaks, replaced)
-        return function
+    The function's docstring says what it breaks.
+    """
 
-    return note
+    def planted(area: str, *places: tuple[Any, str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def note(function: Callable[..., Any]) -> Callable[..., Any]:
+            name = function.__name__.lstrip("_").replace("_", "-")
+            breaks = " ".join((function.__doc__ or "").split())
+            replaced = tuple((place, attribute, function) for place, attribute in places)
+            into[name] = Planted(name, area, breaks, replaced)
+            return function
+
+        return note
+
+    return planted
+
+
+_planted = planting(PLANTED)
 
 
 # Ack -----------------------------------------------------------------------------------------------------------------

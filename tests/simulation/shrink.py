@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tests.simulation.day import Setting
 from tests.simulation.world import play
@@ -23,12 +23,13 @@ _PLAINER = (
 )  # fmt: skip
 
 
-def shrink(day: Day, rule: str, *, most_seconds: float = 60.0) -> Day:
+def shrink(day: Day, rule: str, *, play: Callable[..., Any] = play, most_seconds: float = 60.0) -> Day:
     """Return the smallest day that was found which breaks the same rule.
 
     Args:
         day: one that breaks it.
         rule: the name of the rule.
+        play: plays a day of its kind.
         most_seconds: of real time; what was reached by then is returned.
     """
     until = time.monotonic() + most_seconds
@@ -67,8 +68,8 @@ def _least(parts: Sequence[Part], fails: Callable[[tuple[Part, ...]], bool]) -> 
 
 
 def _plainer(day: Day, fails: Callable[[Day], bool]) -> Day:
-    usual = Setting()
-    for name in _PLAINER:
+    usual = type(day.setting)()
+    for name in [one.name for one in fields(usual)] if type(usual) is not Setting else _PLAINER:
         value = getattr(usual, name)
         if getattr(day.setting, name) == value:
             continue

@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from sidecar.app import App
 from sidecar.core.compose import Recipe
@@ -82,10 +82,20 @@ _ROOM_ITEMS = {"pool": 3, "rejecting": 0}
 """What the write pool takes while a fault lasts."""
 
 
+class Telling(Protocol):
+    """Keeps a trace if it is asked to."""
+
+    telling: bool
+
+    def tell(self, who: str, what: str) -> None:
+        """Add a line to the trace."""
+        ...
+
+
 class Log:
     """Hands what a sidecar logs on to the trace."""
 
-    def __init__(self, world: World, name: str) -> None:
+    def __init__(self, world: Telling, name: str) -> None:
         self._world = world
         self._name = name
 
@@ -424,7 +434,7 @@ class World:
         for life in self.lives:
             if not life.over and life.task.done() and not life.stop.is_set():
                 error = None if life.task.cancelled() else life.task.exception()
-                self.judge.fault("fell", f"{life.name}: {_innermost(error)!r}")
+                self.judge.fault("fell", f"{life.name}: {innermost(error)!r}")
         self.judge.watch()
 
     @property
@@ -520,7 +530,7 @@ class World:
         if not done:
             raise Discrepancy("drain", f"{life.name} didn't end within 600 s of SIGTERM")
         if life.task.exception() is not None:
-            raise Discrepancy("fell", f"{life.name}: {_innermost(life.task.exception())!r}")
+            raise Discrepancy("fell", f"{life.name}: {innermost(life.task.exception())!r}")
         life.end()
         self.tell("world", f"{life.name} ended after {took:.1f} s")
         if took > self.day.setting.shutdown_seconds:
@@ -618,7 +628,7 @@ class World:
         self.broker.queues[DEAD] = queue
 
 
-def _innermost(error: BaseException | None) -> BaseException | None:
+def innermost(error: BaseException | None) -> BaseException | None:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +22,7 @@ from sidecar.core.ledger import Settlement
 from sidecar.errors import BrokerError, QueueError
 from sidecar.ports import DURABLE_SECONDS, Copy, Undeclared, Unroutable
 from tests.builders import examples, long_string, properties
+from tests.drawing import drew
 from tests.fakes import network
 from tests.fakes.amqp_server import (
     AmqpServer,
@@ -110,6 +112,7 @@ def leftovers(producer: Producer) -> list[object]:
 OUTCOMES = {"taken": None, "refused": REFUSED, "unroutable": "unroutable: 312 NO_ROUTE"}
 
 
+@pytest.mark.draws("taken", "refused", "unroutable", "all alike", "large before small", "several calls")
 @settings(max_examples=examples(60), deadline=None)
 @given(
     batches=st.lists(
@@ -128,6 +131,12 @@ def test_each_message_gets_its_own_verdict(batches: list[list[tuple[str, int]]],
 
     And nothing is kept of what was answered.
     """
+    for batch in batches:
+        for outcome, _ in batch:
+            drew(outcome)
+        drew("all alike", len({outcome for outcome, _ in batch}) == 1)
+        drew("large before small", any(one[1] > 60_000 > other[1] for one, other in pairwise(batch)))
+    drew("several calls", len(batches) > 1)
 
     async def scenario(server: AmqpServer) -> None:
         server.declare("work")
