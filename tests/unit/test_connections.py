@@ -24,6 +24,7 @@ from sidecar.ports import DURABLE_SECONDS, Copy, Undeclared, Unroutable
 from tests.builders import examples, long_string, properties
 from tests.drawing import drew
 from tests.fakes import network
+from tests.fakes.amqp_methods import HEARTBEAT_FRAME
 from tests.fakes.amqp_server import (
     AmqpServer,
     ack,
@@ -31,6 +32,7 @@ from tests.fakes.amqp_server import (
     by_chance,
     drop,
     end,
+    ignore,
     nack,
     refuse,
     script,
@@ -341,9 +343,13 @@ def test_what_a_lost_connection_left_open_is_published_by_the_next() -> None:
         assert await outlet.publish(copies(b"2" * 9_000)) == [None]
         assert server.published[-1].frame_bytes == [8192, 9_000 - 8184 + 8]
         server.confirms = withheld
+        began = asyncio.get_running_loop().time()
         with pytest.raises(BrokerError):
             await outlet.publish(copies(b"3"))
+        assert 5 <= asyncio.get_running_loop().time() - began < 6
         assert known(outlet) is None
+        await asyncio.sleep(0.1)
+        assert server.connections[1].ended == "closed", "it isn't used any more"
         server.confirms = by_chance(random.Random(2))
         assert await outlet.publish(copies(b"4")) == [None]
         await outlet.close()
@@ -440,12 +446,70 @@ def test_a_server_that_falls_silent_is_lost_after_some_heartbeats() -> None:
         for number in range(60):
             server.publish("work", b"%d" % number)
             for _ in range(10):
-                publishing.send(b"\x08\0\0\0\0\0\0\xce")
+                publishing.send(HEARTBEAT_FRAME)
                 await asyncio.sleep(1)
         assert not session.lost.done()
         assert len(received) == 60
         await asyncio.sleep(250)
         assert session.lost.done()
+        await session.close()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(("there", "seconds"), [(("a", "b"), 0), (("b",), DURABLE_SECONDS), (("a",), DURABLE_SECONDS)])
+def test_whoever_creates_a_queue_waits_until_it_is_durable(there: tuple[str, ...], seconds: float) -> None:
+    """Whichever of several it is; before that nothing is published."""
+
+    async def scenario(server: AmqpServer) -> None:
+        for name in there:
+            server.declare(name)
+        began = asyncio.get_running_loop().time()
+        producer = await open_producer((server.url,), Topology(queues=("a", "b"), dead_letter_exchange="amq.direct"))
+        assert seconds <= asyncio.get_running_loop().time() - began < seconds + 0.5
+        assert await producer.publish(copies(b"1", key=b"a")) == [None]
+        await producer.close()
+
+    play(scenario)
+
+
+def test_a_channel_that_is_closed_with_nothing_on_its_way_is_noticed() -> None:
+    """The next message goes by another connection, at once; a producer says why it can't be used."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        outlet = outlet_to(server)
+        producer = await outlet.open()
+        server.channel().close(541, "INTERNAL_ERROR")
+        await asyncio.sleep(1)
+        assert "INTERNAL_ERROR" in str(producer.lost)
+        assert known(outlet) is None
+        with pytest.raises(BrokerError, match="INTERNAL_ERROR"):
+            await producer.publish(copies(b"1"))
+        began = asyncio.get_running_loop().time()
+        assert await outlet.publish(copies(b"2")) == [None]
+        assert asyncio.get_running_loop().time() - began < 1
+        await outlet.close()
+
+    play(scenario)
+
+
+def test_what_the_server_said_last_is_why_the_connection_was_lost() -> None:
+    """Also if something else comes between that and the end."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        server.on("connection.close-ok", ignore)
+        session = await session_of(server)
+        connection = server.connections[0]
+        connection.close(320, "CONNECTION_FORCED - by an operator")
+        connection.send(HEARTBEAT_FRAME)
+        await server.until(lambda: server.methods("connection.close-ok"))
+        connection.send(HEARTBEAT_FRAME)
+        await asyncio.sleep(0.1)
+        connection.hang_up()
+        await asyncio.sleep(1)
+        assert session.lost.result() == "RabbitMQ closed the connection: 320 CONNECTION_FORCED - by an operator"
         await session.close()
 
     play(scenario)
@@ -649,6 +713,10 @@ def test_giving_back_ends_the_channel_before_4_3_and_nacks_from_then_on() -> Non
             await asyncio.sleep(1)
             assert [message.body for message in received] == [b"3", b"4", b"5", b"6", b"7"]
             assert received[0].ledger is successor
+            await session.cancel()
+            await session.consume(6)
+            await asyncio.sleep(1)
+            assert len(received) > 5
             session.settle(successor, [Settlement(received[0].tag, multiple=False)])
             await asyncio.sleep(1)
             assert server.acked[-1].body == b"3"
@@ -789,6 +857,48 @@ def test_a_lease_that_the_server_ends_begins_again_and_a_message_of_it_goes_back
         await session.close()
         await asyncio.sleep(1)
         assert server.left_open() == []
+
+    play(scenario)
+
+
+def test_the_message_of_a_lease_goes_back_before_the_session_ends() -> None:
+    """By a nack, which costs nothing from 4.3 on: the end of its channel would count towards a delivery limit."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.version = "4.3.0"
+        queue = server.declare("work", x_expires=60_000)
+        server.publish("work", b"1")
+        session = await session_of(server)
+        await asyncio.sleep(1)
+        assert not queue.ready
+        await session.close()
+        (back,) = server.methods("basic.nack")
+        assert (back["tag"], back["multiple"], back["requeue"]) == (0, True, True)
+        assert [message.body for message in queue.ready] == [b"1"]
+
+    play(scenario)
+
+
+def test_a_channel_that_is_opened_in_an_alarm_waits_for_its_end() -> None:
+    """Its predecessor was closed over a missing exchange, and the server has told of the alarm only once."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        server.declare("work.dead")
+        session = await session_of(server)
+        (copy,) = copies(b"1", key=b"work.dead")
+        assert await session.publish([copy]) == [None]
+        publishing = server.connections[1]
+        publishing.channels[0].send("connection.blocked", reason="low on disk")
+        server.channel().close(404, "NOT_FOUND - no exchange")
+        await asyncio.sleep(1)
+        waiting = asyncio.create_task(session.publish([copy]))
+        await asyncio.sleep(100)
+        assert not waiting.done()
+        assert len(server.published) == 1
+        publishing.channels[0].send("connection.unblocked")
+        assert await waiting == [None]
+        await session.close()
 
     play(scenario)
 

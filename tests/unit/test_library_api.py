@@ -384,6 +384,7 @@ def test_an_outgoing_message_has_what_it_is_given() -> None:
         "timestamp": 1_700_000_001,
     }
     assert decoded.headers == {"a": "ü", "n": -7, "t": True}
+    assert decoded.headers["t"] is True  # which equals 1
     assert decoded.priority is None
     for name, value in short.items():
         alone = Outgoing(body=b"", **{name: value.decode()}).copy()
