@@ -7,9 +7,11 @@ SHELL := bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.complete
-# Apart, so that nobody who tests has to get what only the documentation is built with.
+# Apart, so that nobody who tests has to get what only the documentation is built with, or mutants are made with.
 DOCS_VENV := .docs-venv
 DOCS_STAMP := $(DOCS_VENV)/.complete
+MUTANTS_VENV := .mutants-venv
+MUTANTS_STAMP := $(MUTANTS_VENV)/.complete
 # Three processes run the tests with servers, each with servers of its own, and mostly wait; a fourth runs the others
 # meanwhile (tests/scheduling.py).
 SIDE_BY_SIDE = -n 5 --dist loadfile --no-loadscope-reorder
@@ -17,7 +19,7 @@ SECONDS_OF_CHAOS = $(or $(SECONDS),600)
 COMPOSE = docker compose --file deploy/compose.yaml
 DAYS_TO_SIMULATE = $(if $(findstring -,$(SEEDS)),$(SEEDS),0-$(or $(SEEDS),10000))
 
-.PHONY: help setup provision demo test test-unit test-faults test-full chaos simulate lint format bench docs plots up down logs dist sbom clean
+.PHONY: help setup provision demo test test-unit test-faults test-full chaos simulate mutants planted lint format bench docs plots up down logs dist sbom clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +32,10 @@ $(STAMP): requirements/test.txt pyproject.toml scripts/setup
 
 $(DOCS_STAMP): requirements/docs.txt scripts/setup
 	scripts/setup $(DOCS_VENV) docs
+	touch $@
+
+$(MUTANTS_STAMP): requirements/mutants.txt scripts/setup
+	scripts/setup $(MUTANTS_VENV) mutants
 	touch $@
 
 provision: $(STAMP) ## get the real servers (RabbitMQ, Elasticsearch), a browser and Prometheus for the tests, where they are missing
@@ -59,8 +65,16 @@ chaos: provision ## random faults for SECONDS (600), from SEED, with a model tha
 simulate: $(STAMP) ## SEEDS (10000, or 5000-9000) simulated bad days on all cores, or on JOBS (KIND=forwarding: to another broker); see docs/reliability.md
 	$(PYTHON) -m tests.simulation --seeds $(DAYS_TO_SIMULATE) $(if $(JOBS),--jobs $(JOBS)) $(if $(KIND),--kind $(KIND))
 
-test-full: lint provision ## what takes long as well
+test-full: lint provision $(MUTANTS_STAMP) ## what takes long as well, and a sample of the mutants
+	$(MUTANTS_VENV)/bin/python -m tests.mutation --sample 200
 	TEST_THOROUGHNESS=10 $(PYTHON) -m pytest
+
+mutants: $(MUTANTS_STAMP) ## which changes of the product no test without servers finds; MODULES ('sidecar/amqp/*'), SAMPLE (number), SEED
+	$(MUTANTS_VENV)/bin/python -m tests.mutation $(foreach module,$(MODULES),'$(module)') \
+	    $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS))
+
+planted: $(MUTANTS_STAMP) ## are the bugs that people planted found without servers?
+	$(MUTANTS_VENV)/bin/python -m tests.mutation --planted
 
 format: $(STAMP) ## put the code in shape
 	$(VENV)/bin/ruff check --fix .
@@ -99,4 +113,4 @@ sbom: $(STAMP) ## what is installed by requirements/run.txt, as CycloneDX: dist/
 	    --of JSON --output-file dist/sbom.json
 
 clean: ## remove what was made here
-	rm -rf $(VENV) $(DOCS_VENV) .bench .cache .servers .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(DOCS_VENV) $(MUTANTS_VENV) .bench .cache .servers .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
