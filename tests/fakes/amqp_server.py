@@ -449,13 +449,14 @@ class Channel:
             self.server.left(consumer.queue, self.connection.vhost)
 
     def give_back(self, tags: list[int]) -> None:
-        """Put deliveries back, before all that was never delivered and behind what came back earlier."""
-        for tag in sorted(tags):
+        """Put deliveries back to the heads of their queues, in order; see `AmqpServer.returns_line_up`."""
+        line_up = self.server.returns_line_up
+        for tag in sorted(tags, reverse=not line_up):
             delivery = self.unacked.pop(tag)
             delivery.message.returns += 1
             ready = delivery.queue.ready
-            place = next((at for at, message in enumerate(ready) if not message.returns), len(ready))
-            ready.insert(place, delivery.message)
+            behind = (at for at, message in enumerate(ready) if not message.returns)
+            ready.insert(next(behind, len(ready)) if line_up else 0, delivery.message)
         self.server.pump()
 
     # What comes --------------------------------------------------------------------------------------------------
@@ -1162,6 +1163,7 @@ class AmqpServer:
         complaints: the texts with which it closed a channel or connection, but for what rules and tests closed.
         on_left: told of each channel that a client closed, or left with its connection.
         on_published: told of each message that came, before it is confirmed.
+        returns_line_up: what comes back goes behind what came back earlier, not to the head of its queue.
         alarm: why publishes are not taken; None: they are.
         frame_max: that is offered, in bytes; 0 means no limit.
         heartbeat_seconds: that is offered; a client may choose another one.
@@ -1177,6 +1179,7 @@ class AmqpServer:
         self.complaints: list[str] = []
         self.on_published: Callable[[Publish], None] = lambda _: None
         self.on_left: Callable[[Channel], None] = lambda _: None
+        self.returns_line_up = False
         self.alarm: str | None = None
         self.version = "3.10.8"
         self.cluster_name = "rabbit@test"

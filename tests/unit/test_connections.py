@@ -61,6 +61,7 @@ def play(scenario: Callable[[AmqpServer], Coroutine[Any, Any, None]], *, rng: ra
         loop.set_exception_handler(handle)
         loop.default_exception_handler = strange.append  # type: ignore[method-assign, assignment]
         async with AmqpServer() as server:
+            server.returns_line_up = True  # as in quorum queues
             server.frame_max = FRAME_MAX
             await scenario(server)
             for (
