@@ -325,8 +325,10 @@ class Composer:
         rejects: list[Reject] = []
         for message in messages:
             message.parts = None
+            scene = self._scene(message, now)
+            message.received_at = scene.received_at  # it goes round as a whole
             try:
-                parts = self._parts(message, self._scene(message, now))
+                parts = self._parts(message, scene)
             except REFUSALS as why:
                 rejects.append(reject(message, why))
                 continue
