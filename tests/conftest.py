@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -36,6 +37,8 @@ LONG = (
 )  # fmt: skip
 """Files with servers that take longest: begun late, one of them would still run when all others are through."""
 _HERE = Path(__file__).parent
+_COMPLAINTS = ("was never retrieved", "was destroyed but it is pending", "Unclosed")
+"""What asyncio and aiohttp log of what was left behind."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,6 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         in_folder = item.path.is_relative_to(_HERE) and item.path.relative_to(_HERE).parts[0] in SERVER_FOLDERS
         if in_folder and not _is_simulated(item):
             item.add_marker(pytest.mark.server)
+            # A server that is killed leaves connections behind, whose ends nobody in a library waits for.
+            item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
     items.sort(key=_turn)
 
 
@@ -104,6 +109,24 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     fault = tally.fault()
     if fault is not None:
         pytest.fail(f"{item.name} {fault}", pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def all_was_awaited(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test without servers that leaves a task pending, or an exception unseen."""
+    if request.node.get_closest_marker("server") is not None:
+        yield
+        return
+    said: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("asyncio")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+    assert not [message for message in said if any(complaint in message for complaint in _COMPLAINTS)]
 
 
 def obtain(start: Callable[[], Any]) -> Any:
