@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import gc
 from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import is_dataclass
 from fnmatch import fnmatchcase
+from functools import partial
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from sidecar.core.account import Account
@@ -170,9 +174,12 @@ _PATTERNS = [pattern for pattern in MAY_DIFFER if "*" in pattern]
 
 
 def destinations(pipeline: Pipeline) -> list[str]:
-    """Return the destinations of copies that something waits for, or that refuse copies."""
-    known = pipeline._settling.copying._destinations.values()
-    return [f"{one.name} has {len(one.queued)} copies, {one.refusal!r}" for one in known if one.queued or one.refusal]
+    """Return the destinations of copies that are remembered without a reason: those that refused some have one."""
+    return [
+        f"{one.name} has {len(one.queued)} copies, {one.refused_tries} tries, {one.refusal!r}"
+        for one in pipeline._settling.copying._destinations.values()
+        if one.queued or one.refusal is not None or not one.refused_tries
+    ]
 
 
 def gauges(pipeline: Pipeline) -> list[str]:
@@ -222,6 +229,15 @@ def session_residue(session: SimulatedSession) -> list[str]:
     return found
 
 
+def pause(pipeline: Pipeline) -> str:
+    """Say whether a pipeline's idea of a pause is not its session's; empty: it is."""
+    session: SimulatedSession | None = pipeline._session  # type: ignore[assignment] # as above
+    since = pipeline._consuming._paused_at
+    if session is None or session.lost.done() or session.paused is (since is not None):
+        return ""
+    return f"paused since {since}, and the session is {'' if session.paused else 'not '}paused"
+
+
 def memory(ledger: Ledger) -> str:
     """Say what a ledger counts for nothing."""
     return f"{ledger} holds {ledger.held_bytes} bytes for {ledger.open} open deliveries"
@@ -255,3 +271,36 @@ def tasks(sidecars: int, life: str = "App.run") -> list[str]:
 def _is_ours(task: asyncio.Task[Any]) -> bool:
     frame = getattr(task.get_coro(), "cr_frame", None)
     return frame is not None and frame.f_globals["__name__"].startswith("sidecar.")
+
+
+def containers(root: object) -> dict[str, int]:
+    """Return how much is in each container that can be reached from `root`, closures included, by whose it is.
+
+    Not looked into are classes, modules, globals, and what belongs to tests, the loop or other packages.
+    """
+    found: dict[str, int] = {}
+    seen = {id(root)}
+    waiting: list[tuple[Any, str]] = [(root, type(root).__name__)]
+    while waiting:
+        thing, owner = waiting.pop()
+        if isinstance(thing, dict | list | deque | set):
+            found[owner] = max(found.get(owner, 0), len(thing))
+        for one in _referents(thing):
+            if id(one) not in seen:
+                seen.add(id(one))
+                kind = type(one)
+                waiting.append((one, kind.__name__ if kind.__module__.startswith("sidecar.") else owner))
+    return found
+
+
+def _referents(thing: Any) -> Iterator[Any]:
+    if isinstance(thing, FunctionType):
+        for cell in thing.__closure__ or ():
+            with suppress(ValueError):  # nothing is in it yet
+                yield cell.cell_contents
+        return
+    for one in gc.get_referents(thing):
+        module = type(one).__module__
+        ours = module.startswith(("sidecar.", "collections", "asyncio.queues"))
+        if ours or isinstance(one, dict | list | deque | set | tuple | frozenset | FunctionType | MethodType | partial):
+            yield one

@@ -176,9 +176,10 @@ LIMIT = 200_000
 SIZE = 10_000
 
 
+@pytest.mark.parametrize("losses", [0, 1])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_no_more_is_held_than_the_limit(seed: int) -> None:
-    """Whatever the prefetch: reading stops at the limit, and goes on as soon as there is room."""
+def test_no_more_is_held_than_the_limit(seed: int, losses: int) -> None:
+    """Whatever the prefetch: reading stops at the limit, and goes on as soon as there is room; in any session."""
 
     async def scenario(world: World) -> None:
         assert isinstance(world, Large)
@@ -186,11 +187,15 @@ def test_no_more_is_held_than_the_limit(seed: int) -> None:
         world.elastic.latency_seconds = (0.3, 0.5)
         world.publish_large(300, SIZE)
         await world.start()
+        for number in range(losses):
+            await world.until(lambda number=number: len(world.broker.sessions) > number)  # type: ignore[misc]
+            await world.until(lambda: world.broker.sessions[-1].paused)
+            world.lose_session()
         await world.until_settled(600.0)
-        world.judge()
+        world.judge(redelivered=losses > 0)
         assert world.most_held < LIMIT + 3 * (SIZE + 2 * MESSAGE_BYTES)
         assert world.most_held > LIMIT / 2
-        assert len(world.broker.sessions) == 1
+        assert len(world.broker.sessions) == 1 + losses
 
     play(lambda: Large(seed, prefetch=1_000, memory_limit_bytes=LIMIT), scenario)
 

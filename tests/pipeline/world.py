@@ -249,6 +249,7 @@ class World:
             session = self.pipeline._session
             told = sum(ledger.open for ledger in session.ledgers) if session is not None else 0
             assert told == account.in_flight, f"told as in flight {told}, in the account {account.in_flight}"
+            assert not (why := invariants.pause(self.pipeline)), why
         assert account.in_flight >= 0
         assert not self.wrong_acks, f"acked, but stored nowhere: {self.wrong_acks}"
         assert not self.elastic.crowded, f"two operations in flight on {self.elastic.crowded}"

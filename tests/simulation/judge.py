@@ -681,6 +681,8 @@ def miscounted(life: Counting) -> tuple[str, str] | None:
                 return "ledger", f"{ledger}, the broker waits for {len(channel.unacked)}"
     if received != life.received:
         return "account", f"{life.name} was sent {life.received} messages, and counts {received}"
+    if why := invariants.pause(life.pipeline):
+        return "pause", f"{life.name}: {why}"
     if in_flight != opened or in_flight < 0:
         return "account", f"{life.name} counts {in_flight} in flight, {opened} are open: {account.summary()}"
     return None
