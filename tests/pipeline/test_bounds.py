@@ -22,7 +22,7 @@ from tests.pipeline.world import QUEUE, World, play
 if TYPE_CHECKING:
     from tests.fakes.elasticsearch import Item
 
-MESSAGES = 1_400
+MESSAGES = 1_200
 WINDOW = 300
 MOST = {"IndexNames": 1_024, "Failures": 50, "Suspects": 100, "RejectGuard": 60, "Copying": 5}
 """What caches keep at most; nothing else has more than what may be on its way at once."""

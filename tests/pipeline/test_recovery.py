@@ -95,8 +95,10 @@ PAIRS = [
 ]
 LOST = ("", "during", "at the end")
 CASES = [
-    *((name, "", lost) for name in TROUBLES for lost in LOST),
-    *((one, other, LOST[number % 3]) for number, (one, other) in enumerate(PAIRS)),
+    # Each alone, with the session kept, and with it lost; in pairs one of the three. The rest takes long.
+    pytest.param(one, other, lost, marks=() if number % 3 == at or (not other and not lost) else pytest.mark.full)
+    for number, (one, other) in enumerate([*((name, "") for name in TROUBLES), *PAIRS])
+    for at, lost in enumerate(LOST)
 ]
 
 
