@@ -356,15 +356,23 @@ async def open_first(urls: tuple[str, ...], make: Callable[[], _Opened]) -> _Ope
 
 async def end(connection: AbstractConnection | None, wire: Wire | None) -> None:
     """Close a connection in good order; drop it where that takes too long, or where who closes it is cancelled."""
+    # aiormq may wait for a socket that takes nothing, also when it is cancelled: so nobody waits for aiormq.
+    closing = asyncio.ensure_future(connection.close()) if connection is not None else None
     try:
-        if connection is not None:
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                await connection.close()
-    except FAILURES as error:
-        pass_on_if_ours(error)
+        if closing is not None:
+            await asyncio.wait([closing], timeout=_CLOSE_SECONDS)
     finally:
         if wire is not None:
             wire.abort()
+        if closing is not None:
+            closing.add_done_callback(_note_end)
+            closing.cancel()
+
+
+def _note_end(closing: asyncio.Future[None]) -> None:
+    """Retrieve how a close ended: whoever used the connection was told why it is lost."""
+    if not closing.cancelled():
+        closing.exception()
 
 
 def pass_on_if_ours(error: BaseException) -> None:

@@ -157,6 +157,9 @@ class Transport(asyncio.Transport):
         if not self._lost:
             self._lost = True
             self._closing = True
+            if self._arrived:  # nobody reads it any more, and its writer has to know
+                self._arrived.clear()
+                self._later(self.peer._reset)
             self._loop.call_soon(self._protocol.connection_lost, error)
 
     # Reading -------------------------------------------------------------------------------------------------------
@@ -175,6 +178,9 @@ class Transport(asyncio.Transport):
         return not self._paused
 
     def _receive(self, part: bytes) -> None:
+        if self._lost:
+            self._later(self.peer._reset)
+            return
         self._arrived += part
         self._read_soon()
 

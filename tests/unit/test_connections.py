@@ -516,6 +516,31 @@ def test_what_the_server_said_last_is_why_the_connection_was_lost() -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_closing_doesnt_wait_for_a_socket_that_takes_nothing(cancelled: bool) -> None:
+    """In an alarm the server reads nothing: what was written stays in the socket, and the close behind it."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        producer = await open_producer((server.url,), Topology())
+        server.connections[0].stop_reading()
+        publishing = asyncio.create_task(producer.publish(copies(*[b"x" * 70_000] * 20)))
+        await asyncio.sleep(1)
+        began = asyncio.get_running_loop().time()
+        closing = asyncio.create_task(producer.close())
+        if cancelled:
+            await asyncio.sleep(1)
+            closing.cancel()
+        await asyncio.wait([closing], timeout=60)
+        assert closing.done()
+        assert closing.cancelled() is cancelled
+        assert asyncio.get_running_loop().time() - began < (2 if cancelled else 6)
+        with pytest.raises(BrokerError):
+            await publishing
+
+    play(scenario)
+
+
 # Sessions ------------------------------------------------------------------------------------------------------------
 
 
