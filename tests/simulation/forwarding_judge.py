@@ -142,7 +142,10 @@ class ForwardingJudge:
             return
         held = [arrival for arrival in fate.arrivals if arrival.stored]
         if not held:
-            self._about(fate, "acked unpublished")
+            gone = [one for one in fate.arrivals if one.forgotten and one.publish.confirmed and one.queue is not None]
+            fate.excused = any(not self._is_known_to_be_young(one) for one in gone)
+            if not fate.excused:
+                self._about(fate, "acked unpublished")
             return
         young = [arrival for arrival in held if self._age(arrival.queue) < FORGETS_SECONDS]
         if len(young) == len(held):
