@@ -376,10 +376,13 @@ def _note_end(closing: asyncio.Future[None]) -> None:
 
 
 def pass_on_if_ours(error: BaseException) -> None:
-    """Raise a cancellation of our own: aiormq cancels what waits for a connection that ends, too."""
+    """Raise a cancellation of our own.
+
+    aiormq cancels what waits for a connection that ends, too; and if both happen at once, it raises the end.
+    """
     task = asyncio.current_task()
-    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-        raise error
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError from error
 
 
 def forget_leftovers(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

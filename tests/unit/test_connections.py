@@ -361,6 +361,28 @@ def test_what_a_lost_connection_left_open_is_published_by_the_next() -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("method", ["connection.tune-ok", "connection.open", "channel.open", "confirm.select"])
+@pytest.mark.parametrize("turns", range(8))
+def test_who_is_cancelled_while_the_connection_is_lost_stays_cancelled(method: str, turns: int) -> None:
+    """In any turn of the loop after the loss. aiormq raises the loss in its place; a drain would wait for who goes on."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.on(method, ignore)
+        opening = asyncio.create_task(outlet_to(server).open())
+        await server.until(lambda: server.methods(method))
+        client: Any = server.connections[0].transport
+        client.peer._reset()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if opening.cancel():
+            await asyncio.wait([opening], timeout=60)
+            assert opening.cancelled()
+        else:
+            assert opening.exception() is not None
+
+    play(scenario)
+
+
 def test_several_calls_open_one_connection() -> None:
     """Also when the first of them has to find out that the old one is lost."""
 
