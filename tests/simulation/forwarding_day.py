@@ -275,6 +275,8 @@ def _faults(rng: random.Random, setting: ForwardingSetting) -> tuple[FarFault, .
             kind = "queue missing"
         at = rng.uniform(0.0, 25.0) if rng.random() < 0.5 else rng.uniform(0.0, 3.0)
         seconds = rng.choice((rng.uniform(0.1, 2.0), rng.uniform(0.1, 20.0)))
+        if kind == "far alarm":
+            seconds *= 4.0  # longer than a confirm may take otherwise
         faults.append(
             FarFault(
                 round(at, 3),

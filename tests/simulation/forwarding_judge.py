@@ -134,6 +134,10 @@ class ForwardingJudge:
         if session.prefetch > self.setting.prefetch:
             self.fault("prefetch", f"{session.prefetch} asked for, {self.setting.prefetch} configured")
 
+    def came_back(self, stored: Stored) -> None:
+        """Note that a message is in its queue again: the broker counts that in a header."""
+        self.fates[self.number(stored.body)].returns += 1
+
     def acked(self, stored: Stored) -> None:
         """Note an ack: nothing is acked that is nowhere else, or only where it may be forgotten."""
         fate = self.fates[self.number(stored.body)]
@@ -294,7 +298,7 @@ class ForwardingJudge:
         """Return how many bytes a message's properties have at least and at most, when it is passed on."""
         values, headers = self._expected(fate)
         size = len(encode_properties({**values, "headers": dict(headers)}))
-        again = len(_COUNT) + 10 if len(fate.delivered_at) > 1 else 0
+        again = len(_COUNT) + 10 if fate.returns else 0
         return size, size + 8 + again
 
     def _differences(self, fate: Fate, publish: Publish) -> list[tuple[str, str]]:
@@ -319,7 +323,7 @@ class ForwardingJudge:
         wrong = [("properties", f"{found.values}, not {values}")] if found.values != values else []
         actual = table_entries(found.header_bytes)
         told = dict(actual)
-        if len(fate.delivered_at) > 1 and not fate.delays:
+        if fate.returns and not fate.delays:
             actual = [(name, value) for name, value in actual if name != _COUNT]
         for name in ("sidecar-copy", "sidecar-received-at"):
             headers = [(key, told.get(name) if key == name else value) for key, value in headers]

@@ -364,7 +364,7 @@ def test_what_a_lost_connection_left_open_is_published_by_the_next() -> None:
 @pytest.mark.parametrize("method", ["connection.tune-ok", "connection.open", "channel.open", "confirm.select"])
 @pytest.mark.parametrize("turns", range(8))
 def test_who_is_cancelled_while_the_connection_is_lost_stays_cancelled(method: str, turns: int) -> None:
-    """In any turn of the loop after the loss. aiormq raises the loss in its place; a drain would wait for who goes on."""
+    """In any turn of the loop after the loss: aiormq raises the loss in its place, and a drain would wait for ever."""
 
     async def scenario(server: AmqpServer) -> None:
         server.on(method, ignore)
