@@ -239,6 +239,12 @@ class ForwardingJudge:
         sure = any(one.sure and one.stored and not one.lost for one in fate.arrivals)
         if len(fate.delivered_at) == 1 and (sure or fate.acks):
             self._about(fate, "published twice", "and its confirm had come")
+        if (
+            self.setting.on_unroutable != "hold"
+            and len(fate.delivered_at) == 1
+            and any(one.sure and one.publish.returned and not one.lost for one in fate.arrivals)
+        ):
+            self._about(fate, "unroutable again", f"it was to {self.setting.on_unroutable}")
         for rule, detail in self._differences(fate, publish):
             self._about(fate, rule, detail)
         arrival = Arrival(publish, queue, life, connection)

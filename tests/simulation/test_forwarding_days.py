@@ -38,7 +38,7 @@ def test_days_of_forwarding_are_not_hollow() -> None:
     looked_for = (
         "in nowhere", "in refused", "is killed", "closes the channel", "copy of", "in work.delay.", "reason=too-large",
         "reason=malformed", "reason=missing-field", "reason=unroutable", "reason=retries-exhausted",
-        "takes no messages for now", "didn't confirm", "connection lost before what was confirmed was safe",
+        "takes no messages for now", "unconfirmed", "connection lost before what was confirmed was safe",
         "no exchange 'far'", "Connect call failed", "amqp.given_back", "sink.throttled", "sink.resumed",
     )  # fmt: skip
     faults: Counter[str] = Counter()
