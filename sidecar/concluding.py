@@ -65,6 +65,12 @@ def _blanked(reason: str, messages: list[Message]) -> str:
     return bulk.blank(reason, b"\n".join(message.source or message.body for message in messages))
 
 
+def _told_item(message: Message, result: Result) -> str:
+    """Return why a message's item was refused, without what that quotes from the message."""
+    status = f"{result.status} " if result.status else ""
+    return f"{status}{result.error_type}: {_blanked(result.reason, [message])}"
+
+
 def _told(fault: Fault, batch: Batch) -> str:
     """Return why a whole request was refused, without what that quotes from its messages."""
     return str(fault._replace(reason=_blanked(fault.reason, batch.messages)))
@@ -180,13 +186,11 @@ class Concluding:
         letters, delayed = self._keep_back(batch, fates, results, probe=probe)
         if fates.throttled:
             share = len(fates.throttled) / len(results)
-            message, example = _first(batch, results, frozenset({Verdict.THROTTLED}))
-            status = f"{example.status} " if example.status else ""
-            reason = f"{status}{example.error_type}: {_blanked(example.reason, [message])}"
+            reason = partial(_told_item, *_first(batch, results, frozenset({Verdict.THROTTLED})))
             crowded = batch.again(fates.throttled)
             if fates.stored:  # there is room, only not for all at once: no reason to wait ever longer
                 crowded.tries = 0
-            self._crowded(crowded, sent_at, share, lambda: reason, probe=probe)
+            self._crowded(crowded, sent_at, share, reason, probe=probe)
         else:
             self._pacing.stored(self._now(), sent_at, len(results) / self._plan.batch_max_items)
         self._retry_in_place(batch, fates)
