@@ -411,6 +411,20 @@ def _confirm(question: str) -> bool:
         return False
 
 
+async def _look(
+    box: LetterBox, judge: Callable[[Letter, Message], Verdict], stop: asyncio.Event, *, window: int = LOOKING
+) -> Sifted:
+    """Have letters judged, and return what was seen of them.
+
+    Raises:
+        _StoppedError: SIGTERM or SIGINT came first.
+    """
+    sifted = await sift(box, judge, window=window, stop=stop)
+    if sifted.stopped:
+        raise _StoppedError
+    return sifted
+
+
 async def _count(box: LetterBox, wanted: Choice, stop: asyncio.Event) -> tuple[int, Sifted]:
     """Return how many letters are meant. None is refreshed yet: they would go behind those that arrive meanwhile."""
     if not any(wanted):
@@ -422,9 +436,7 @@ async def _count(box: LetterBox, wanted: Choice, stop: asyncio.Event) -> tuple[i
         found += wanted.takes(letter)
         return Verdict.LEAVE
 
-    sifted = await sift(box, judge, stop=stop)
-    if sifted.stopped:
-        raise _StoppedError
+    sifted = await _look(box, judge, stop)
     return found, sifted
 
 
@@ -515,10 +527,7 @@ class _Desk:
         window: int = LOOKING,
     ) -> None:
         """Look at the letters that are there, and see that they aren't worn out by it."""
-        sifted = await sift(box, judge, window=window, stop=stop)
-        if sifted.stopped:
-            raise _StoppedError
-        await self.refresh(box, sifted, stop)
+        await self.refresh(box, await _look(box, judge, stop, window=window), stop)
 
     async def refresh(self, box: LetterBox, sifted: Sifted, stop: asyncio.Event) -> None:
         """Give back what was taken, and renew all where one was given back often."""
