@@ -12,6 +12,7 @@ from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
 from sidecar.core.state import State
 from sidecar.core.template import Template
+from sidecar.settings import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,6 +39,11 @@ FLAGS = {
 
 NUMBERS = {"delivery_mode": ">B", "priority": ">B", "timestamp": ">Q"}
 THOROUGHNESS = int(os.environ.get("TEST_THOROUGHNESS", "1"))
+
+
+def without_settings() -> dict[str, str | None]:
+    """Return an environment for click's runner in which no setting is left that this process was started with."""
+    return {name: None for name in os.environ if name.upper().startswith(PREFIX)}
 
 
 def examples(count: int) -> int:

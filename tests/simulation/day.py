@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PEACE_AT_SECONDS = 60.0
 _LAST_PUBLISH_SECONDS = 40.0
@@ -147,6 +150,32 @@ class Setting:
         return self.action == "mixed" or self.versions or self.indices > 1 or self.id_mode == "generated"
 
 
+def written(day: Any) -> str:
+    """Return a day of any kind as JSON."""
+    return json.dumps({
+        "seed": day.seed, "setting": asdict(day.setting), "messages": day.messages, "faults": day.faults
+    })  # fmt: skip
+
+
+def parts_of(
+    text: str, setting: Callable[..., Any], message: Callable[..., Any], fault: Callable[..., Any]
+) -> tuple[int, Any, tuple[Any, ...], tuple[Any, ...]]:
+    """Return the parts of a day that `written` wrote: seed, setting, messages and faults, each of its class."""
+    plain: dict[str, Any] = json.loads(text)
+    return (
+        plain["seed"],
+        setting(**plain["setting"]),
+        tuple(message(*one) for one in plain["messages"]),
+        tuple(fault(*one) for one in plain["faults"]),
+    )
+
+
+def unusual(setting: Any) -> dict[str, object]:
+    """Return what differs from the usual setting of its class."""
+    usual = asdict(type(setting)())
+    return {name: value for name, value in asdict(setting).items() if value != usual[name]}
+
+
 @dataclass(frozen=True, slots=True)
 class Day:
     """Everything that will happen.
@@ -162,29 +191,16 @@ class Day:
 
     def as_json(self) -> str:
         """Return it as JSON, to keep and to play again."""
-        return json.dumps({
-            "seed": self.seed,
-            "setting": asdict(self.setting),
-            "messages": self.messages,
-            "faults": self.faults,
-        })  # fmt: skip
+        return written(self)
 
     @classmethod
     def from_json(cls, text: str) -> Day:
         """Return what `as_json` wrote."""
-        plain: dict[str, Any] = json.loads(text)
-        return cls(
-            plain["seed"],
-            Setting(**plain["setting"]),
-            tuple(Publication(*one) for one in plain["messages"]),
-            tuple(Fault(*one) for one in plain["faults"]),
-        )
+        return cls(*parts_of(text, Setting, Publication, Fault))
 
     def unusual(self) -> dict[str, object]:
         """Return the settings that differ from the usual ones."""
-        usual = Setting()
-        names = [one.name for one in fields(Setting)]
-        return {name: value for name in names if (value := getattr(self.setting, name)) != getattr(usual, name)}
+        return unusual(self.setting)
 
     def without_faults(self, *kinds: str) -> Day:
         """Return the day without faults of some kinds."""

@@ -30,10 +30,10 @@ from tests.fakes import clock, network
 from tests.fakes.amqp_server import AmqpServer, Channel, Exchange, Refusal, by_chance, each, withheld
 from tests.fakes.broker import Broker
 from tests.simulation.forwarding_day import Forwarded
-from tests.simulation.forwarding_judge import ARRIVES_SECONDS, WALL_SECONDS, Arrival, ForwardingJudge
+from tests.simulation.forwarding_judge import ARRIVES_SECONDS, Arrival, ForwardingJudge
 from tests.simulation.judge import Discrepancy
 from tests.simulation.rest import remains
-from tests.simulation.world import DEAD, QUEUE, Log, innermost, names
+from tests.simulation.world import DEAD, QUEUE, Log, innermost, names, remembering, wall_clock
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -81,27 +81,14 @@ class ForwardingLife:
             confirm_timeout_seconds=setting.confirm_timeout_seconds,
         )
         trade = Forwarding(world.plan, world.staging, self.outlet)
-        self.pipeline = Pipeline(world.plan, trade, dice=world.dice, log=log, wall_clock=_wall_clock)
+        self.pipeline = Pipeline(world.plan, trade, dice=world.dice, log=log, wall_clock=wall_clock)
         self.app = App(
             self.pipeline, self._connector(world), dice=world.dice, log=log, shutdown_seconds=setting.shutdown_seconds
         )
         self.task = asyncio.create_task(self.app.run(self.stop), name=self.name)
 
     def _connector(self, world: ForwardingWorld) -> Callable[[Receive], Awaitable[BrokerSession]]:
-        connect = world.near.connector([QUEUE])
-
-        async def remember(receive: Receive) -> BrokerSession:
-            session = await connect(receive)
-            self.sessions.append(session)
-            world.owners[session] = self
-            world.tell("broker", f"{self.name} connected")
-            return session
-
-        return remember
-
-
-def _wall_clock() -> float:
-    return WALL_SECONDS + asyncio.get_running_loop().time()
+        return remembering(world.near.connector([QUEUE]), self, world)
 
 
 class ForwardingWorld:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import json
 import random
 import zlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from tests.servers.wire import encode_properties
+from tests.simulation.day import parts_of, unusual, written
 
 FAR_FAULTS = (
     "connection lost", "far away", "far killed", "queue missing", "full", "nacks", "far alarm", "cut", "silent",
@@ -171,28 +171,16 @@ class ForwardingDay:
 
     def as_json(self) -> str:
         """Return it as JSON."""
-        return json.dumps({
-            "seed": self.seed,
-            "setting": asdict(self.setting),
-            "messages": self.messages,
-            "faults": self.faults,
-        })  # fmt: skip
+        return written(self)
 
     def unusual(self) -> dict[str, object]:
         """Return the settings that differ from the usual ones."""
-        usual = asdict(ForwardingSetting())
-        return {name: value for name, value in asdict(self.setting).items() if value != usual[name]}
+        return unusual(self.setting)
 
     @classmethod
     def from_json(cls, text: str) -> ForwardingDay:
         """Return what `as_json` wrote."""
-        plain: dict[str, Any] = json.loads(text)
-        return cls(
-            plain["seed"],
-            ForwardingSetting(**plain["setting"]),
-            tuple(Forwarded(*one) for one in plain["messages"]),
-            tuple(FarFault(*one) for one in plain["faults"]),
-        )
+        return cls(*parts_of(text, ForwardingSetting, Forwarded, FarFault))
 
 
 def draw_forwarding(seed: int) -> ForwardingDay:

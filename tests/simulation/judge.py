@@ -394,6 +394,10 @@ class Judge:
                 self._about(number, "wrong item", wrong)
             if not fate.deliveries:
                 self._about(number, "sent undelivered")
+        self._look_at_request(life, sent)
+
+    def _look_at_request(self, life: Life, sent: Sent) -> None:
+        """See that a request is no larger than configured, and that neither too many nor rivals are under way."""
         if len(sent.items) > self.setting.batch_max_items:
             self.fault("batch", f"{len(sent.items)} items in a request, {self.setting.batch_max_items} configured")
         if life.client.in_flight > self.setting.bulk_concurrency:

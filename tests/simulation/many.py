@@ -16,7 +16,7 @@ from tests.simulation.trace import ending
 from tests.simulation.world import play
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from tests.simulation.planted import Planted
 
@@ -49,6 +49,12 @@ class _Failure(NamedTuple):
     seed: int
     rule: str
     told: str
+
+
+def failures(play: Callable[[int], Any], seeds: Iterable[int]) -> list[str]:
+    """Play the days of some seeds in this process; return what failed, with its seed."""
+    played = ((seed, play(seed)) for seed in seeds)
+    return [f"seed {seed}: {one.discrepancy}" for seed, one in played if one.discrepancy is not None]
 
 
 def _play_some(task: tuple[int, int, str, str]) -> tuple[int, float, list[_Failure]]:

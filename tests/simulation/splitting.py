@@ -486,12 +486,7 @@ class SplitJudge(Judge):
             if wrong:
                 self._about(state.fate.publication.number, "wrong item", f"{state}: {wrong}")
             state.ids[item.document_id] = None
-        if len(sent.items) > self.setting.batch_max_items:
-            self.fault("batch", f"{len(sent.items)} items in a request, {self.setting.batch_max_items} configured")
-        if life.client.in_flight > self.setting.bulk_concurrency:
-            self.fault("concurrency", f"{life.client.in_flight} requests of {life.name} in flight")
-        if life.client.crowded:
-            self.fault("crowded", f"two operations of {life.name} in flight on {life.client.crowded}")
+        self._look_at_request(life, sent)
 
     def _id_of(self, state: State) -> str | None:
         """Return the id that the message gives to a document; None: it gives none."""

@@ -11,6 +11,7 @@ import pytest
 from tests.builders import THOROUGHNESS
 from tests.simulation.forwarding import play_forwarding
 from tests.simulation.forwarding_day import FAR_FAULTS, NEAR_FAULTS, ForwardingDay, draw_forwarding
+from tests.simulation.many import failures
 from tests.simulation.planted_forwarding import PLANTED
 from tests.simulation.shrink import shrink
 from tests.simulation.trace import told
@@ -24,12 +25,8 @@ QUICK = ("too-large-shifts-verdicts", "multiple-is-single", "still-says-gzip", "
 @pytest.mark.parametrize("block", range(TESTS))
 def test_no_day_of_forwarding_goes_wrong(block: int) -> None:
     """Nothing lost, acked unpublished, blamed for a neighbour, changed, out of order, stuck or left open."""
-    wrong = []
-    for seed in range(block * DAYS_IN_A_TEST, (block + 1) * DAYS_IN_A_TEST):
-        played = play_forwarding(draw_forwarding(seed))
-        if played.discrepancy is not None:
-            wrong.append(f"seed {seed}: {played.discrepancy}")
-    assert not wrong, "\n".join(wrong)
+    seeds = range(block * DAYS_IN_A_TEST, (block + 1) * DAYS_IN_A_TEST)
+    assert not (wrong := failures(lambda seed: play_forwarding(draw_forwarding(seed)), seeds)), "\n".join(wrong)
 
 
 @pytest.mark.full

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.builders import THOROUGHNESS
 from tests.simulation.handlers import play_handlers
+from tests.simulation.many import failures
 from tests.simulation.trace import told
+
+if TYPE_CHECKING:
+    from tests.simulation.world import Played
 
 DAYS = 60
 LOOKED_FOR = {
@@ -23,13 +28,13 @@ def test_no_day_of_a_consumer_goes_wrong() -> None:
     What the rules speak of does happen on these days.
     """
     seen: Counter[str] = Counter()
-    failed = []
-    for seed in range(DAYS):
+
+    def play_and_look(seed: int) -> Played:
         played, world = play_handlers(seed)
-        seen += world.judge.seen
-        if played.discrepancy is not None:
-            failed.append(f"seed {seed}: {played.discrepancy}")
-    assert not failed
+        seen.update(world.judge.seen)
+        return played
+
+    assert not failures(play_and_look, range(DAYS))
     assert seen.keys() >= LOOKED_FOR
 
 
@@ -37,8 +42,7 @@ def test_no_day_of_a_consumer_goes_wrong() -> None:
 @pytest.mark.parametrize("block", range(20 * THOROUGHNESS))
 def test_no_day_of_many_consumers_goes_wrong(block: int) -> None:
     """Two thousand days and more."""
-    played = [play_handlers(seed)[0] for seed in range(100 * block, 100 * (block + 1))]
-    assert not [f"seed {one.day.seed}: {one.discrepancy}" for one in played if one.discrepancy is not None]
+    assert not failures(lambda seed: play_handlers(seed)[0], range(100 * block, 100 * (block + 1)))
 
 
 def test_a_day_of_a_consumer_repeats_itself() -> None:

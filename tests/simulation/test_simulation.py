@@ -22,6 +22,7 @@ from tests.simulation.day import (
     Day,
     draw,
 )
+from tests.simulation.many import failures
 from tests.simulation.planted import PLANTED
 from tests.simulation.shrink import shrink
 from tests.simulation.trace import told
@@ -43,12 +44,8 @@ for seed in map(int, sys.argv[1:]):
 @pytest.mark.parametrize("block", range(TESTS))
 def test_no_day_goes_wrong(block: int) -> None:
     """Nothing lost, acked unstored, stored twice, out of order, stuck or stormed; the account adds up: 2,000 days."""
-    wrong = []
-    for seed in range(block * SEEDS_IN_A_TEST, (block + 1) * SEEDS_IN_A_TEST):
-        played = play(draw(seed))
-        if played.discrepancy is not None:
-            wrong.append(f"seed {seed}: {played.discrepancy}")
-    assert not wrong, "\n".join(wrong)
+    seeds = range(block * SEEDS_IN_A_TEST, (block + 1) * SEEDS_IN_A_TEST)
+    assert not (wrong := failures(lambda seed: play(draw(seed)), seeds)), "\n".join(wrong)
 
 
 def test_a_day_repeats_itself_in_another_process() -> None:

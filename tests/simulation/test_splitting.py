@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from tests.builders import THOROUGHNESS
+from tests.simulation.many import failures
 from tests.simulation.splitting import SplitWorld, draw_split
 from tests.simulation.trace import told
 from tests.simulation.world import Played, World, play
@@ -35,13 +36,13 @@ def test_no_day_of_documents_goes_wrong() -> None:
     What the rules speak of does happen on these days.
     """
     seen: Counter[str] = Counter()
-    failed = []
-    for seed in range(DAYS):
+
+    def play_and_look(seed: int) -> Played:
         played, world = play_split(seed)
-        seen += world.judge.seen
-        if played.discrepancy is not None:
-            failed.append(f"seed {seed}: {played.discrepancy}")
-    assert not failed
+        seen.update(world.judge.seen)
+        return played
+
+    assert not failures(play_and_look, range(DAYS))
     assert seen.keys() >= LOOKED_FOR
 
 
@@ -49,8 +50,7 @@ def test_no_day_of_documents_goes_wrong() -> None:
 @pytest.mark.parametrize("block", range(20 * THOROUGHNESS))
 def test_no_day_of_many_goes_wrong(block: int) -> None:
     """Two thousand days and more."""
-    played = [play_split(seed)[0] for seed in range(100 * block, 100 * (block + 1))]
-    assert not [f"seed {one.day.seed}: {one.discrepancy}" for one in played if one.discrepancy is not None]
+    assert not failures(lambda seed: play_split(seed)[0], range(100 * block, 100 * (block + 1)))
 
 
 def test_a_day_of_documents_repeats_itself() -> None:

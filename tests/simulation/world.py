@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from sidecar.app import App
 from sidecar.core.compose import Recipe
@@ -46,7 +46,7 @@ from tests.simulation.day import (
 from tests.simulation.judge import Discrepancy, Judge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from structlog.typing import FilteringBoundLogger
 
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from tests.simulation.day import Day, Fault
 
 QUEUE, DEAD = "work", "work.dead"
+WALL_SECONDS = 1_700_000_000.0
 _PATIENCE_SECONDS = 7_200.0
 _RETURN_SECONDS = 120.0
 _MOST_TURNS = 60_000  # of the loop; a bad day takes some thousands
@@ -148,23 +149,14 @@ class Life:
 
     def new_pipeline(self, world: World) -> Pipeline:
         """Return a pipeline that does what is planned."""
-        return Pipeline(world.plan, world.trade(self), dice=world.dice, log=self._log, wall_clock=_wall_clock)
+        return Pipeline(world.plan, world.trade(self), dice=world.dice, log=self._log, wall_clock=wall_clock)
 
     def crash(self) -> None:
         """End it as ``kill -9`` does, its sessions being lost."""
         self.task.cancel()
 
-    def _connector(self, world: World):  # noqa: ANN202 - that of App
-        connect = world.broker.connector([QUEUE], created=lambda: world.created(self))
-
-        async def remember(receive: Receive) -> BrokerSession:
-            session = await connect(receive)
-            self.sessions.append(session)
-            world.owners[session] = self
-            world.tell("broker", f"{self.name} connected")
-            return session
-
-        return remember
+    def _connector(self, world: World) -> Callable[[Receive], Awaitable[BrokerSession]]:
+        return remembering(world.broker.connector([QUEUE], created=lambda: world.created(self)), self, world)
 
     def end(self) -> None:
         """Note that it is gone."""
@@ -172,8 +164,22 @@ class Life:
         self.ended_at = asyncio.get_running_loop().time()
 
 
-def _wall_clock() -> float:
-    return 1_700_000_000.0 + asyncio.get_running_loop().time()
+def remembering(connect: Callable[[Receive], Awaitable[Any]], life: Any, world: Any) -> Callable[[Receive], Any]:
+    """Return `connect` for a sidecar: each session that it opens is noted as that sidecar's."""
+
+    async def remember(receive: Receive) -> BrokerSession:
+        session = await connect(receive)
+        life.sessions.append(session)
+        world.owners[session] = life
+        world.tell("broker", f"{life.name} connected")
+        return session
+
+    return remember
+
+
+def wall_clock() -> float:
+    """Return the time of day in a simulated day."""
+    return WALL_SECONDS + asyncio.get_running_loop().time()
 
 
 class World:

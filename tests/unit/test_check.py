@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path  # noqa: TC003 - pytest looks at the annotations of fixtures
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ from sidecar.core.compose import Recipe
 from sidecar.core.fields import Fields
 from sidecar.core.template import Template
 from sidecar.elastic.check import permits
+from tests.builders import without_settings
 
 T = Template
 PREFIX = "SIDECAR_"
@@ -242,7 +242,7 @@ class Run(Protocol):
 def checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Return a runner that nothing on this machine has an influence on."""
     monkeypatch.chdir(tmp_path)
-    nothing: dict[str, str | None] = {name: None for name in os.environ if name.upper().startswith(PREFIX)}
+    nothing = without_settings()
 
     def run(**settings: str) -> Result:
         given = {PREFIX + name: text for name, text in settings.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path  # noqa: TC003 - pytest looks at the annotations of fixtures
 from typing import Any, Protocol
 
@@ -15,6 +14,7 @@ from sidecar.cli.config import FORMATS, readme_table
 from sidecar.core import dotenv
 from sidecar.settings import PREFIX, Settings, load
 from tests import compose_dotenv
+from tests.builders import without_settings
 
 NAMES = [PREFIX + name.upper() for name in Settings.model_fields]
 REQUIRED = {"SIDECAR_AMQP_QUEUE": "work", "SIDECAR_INDEX": "logs"}
@@ -40,7 +40,7 @@ class Listed(Protocol):
 def listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Listed:
     """Return a runner that nothing on this machine has an influence on."""
     monkeypatch.chdir(tmp_path)
-    nothing: dict[str, str | None] = {name: None for name in os.environ if name.upper().startswith(PREFIX)}
+    nothing = without_settings()
 
     def run(style: str, environment: dict[str, str]) -> Result:
         return CliRunner().invoke(cli, ["config", "--format", style], env=nothing | environment)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -14,7 +13,7 @@ from sidecar.cli import cli, dlq
 from sidecar.core import properties as core
 from sidecar.errors import BrokerError
 from sidecar.settings import PREFIX
-from tests.builders import ledger, long_string, message, properties
+from tests.builders import ledger, long_string, message, properties, without_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,7 +115,7 @@ def box(monkeypatch: pytest.MonkeyPatch) -> FakeBox:
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Called:
     monkeypatch.chdir(tmp_path)
-    nothing: dict[str, str | None] = {name: None for name in os.environ if name.upper().startswith(PREFIX)}
+    nothing = without_settings()
 
     def call(*arguments: str, answer: str | None = None, **settings: str) -> Result:
         environment = {PREFIX + name: value for name, value in {"AMQP_QUEUE": "work", **settings}.items()}

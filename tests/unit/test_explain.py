@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from pathlib import Path  # noqa: TC003 - pytest looks at the annotations of fixtures
 from typing import Any, Protocol
 
@@ -19,7 +18,7 @@ from sidecar.core.compose import Composer
 from sidecar.core.policy import ITEM_RULES, Course, Fate, Rule, Verdict
 from sidecar.errors import ConfigError
 from sidecar.settings import PREFIX, load
-from tests.builders import long_string, message, properties
+from tests.builders import long_string, message, properties, without_settings
 
 
 class Explained(Protocol):
@@ -34,7 +33,7 @@ class Explained(Protocol):
 def explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Explained:
     """Return a runner that nothing on this machine has an influence on."""
     monkeypatch.chdir(tmp_path)
-    nothing: dict[str, str | None] = {name: None for name in os.environ if name.upper().startswith(PREFIX)}
+    nothing = without_settings()
 
     def run(body: bytes, *arguments: str, **settings: str) -> Result:
         environment = {PREFIX + name: value for name, value in {"INDEX": "logs", **settings}.items()}

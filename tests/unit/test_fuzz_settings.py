@@ -33,6 +33,7 @@ from sidecar.cli import COMMANDS, cli
 from sidecar.cli.config import rows
 from sidecar.errors import ConfigError
 from sidecar.settings import PREFIX, Given, Settings
+from tests.builders import without_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -485,7 +486,7 @@ def one(seed: int, ports: tuple[int, int]) -> Outcome:
     write_files(dice)
     write_dotenv(dice)
     words = line(dice)
-    nothing: dict[str, str | None] = {name: None for name in os.environ if name.upper().startswith(PREFIX)}
+    nothing = without_settings()
     env = environment(dice, *ports)
     with watched() as logged:
         result = CliRunner().invoke(cli, words, env=nothing | env, input=dice.choice(BODIES))

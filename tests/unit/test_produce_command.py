@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections import Counter
 from itertools import islice
@@ -18,6 +17,7 @@ from sidecar.core.properties import short
 from sidecar.errors import BrokerError
 from sidecar.samples import Samples
 from sidecar.settings import PREFIX
+from tests.builders import without_settings
 from tests.fakes.clock import run
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Called:
     monkeypatch.chdir(tmp_path)
-    nothing: dict[str, str | None] = {name: None for name in os.environ if name.upper().startswith(PREFIX)}
+    nothing = without_settings()
 
     def call(*arguments: str, **settings: str) -> Result:
         environment = {PREFIX + name: text for name, text in {"AMQP_QUEUE": "work,other", **settings}.items()}

@@ -76,6 +76,19 @@ class Bench:
         await asyncio.sleep(0)
         return task
 
+    async def publish_until_full(self) -> tuple[asyncio.Task[list[str | None]], asyncio.Event]:
+        """Publish three large copies to a socket that is full after the first; return what makes it take more."""
+        written_before, go_on = asyncio.Event(), asyncio.Event()
+
+        async def drained() -> None:
+            written_before.set()
+            await go_on.wait()
+
+        self.wire.drained = drained  # type: ignore[method-assign]
+        task = await self.publish([one._replace(body=LARGE) for one in self.copies(3)])
+        await written_before.wait()
+        return task, go_on
+
 
 def returned(copy: Copy) -> Returned:
     """Return the broker's return of a copy."""
@@ -375,15 +388,7 @@ def test_a_connection_that_is_lost_while_the_socket_is_full_fails_what_is_being_
 
     async def scenario() -> None:
         bench = Bench()
-        written_before, go_on = asyncio.Event(), asyncio.Event()
-
-        async def drained() -> None:
-            written_before.set()
-            await go_on.wait()
-
-        bench.wire.drained = drained  # type: ignore[method-assign]
-        task = await bench.publish([one._replace(body=LARGE) for one in bench.copies(3)])
-        await written_before.wait()
+        task, go_on = await bench.publish_until_full()
         if confirmed:
             bench.publisher.answered([ack(1)])
         if blocked:
@@ -403,16 +408,7 @@ def test_nothing_more_is_written_to_a_channel_that_was_closed_while_the_socket_w
 
     async def scenario() -> None:
         bench = Bench()
-        written_before = asyncio.Event()
-        go_on = asyncio.Event()
-
-        async def drained() -> None:
-            written_before.set()
-            await go_on.wait()
-
-        bench.wire.drained = drained  # type: ignore[method-assign]
-        task = await bench.publish([one._replace(body=LARGE) for one in bench.copies(3)])
-        await written_before.wait()
+        task, go_on = await bench.publish_until_full()
         count = len(bench.wire.written)
         bench.publisher.refuse("NOT_FOUND")
         go_on.set()
