@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -228,15 +229,23 @@ def test_a_value_is_nested_as_deeply_as_elasticsearch_takes_it(depth: int) -> No
     assert composed(make(routing="{body.x}"), message(body=b'{"x":' + value + b"}"))[1]["routing"] == value.decode()
 
 
+def _nested(depth: int) -> bytes:
+    value = b"V"
+    for _ in range(depth):
+        value = b"F" + table([(b"", value)])
+    return value
+
+
 @pytest.mark.parametrize("depth", [3_000, 100_000])
 def test_a_value_that_is_nested_too_deeply_is_malformed(depth: int) -> None:
     """It is there, and can't be written as text: no default stands for it."""
     body = b'{"x":' + b"[" * depth + b"]" * depth + b"}"
     reason, detail = refused(make("{body.x|other}"), message(body=body))
     assert (reason, "nested" in detail) == ("malformed", True)
-    nested = b"V"
-    for _ in range(depth):
-        nested = b"F" + table([(b"", nested)])
+    opening = len(b"F" + table([(b"", b"")]))
+    around = [b"F%b\0" % struct.pack(">I", 2 + opening * level) for level in reversed(range(depth))]
+    nested = b"".join(around) + b"V"
+    assert depth > 9_000 or nested == _nested(depth)
     one = message(body=b"{}", raw=properties([(b"h", nested)]))
     assert refused(make("{header.h|x}"), one) == ("malformed", "header.h is nested too deeply to be a text")
 
