@@ -39,7 +39,7 @@ from sidecar.core.check import Finding
 from sidecar.core.names import delay_queue
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from aiormq.abc import AbstractConnection
 
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from sidecar.amqp.wire import Reach, Wire
     from sidecar.core.check import Severity
 
-_NO_VHOST = re.compile(r"vhost '?([^']*)'? not found|no access to this vhost", re.IGNORECASE)
 _DIFFERENT = re.compile(r"inequivalent arg '([^']+)' for (?:queue|exchange) .*?: (received .*)", re.DOTALL)
 _CODE = re.compile(r"^[A-Z_]+ - ")
+_LIMIT = re.compile(r"\blimit\b")
 _PUBLISHING_CHANNELS = 2
 _PRODUCERS_PAGE = "docs/deployment.md, What producers declare"
 
@@ -101,7 +101,7 @@ async def check_sink(
 
 
 async def _check(
-    urls: tuple[str, ...], reach: Reach, act: Callable[[_Look], Awaitable[list[Finding]]]
+    urls: tuple[str, ...], reach: Reach, act: Callable[[_Look], AsyncIterator[list[Finding]]]
 ) -> list[Finding]:
     reached = await asyncio.gather(*(_try(URL(text), reach) for text in urls))
     findings = [answer for answer in reached if isinstance(answer, Finding)]
@@ -112,11 +112,13 @@ async def _check(
         return findings
     look = _Look(URL(good), reach)
     try:
-        findings += await act(look)
+        async for some in act(look):
+            findings += some
     except FAILURES as error:
         pass_on_if_ours(error)
-        mend = "look into the broker's log, then run the check again"
-        findings.append(Finding("problem", _where(look.url), f"the check broke off: {_text(error)}", mend))
+        what = f"the connection was lost, so the check is incomplete: {_text(error)}"
+        fix = "see in the broker's log why, and that nothing between cuts connections; then run the check again"
+        findings.append(Finding("problem", _where(look.url), what, fix))
     finally:
         await look.close()
     return findings
@@ -129,19 +131,20 @@ async def _look_at_all(
     delays: tuple[int, ...],
     connections: int,
     consumer_arguments: Mapping[str, Any],
-) -> list[Finding]:
-    findings = await _capacity(look, len(set(topology.queues)), connections)
-    findings += await _none_of_several(look, topology)
+) -> AsyncIterator[list[Finding]]:
+    """Yield the findings part by part: if the connection is lost, those before it stay."""
+    yield await _capacity(look, len(set(topology.queues)), connections)
+    yield await _none_of_several(look, topology)
     for queue in dict.fromkeys(topology.queues):
-        findings += await _queue(look, topology, _Wanted(queue, work_arguments(topology), consumer_arguments))
-        findings += await _dead_letter_queue(look, topology, queue)
-        findings += await _delay_queues(look, topology, queue, delays)
-    findings += await _dead_letter_exchange(look, topology)
-    findings += await _exchange(look, topology)
+        yield await _queue(look, topology, _Wanted(queue, work_arguments(topology), consumer_arguments))
+        yield await _dead_letter_queue(look, topology, queue)
+        yield await _delay_queues(look, topology, queue, delays)
+    yield await _dead_letter_exchange(look, topology)
+    yield await _exchange(look, topology)
     if on_reject == "broker":
-        findings += await _own_dead_lettering(look, topology)
-    findings += await _rights(look, topology, on_reject)
-    return [*findings, _consumer_timeout(look)]
+        yield await _own_dead_lettering(look, topology)
+    yield await _rights(look, topology, on_reject)
+    yield [_consumer_timeout(look)]
 
 
 # The way there -------------------------------------------------------------------------------------------------------
@@ -162,7 +165,10 @@ async def _try(url: URL, reach: Reach) -> Finding | None:
 
 def _unreached(url: URL, error: BaseException, text: str, reach: Reach) -> Finding:
     where, vhost = _where(url), url.path[1:] or "/"
-    if isinstance(error, ConnectionNotAllowed) or _NO_VHOST.search(text):
+    if isinstance(error, ConnectionNotAllowed) and _LIMIT.search(text):
+        what = f"RabbitMQ allows no further connection: {text}"
+        mend = f"{_HOW_TO_RAISE_LIMITS}; or close other connections"
+    elif isinstance(error, ConnectionNotAllowed):
         what = f"the virtual host {vhost!r} doesn't exist, or the user {url.user or 'guest'!r} may not use it: {text}"
         mend = "create it (rabbitmqctl add_vhost), permit it (rabbitmqctl set_permissions), or mend SIDECAR_AMQP_URL"
     elif isinstance(error, ProbableAuthenticationError):
@@ -201,6 +207,12 @@ def _text(error: BaseException) -> str:
     return _CODE.sub("", reason) or type(error).__name__
 
 
+_HOW_TO_RAISE_LIMITS = (
+    "raise the limit: see rabbitmqctl list_user_limits, rabbitmqctl list_vhost_limits, and connection_max and "
+    "channel_max in rabbitmq.conf"
+)
+
+
 async def _capacity(look: _Look, queues: int, connections: int) -> list[Finding]:
     """Check whether a limit (of a user, virtual host or node) allows the connections and channels of `sidecar run`.
 
@@ -213,16 +225,12 @@ async def _capacity(look: _Look, queues: int, connections: int) -> list[Finding]
             connection = await one.connection()
             for _ in range(queues if at == 1 else _PUBLISHING_CHANNELS):
                 await connection.channel(publisher_confirms=False)
-    except FAILURES as error:
-        pass_on_if_ours(error)
+    except ConnectionNotAllowed as error:
         what = (
             f"sidecar run opens {connections} connections at once, the first with {queues} channels (one for each "
             f"queue), each other with {_PUBLISHING_CHANNELS}; RabbitMQ refuses that at connection {at}: {_text(error)}"
         )
-        mend = (
-            "raise the limit: see rabbitmqctl list_user_limits, rabbitmqctl list_vhost_limits, and connection_max and "
-            "channel_max in rabbitmq.conf; another sidecar of the same user needs as many"
-        )
+        mend = f"{_HOW_TO_RAISE_LIMITS}; another sidecar of the same user needs as many"
         return [Finding("problem", _where(look.url), what, mend)]
     finally:
         for one in opened:
@@ -251,7 +259,7 @@ class _Look:
         return self._connection
 
     async def ask(self, act: Act) -> AMQPError | None:
-        """Return the broker's refusal, or None."""
+        """Return the broker's refusal, or None; raise one of `FAILURES` if the connection is lost."""
         return await refusal_of(await self.connection(), act)
 
     async def close(self) -> None:
@@ -595,18 +603,21 @@ def _no_exchange(topology: Topology, where: str) -> Finding:
 # The sink ------------------------------------------------------------------------------------------------------------
 
 
-async def _look_at_sink(look: _Look, topology: Topology, routing_key: str | None, on_unroutable: str) -> list[Finding]:
-    """Return what keeps messages from being published, and what becomes of them where no queue takes them."""
+async def _look_at_sink(
+    look: _Look, topology: Topology, routing_key: str | None, on_unroutable: str
+) -> AsyncIterator[list[Finding]]:
+    """Yield what keeps messages from being published, and what becomes of them where no queue takes them."""
     meanwhile = {
         "hold": "messages wait until one is there",
         "delay": "messages go round by the delay queue until one is there",
         "dead-letter": "messages become dead letters (unroutable)",
     }[on_unroutable]
-    findings = [] if topology.exchange else await _sink_queue(look, routing_key, meanwhile)
     if topology.exchange:
-        findings = await _sink_exchange(look, topology, topology.exchange, meanwhile)
+        yield await _sink_exchange(look, topology, topology.exchange, meanwhile)
+    else:
+        yield await _sink_queue(look, routing_key, meanwhile)
     lack = await lacking_to_publish(look.ask, topology)
-    return [*findings, *([_told(look, lack)] if lack is not None else [])]
+    yield [_told(look, lack)] if lack is not None else []
 
 
 async def _sink_queue(look: _Look, routing_key: str | None, meanwhile: str) -> list[Finding]:

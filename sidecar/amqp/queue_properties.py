@@ -70,6 +70,9 @@ async def read_properties(ask: Ask, queue: str, arguments: dict[str, Any] | None
         ask: acts on a channel and returns the refusal, or None.
         queue: must exist; one that doesn't isn't created.
         arguments: the first guess. RabbitMQ logs each refusal, and a right guess causes none.
+
+    Raises:
+        AMQPError, OSError, RuntimeError, CancelledError: the connection was lost (`sidecar.amqp.wire.FAILURES`).
     """
     guess = QueueProperties(arguments=arguments or {})
     for _ in range(_MAX_GUESSES):

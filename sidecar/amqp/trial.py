@@ -97,8 +97,9 @@ async def _queue(ask: Ask, name: str, arguments: dict[str, Any]) -> AsyncIterato
     # Named like a delay queue, so that a configure pattern for the sidecar's own queues covers it.
     trial = _named(delay_queue(name, secrets.randbelow(9 * 10**14) + 10**14))
     expiring = {"x-expires": _EXPIRES_MILLISECONDS} | arguments
-    refusal = await ask(lambda channel: channel.queue_declare(trial, durable=True, arguments=expiring))
+    refusal = None
     try:
+        refusal = await ask(lambda channel: channel.queue_declare(trial, durable=True, arguments=expiring))
         yield trial, _about(name, trial, refusal)
     finally:
         if refusal is None:
@@ -108,10 +109,11 @@ async def _queue(ask: Ask, name: str, arguments: dict[str, Any]) -> AsyncIterato
 @asynccontextmanager
 async def _exchange(ask: Ask, name: str, kind: str) -> AsyncIterator[tuple[str, AMQPError | None]]:
     trial = _named(f"{name}.check.{secrets.token_hex(8)}")
-    refusal = await ask(
-        lambda channel: channel.exchange_declare(exchange=trial, exchange_type=kind, durable=True, auto_delete=True)
-    )
-    try:
+    refusal = None
+    try:  # an exchange doesn't expire: it is also deleted if the connection was lost while it was declared
+        refusal = await ask(
+            lambda channel: channel.exchange_declare(exchange=trial, exchange_type=kind, durable=True, auto_delete=True)
+        )
         yield trial, _about(name, trial, refusal)
     finally:
         if refusal is None:

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import aiormq
 from aiormq.connection import TransportFactory
-from aiormq.exceptions import AMQPConnectionError, AMQPError, AuthenticationError, InvalidFrameError
+from aiormq.exceptions import (
+    AMQPConnectionError,
+    AMQPError,
+    AuthenticationError,
+    ConnectionNotAllowed,
+    InvalidFrameError,
+)
 from aiormq.tools import censor_url
 from yarl import URL
 
@@ -44,6 +50,7 @@ _SAYS_NOTHING = (
     "the server closed the connection without an answer: does the port belong to RabbitMQ, and does it speak TLS "
     "(amqps:// instead of amqp://)?"
 )
+_NOT_ALLOWED = "530 "
 _TLS_ALERT = b"\x15\x03"
 _CLOSE_SECONDS = 5.0
 _HEARTBEAT_SECONDS = 5.0
@@ -292,7 +299,8 @@ async def connect(
     except InvalidFrameError as error:
         # aiormq expected another frame than the one that says why, over a virtual host that isn't there for instance.
         reason = factory.wire.close_reason if factory.wire is not None else None
-        raise AMQPConnectionError(f"RabbitMQ closed the connection: {reason or error}") from error
+        kind = ConnectionNotAllowed if reason is not None and reason.startswith(_NOT_ALLOWED) else AMQPConnectionError
+        raise kind(f"RabbitMQ closed the connection: {reason or error}") from error
     except AMQPConnectionError as error:
         made = factory.wire
         if url.scheme == "amqp" and made is not None and (not made.heard or made.heard.startswith(_TLS_ALERT)):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sidecar.core.check import Finding
+    from tests.fakes.amqp_methods import Method
+    from tests.fakes.amqp_server import Channel
 
 WORK = Topology(queues=("work",))
 TWO = Topology(queues=("first", "second"))
@@ -36,7 +38,7 @@ def all_there(server: AmqpServer) -> None:
     declare(server, "work", "work.dead", "first", "first.dead", "second", "second.dead")
 
 
-def state(server: AmqpServer) -> object:
+def state(server: AmqpServer) -> tuple[dict[str, object], ...]:
     """Return everything that a check must leave as it is."""
     host = server.vhosts["/"]
     return (
@@ -63,14 +65,20 @@ def found(
     leaves: bool = False,
     **options: Any,
 ) -> list[Finding]:
-    """Return the findings; the check leaves the broker as it was, and nothing open (but for `leaves`)."""
+    """Return the findings; the check leaves the broker as it was, and nothing open.
+
+    With `leaves`, connections may be lost: what was there is as it was.
+    """
 
     async def scenario() -> list[Finding]:
         async with AmqpServer() as server:
             arrange(server)
             before = state(server)
             findings = await check((server.url,), Reach(timeout_seconds=5.0), topology, on_reject, **options)
-            assert state(server) == before
+            after = state(server)
+            if leaves:  # a trial queue, which expires
+                after = tuple({name: one[name] for name in old} for one, old in zip(after, before, strict=True))
+            assert after == before
             assert server.consumers() == []
             assert leaves or server.left_open() == []
             assert leaves or most_channels(server) <= max(2, len(topology.queues))
@@ -435,15 +443,123 @@ def test_a_limit_on_channels_or_connections_is_a_problem_with_the_numbers() -> N
     assert "refuses that at connection 3: limit of channels" in problem.what
 
 
-@pytest.mark.parametrize("at", range(0, 24, 4))
-def test_a_broker_that_dies_breaks_the_check_off_without_a_traceback(at: int) -> None:
-    """Findings before it are told, and nothing stays open on our side."""
+LOST = "the connection was lost, so the check is incomplete: "
+FORCED = end(320, "CONNECTION_FORCED - broker forced connection closure")
+
+
+@pytest.mark.parametrize(
+    ("method", "lose", "ats"),
+    [
+        ("connection.open", drop, (1, 2)),  # the two of `_capacity`
+        ("connection.open", FORCED, (2,)),
+        ("channel.open", drop, (0, 3, 6, 12)),
+        ("channel.open", FORCED, (0,)),
+        ("queue.declare", drop, (0, 1, 2, 3, 4, 5)),
+        ("queue.declare", FORCED, (2, 3)),
+        ("queue.unbind", drop, (0, 1)),
+        ("basic.consume", drop, (0, 3)),
+        ("basic.publish", drop, (0,)),
+        ("exchange.declare", drop, (0, 1, 2)),
+    ],
+)
+def test_a_connection_that_is_lost_is_told_as_that_and_nothing_is_made_up(
+    method: str, lose: Callable[[Channel, Method], None], ats: tuple[int, ...]
+) -> None:
+    """Whatever is asked at that moment: the findings before it stay, and no missing right is among them."""
+    topology = Topology(queues=("first", "second"), **EVENTS)
+    complete = found(all_there, topology, delays=(1000,))
 
     def mortal(server: AmqpServer) -> None:
         all_there(server)
-        server.on("queue.declare", drop, skip=at, times=1)
+        server.on(method, lose, skip=at, times=1)
 
-    assert all(finding.what for finding in found(mortal, TWO, leaves=True))
+    for at in ats:  # noqa: B007 - `mortal` reads it
+        *before, last = found(mortal, topology, leaves=True, delays=(1000,))
+        assert (last.severity, last.what.startswith(LOST), "run the check again" in last.mend) == (
+            "problem",
+            True,
+            True,
+        )
+        assert before == complete[: len(before)]
+
+
+def test_findings_before_the_connection_is_lost_are_told() -> None:
+    """The work queue's, when the dead-letter queue is asked for."""
+
+    def mortal(server: AmqpServer) -> None:
+        declare(server, "work", "work.dead", x_expires=60_000)
+        server.on("queue.declare", drop, times=1, queue="work.dead")
+
+    first, last = found(mortal, leaves=True)
+    assert (first.where, "it expires" in first.what, last.what.startswith(LOST)) == ("queue 'work'", True, True)
+
+
+def test_a_trial_exchange_is_deleted_if_the_connection_is_lost_while_it_is_created() -> None:
+    """Unlike a trial queue, it doesn't expire."""
+
+    def created_unanswered(channel: Channel, method: Method) -> None:
+        channel.connection.vhost.exchanges[method["exchange"]] = Exchange(method["exchange"], method["type"])
+        drop(channel, method)
+
+    async def scenario() -> None:
+        async with AmqpServer() as server:
+            all_there(server)
+            server.on("exchange.declare", created_unanswered, times=1, passive=False)
+            *_, last = await check((server.url,), Reach(), BOUND, "dead-letter")
+            assert last.what.startswith(LOST)
+            assert set(server.vhosts["/"].exchanges) == {"amq.direct", "amq.fanout", "amq.topic"}
+
+    network.run(scenario())
+
+
+@pytest.mark.parametrize("at", range(3))
+def test_a_sink_whose_connection_is_lost_is_told_as_that(at: int) -> None:
+    """A passive declare, the declare and the question for the right to publish."""
+
+    async def scenario() -> list[Finding]:
+        async with AmqpServer() as server:
+            server.bind("next", "k", "q", kind="topic")
+            server.on("channel.open", drop, skip=at, times=1)
+            return await check_sink(
+                (server.url,), Reach(), SINK, None, named="SIDECAR_SINK_AMQP_URL", on_unroutable="hold"
+            )
+
+    *before, last = network.run(scenario())
+    assert last.what.startswith(LOST)
+    assert [one.severity for one in before] == ["note"] * (at == 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "told_as"),
+    [
+        ("access to vhost '/' refused for user 'guest'", "the user 'guest' may not use it"),
+        ("vhost / not found", "the virtual host '/' doesn't exist"),
+        ("connection refused for user 'guest': user connection limit (1) is reached", "no further connection"),
+    ],
+)
+def test_a_connection_that_may_not_be_opened_is_told_with_what_is_missing(text: str, told_as: str) -> None:
+    """Not as a broker that can't be reached: host and port are right."""
+
+    def closed(server: AmqpServer) -> None:
+        server.on("connection.open", end(530, f"NOT_ALLOWED - {text}"))
+
+    (finding,) = found(closed, leaves=True)
+    assert told_as in finding.what
+    assert "host and port" not in finding.mend
+
+
+def test_a_limit_on_connections_is_a_problem_with_the_numbers() -> None:
+    """RabbitMQ closes the connection while it is opened."""
+
+    def limited(server: AmqpServer) -> None:
+        all_there(server)
+        text = "NOT_ALLOWED - connection refused for user 'guest': user connection limit (2) is reached"
+        server.on("connection.open", end(530, text), skip=2, times=1)
+
+    (problem, *_) = found(limited, connections=2, leaves=True)
+    assert "opens 2 connections at once" in problem.what
+    assert "refuses that at connection 2" in problem.what
+    assert "user connection limit (2) is reached" in problem.what
 
 
 SINK = Topology(exchange="next", exchange_type="topic", publishes=True)

@@ -719,6 +719,23 @@ def test_delay_queues_are_created_once_and_again_when_they_are_gone() -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("at", range(5))
+def test_a_connection_that_is_lost_under_a_declare_is_not_told_as_refused(at: int) -> None:
+    """While a session is opened (declares, and the guess at properties), and while it creates a delay queue."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        server.declare("work.dead")
+        server.on("queue.declare", drop, skip=at, times=1)
+        with pytest.raises(BrokerError) as failed:  # noqa: PT012 - each step may be the one
+            session = await session_of(server)
+            await session.find_delay_queue("work", 10_000)
+        assert "refused" not in str(failed.value)
+        assert "reset" in str(failed.value)
+
+    play(scenario)
+
+
 def test_a_dead_letter_is_not_published_before_its_queue_is_durable() -> None:
     """RabbitMQ forgets what is in a queue that is younger than a second, when it is killed."""
 
