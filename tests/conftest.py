@@ -33,8 +33,8 @@ SERVER_FOLDERS = ("integration", "contract", "faults")
 BREAKABLE = frozenset({"breakable_broker", "breakable_cluster"})
 LONG = (
     "test_vanishing_queues", "test_promise", "test_undelayed", "test_check_trial", "test_dlq", "test_copies",
-    "test_secrets", "test_broker", "test_coalesce", "test_verdicts", "test_table", "test_chain", "test_rounds", "test_rights",
-    "test_logins", "test_operate", "test_queue_properties",
+    "test_secrets", "test_broker", "test_coalesce", "test_verdicts", "test_table", "test_chain", "test_rounds",
+    "test_rights", "test_logins", "test_operate", "test_queue_properties",
 )  # fmt: skip
 """Files with servers that take longest: begun late, one of them would still run when all others are through."""
 _HERE = Path(__file__).parent
