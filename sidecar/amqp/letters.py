@@ -420,8 +420,8 @@ class LetterBox:
         Raises:
             BrokerError: the channel is gone: they are in their queue again.
         """
-        if self._lost is not None:
-            raise BrokerError(self._lost)
+        if self._lost is not None or self.ledger.channel_closed:
+            raise BrokerError(self._lost or "channel closed")
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Ack letters.

@@ -67,7 +67,11 @@ class Producer:
             self.frame_max = self._wire.inbound.frame_max
             self._wire.on_blocked = self._blocked
             self._publisher, channel = await open_publisher(
-                self._connection, self._wire, self._confirm_timeout_seconds, self._lose
+                self._connection,
+                self._wire,
+                self._confirm_timeout_seconds,
+                on_silence=self._lose,
+                on_closed=lambda text: self._lose(f"channel closed: {text}"),
             )
             channel.closing.add_done_callback(self._channel_closed)
         except FAILURES as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from sidecar.core import frames
 from sidecar.core.copies import TOKEN_HEADER
-from sidecar.core.frames import Confirm, Returned
+from sidecar.core.frames import Closed, Confirm, Returned
 from sidecar.core.properties import STRING_OVERHEAD, PropertiesError, header
 from sidecar.errors import BrokerError
 from sidecar.ports import Unroutable
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel, AbstractConnection
 
     from sidecar.amqp.wire import Wire
+    from sidecar.core.frames import Answer
     from sidecar.ports import Copy
 
 REFUSED = "RabbitMQ refused it (basic.nack): the queue is full or unavailable"
@@ -54,6 +55,8 @@ class Publisher:
         confirm_timeout_seconds: a confirm that takes longer is not waited for; the session has to end then, for only
             the end of the connection settles what became of the copy.
         on_silence: called when confirms failed to come.
+        on_closed: called with the reason when RabbitMQ has closed the channel; it is to `refuse` or `lose` what is
+            open.
     """
 
     def __init__(
@@ -64,12 +67,14 @@ class Publisher:
         *,
         confirm_timeout_seconds: float,
         on_silence: Callable[[str], None],
+        on_closed: Callable[[str], None],
     ) -> None:
         self._wire = wire
         self._channel = channel
         self._frame_max = frame_max
         self._confirm_timeout_seconds = confirm_timeout_seconds
         self._on_silence = on_silence
+        self._on_closed = on_closed
         self._next_tag = 1
         self._writing = asyncio.Lock()  # the broker numbers what it gets: tags and frames have one order
         self._open: dict[int, Pending] = {}  # by tag, ascending: a dict remembers insertion
@@ -163,11 +168,13 @@ class Publisher:
         if frames_due:
             self._wire.write(frames_due)
 
-    def answered(self, answers: list[Confirm | Returned]) -> None:
+    def answered(self, answers: list[Answer]) -> None:
         """Take the broker's answers, in order: a return comes before the confirm of its copy."""
         for answer in answers:
             if isinstance(answer, Returned):
                 self._note_return(answer)
+            elif isinstance(answer, Closed):
+                self._on_closed(answer.text)
             else:
                 self._note_confirm(answer)
 
@@ -235,7 +242,12 @@ def _resolve(done: asyncio.Future[None]) -> None:
 
 
 async def open_publisher(
-    connection: AbstractConnection, wire: Wire, confirm_timeout_seconds: float, on_silence: Callable[[str], None]
+    connection: AbstractConnection,
+    wire: Wire,
+    confirm_timeout_seconds: float,
+    *,
+    on_silence: Callable[[str], None],
+    on_closed: Callable[[str], None],
 ) -> tuple[Publisher, AbstractChannel]:
     """Open a channel in confirm mode on `connection`; its answers are to be passed to `Publisher.answered`.
 
@@ -244,6 +256,7 @@ async def open_publisher(
         wire: the connection's.
         confirm_timeout_seconds: see `Publisher`.
         on_silence: see `Publisher`.
+        on_closed: see `Publisher`.
     """
     channel = await connection.channel(publisher_confirms=True)
     wire.inbound.take_confirms(channel.number)
@@ -253,5 +266,6 @@ async def open_publisher(
         wire.inbound.frame_max,
         confirm_timeout_seconds=confirm_timeout_seconds,
         on_silence=on_silence,
+        on_closed=on_closed,
     )
     return publisher, channel

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from aiormq.exceptions import ChannelClosed
-
 from sidecar.amqp.channels import refusal_of
 from sidecar.amqp.lease import Lease
 from sidecar.amqp.publisher import Publisher, open_publisher
@@ -135,19 +133,17 @@ class Session:
             raise unopened(error, url, self._connecting.reach) from error
 
     async def _open_publisher(self, connection: AbstractConnection, wire: Wire) -> Publisher:
-        publisher, channel = await open_publisher(
-            connection, wire, self._connecting.confirm_timeout_seconds, self._lose
-        )
+        def refused(text: str) -> None:
+            self._publisher = None
+            publisher.refuse(f"RabbitMQ refused it: {text}")
 
         def closed(closing: asyncio.Future[object]) -> None:
-            error = None if closing.cancelled() else closing.exception()
-            if isinstance(error, ChannelClosed):  # RabbitMQ refused a copy, and the connection lives
-                wire.inbound.release(channel.number)
-                self._publisher = None
-                publisher.refuse(f"RabbitMQ refused it: {error}")
-            else:
+            if self._publisher is publisher:  # otherwise RabbitMQ refused a copy, which costs the channel only
                 self._channel_closed(closing)
 
+        publisher, channel = await open_publisher(
+            connection, wire, self._connecting.confirm_timeout_seconds, on_silence=self._lose, on_closed=refused
+        )
         publisher.block(self._blocked)
         self._publisher = publisher
         channel.closing.add_done_callback(closed)
@@ -273,16 +269,16 @@ class Session:
             self._lease.begin(at_once=False)
 
     def settle(self, ledger: Ledger, settlements: list[Settlement]) -> None:
-        """Write acks at once; void when the epoch is over."""
+        """Write acks at once; void when the epoch is over or RabbitMQ has closed the channel."""
         wire = self._consume_wire
-        if wire is not None and settlements and not ledger.closed:
+        if wire is not None and settlements and ledger.is_writable:
             if len(settlements) > NACKS_AT_ONCE:
                 self._acks_safe_at = asyncio.get_running_loop().time() + ACKS_SECONDS
             wire.write(b"".join(frames.ack(ledger.channel, tag, multiple=multiple) for tag, multiple in settlements))
 
     def reject(self, ledger: Ledger, tag: int) -> None:
-        """Have the queue's own dead-lettering take one delivery; void when the epoch is over."""
-        if self._consume_wire is not None and not ledger.closed:
+        """Have the queue's own dead-lettering take one delivery; void like acks."""
+        if self._consume_wire is not None and ledger.is_writable:
             self._consume_wire.write(frames.reject(ledger.channel, tag))
 
     def pause(self) -> None:
@@ -296,9 +292,9 @@ class Session:
             self._consume_wire.resume()
 
     async def requeue(self, ledger: Ledger, tags: list[int]) -> None:
-        """Have the broker take back single deliveries, in this order; void when the epoch is over."""
+        """Have the broker take back single deliveries, in this order; void like acks."""
         if not ledger.closed:
-            await self._nack(ledger.channel, [(tag, False) for tag in tags])
+            await self._nack(ledger, [(tag, False) for tag in tags])
 
     async def give_back(self, outstanding: list[tuple[Ledger, list[int]]]) -> None:
         """Have the broker take back all that is outstanding, in the order of delivery.
@@ -316,9 +312,7 @@ class Session:
         try:
             for ledger, tags in outstanding:
                 if _nack_is_free(connection):
-                    await self._nack(
-                        ledger.channel, [(tag, True) for tag in [*tags[_AT_ONCE - 1 :: _AT_ONCE], *tags[-1:]]]
-                    )
+                    await self._nack(ledger, [(tag, True) for tag in [*tags[_AT_ONCE - 1 :: _AT_ONCE], *tags[-1:]]])
                     self._follow(ledger, ledger.successor())
                 elif tags:
                     await self._acks_are_safe()
@@ -329,7 +323,7 @@ class Session:
         except FAILURES as error:
             raise self._failed(error) from error
 
-    async def _nack(self, channel: int, settlements: list[tuple[int, bool]]) -> None:
+    async def _nack(self, ledger: Ledger, settlements: list[tuple[int, bool]]) -> None:
         """Write nacks of single tags, or of all up to a tag, so slowly that a quorum queue keeps their order.
 
         It takes single commands in their order, and joins those that pile up.
@@ -339,11 +333,10 @@ class Session:
         for at in range(0, len(settlements), NACKS_AT_ONCE):
             if at:
                 await asyncio.sleep(NACK_PAUSE_SECONDS)
-            if wire is not None:
+            if wire is not None and not ledger.channel_closed:
                 some = settlements[at : at + NACKS_AT_ONCE]
-                wire.write(
-                    b"".join(frames.nack(channel, tag, multiple=all_up_to, requeue=True) for tag, all_up_to in some)
-                )
+                nacks = (frames.nack(ledger.channel, tag, multiple=all_up_to, requeue=True) for tag, all_up_to in some)
+                wire.write(b"".join(nacks))
 
     async def _acks_are_safe(self) -> None:
         """Wait until RabbitMQ has passed on the acks of a channel that is about to end."""

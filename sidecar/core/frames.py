@@ -56,11 +56,20 @@ class Returned(NamedTuple):
     properties: bytes
 
 
+class Closed(NamedTuple):
+    """The broker has closed the channel: no confirms follow, and nothing more may be written to it."""
+
+    text: str
+
+
+Answer = Confirm | Returned | Closed
+
+
 class Taken(NamedTuple):
-    """What one piece of the stream brought: our messages, our confirms and returns in order, and the rest."""
+    """What one piece of the stream brought: our messages, what is said about our copies in order, and the rest."""
 
     messages: list[Message]
-    answers: list[Confirm | Returned]
+    answers: list[Answer]
     passed: bytes
 
 
@@ -96,7 +105,10 @@ class Inbound:
         self._opening = b""
 
     def take_deliveries(self, ledger: Ledger) -> None:
-        """From now on deliveries on the ledger's channel are ours; call it before ``basic.consume``."""
+        """From now on deliveries on the ledger's channel are ours; call it before ``basic.consume``.
+
+        If the broker closes the channel, that is noted in the ledger.
+        """
         self._ledgers[ledger.channel] = ledger
 
     def take_confirms(self, channel: int) -> None:
@@ -104,7 +116,7 @@ class Inbound:
         self._confirming = channel
 
     def release(self, channel: int) -> None:
-        """Forget a channel that was closed; its number may be used again."""
+        """Forget a channel that we have closed; its number may be used again."""
         self._ledgers.pop(channel, None)
         self._contents.pop(channel, None)
         if self._confirming == channel:
@@ -129,7 +141,7 @@ class Inbound:
                 return Taken([], [], data)
             self._started, data = True, self._opening
         messages: list[Message] = []
-        answers: list[Confirm | Returned] = []
+        answers: list[Answer] = []
         passed: list[bytes] = []
         pos, end = 0, len(data)
         try:
@@ -233,7 +245,7 @@ class Inbound:
         return pos
 
     def _take_frame(
-        self, kind: int, channel: int, payload: bytes, messages: list[Message], answers: list[Confirm | Returned]
+        self, kind: int, channel: int, payload: bytes, messages: list[Message], answers: list[Answer]
     ) -> bool:
         """Take one frame if it is ours; return whether it was."""
         content = self._contents.get(channel)
@@ -244,12 +256,14 @@ class Inbound:
                 # The broker may close a channel in the middle of a message; that message is void, the close is not.
                 if struct.unpack_from(">HH", payload) != _CHANNEL_CLOSE:
                     raise WireError(f"a method in the middle of a message on channel {channel}")
-                del self._contents[channel]
+                self._note_close(channel, payload, answers)
                 return False
             self._extend(channel, content, kind, payload)
         elif kind == _METHOD and self._begins_content(channel, payload):
             content = self._contents[channel] = _Content(payload)
         elif kind == _METHOD:
+            if struct.unpack_from(">HH", payload) == _CHANNEL_CLOSE:
+                self._note_close(channel, payload, answers)
             return self._take_confirm(channel, payload, answers)
         elif kind != _HEARTBEAT and (channel in self._ledgers or channel == self._confirming):
             raise WireError(f"a piece of a message on channel {channel} that belongs to none")
@@ -266,7 +280,15 @@ class Inbound:
             return method == (_BASIC, _DELIVER)
         return channel == self._confirming and method == (_BASIC, _RETURN)
 
-    def _take_confirm(self, channel: int, payload: bytes, answers: list[Confirm | Returned]) -> bool:
+    def _note_close(self, channel: int, payload: bytes, answers: list[Answer]) -> None:
+        """Have nothing more written to a channel that the broker has closed; its number may be used again."""
+        if channel in self._ledgers:
+            self._ledgers[channel].channel_closed = True
+        if channel == self._confirming:
+            answers.append(Closed(_short(payload, 6)))
+        self.release(channel)
+
+    def _take_confirm(self, channel: int, payload: bytes, answers: list[Answer]) -> bool:
         class_id, method_id = struct.unpack_from(">HH", payload)
         if channel != self._confirming or class_id != _BASIC or method_id not in (_ACK, _NACK):
             return False
@@ -291,9 +313,7 @@ class Inbound:
             if content.have > content.size:
                 raise WireError(f"a message on channel {channel} is longer than its header says")
 
-    def _complete(
-        self, channel: int, content: _Content, messages: list[Message], answers: list[Confirm | Returned]
-    ) -> None:
+    def _complete(self, channel: int, content: _Content, messages: list[Message], answers: list[Answer]) -> None:
         method = content.method
         ledger = self._ledgers.get(channel)
         if ledger is None:

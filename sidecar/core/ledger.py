@@ -33,6 +33,7 @@ class Ledger:
 
     Attributes:
         closed: the epoch is over; the broker has everything that was not settled again, and settling is void.
+        channel_closed: the broker has closed the channel.
         next_tag: the tag that the next delivery must have.
         held_bytes: what the open deliveries take of the memory limit; whoever keeps deliveries adds to it.
     """
@@ -41,6 +42,7 @@ class Ledger:
         self.queue = queue
         self.channel = channel
         self.closed = False
+        self.channel_closed = False
         self.next_tag = first_tag
         self.held_bytes = 0
         self._base = first_tag
@@ -52,6 +54,11 @@ class Ledger:
         """Show the states, for tests and traces."""
         state = "closed" if self.closed else "live"
         return f"<Ledger {self.queue}/{self.channel} {state} {self._base}+{bytes(self._states).hex()}>"
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether settlements may be written: on a channel that it has closed, the broker takes none."""
+        return not self.closed and not self.channel_closed
 
     @property
     def open(self) -> int:

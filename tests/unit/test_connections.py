@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidecar.amqp.letters import open_letters
 from sidecar.amqp.outlet import Outlet
 from sidecar.amqp.producer import Producer, open_producer
 from sidecar.amqp.publisher import REFUSED
@@ -31,6 +32,7 @@ from tests.fakes.amqp_server import (
     answer,
     by_chance,
     drop,
+    each,
     end,
     ignore,
     nack,
@@ -42,6 +44,7 @@ from tests.fakes.amqp_server import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
+    from sidecar.amqp.wire import Wire
     from sidecar.core.message import Message
 
 FRAME_MAX = 4096
@@ -100,6 +103,19 @@ async def session_of(
     chunks = received if received is not None else []
     connecting = Connecting(topology=Topology(queues=("work",), **topology), seen=seen or Seen())
     return await open_session((server.url,), connecting, chunks.extend)
+
+
+def hearing(wire: Wire | None) -> asyncio.Event:
+    """Return what is set when the next bytes have come by a connection."""
+    assert wire is not None
+    heard, take = asyncio.Event(), wire.data_received
+
+    def data_received(data: bytes) -> None:
+        take(data)
+        heard.set()
+
+    wire.data_received = data_received  # type: ignore[method-assign]
+    return heard
 
 
 def leftovers(producer: Producer) -> list[object]:
@@ -647,6 +663,84 @@ def test_a_session_ends_with_either_connection_and_says_why(
 
 def _consuming(server: AmqpServer) -> int:
     return next(number for number, channel in server.connections[0].channels.items() if channel.consumers)
+
+
+def test_nothing_more_is_written_to_a_consuming_channel_that_rabbitmq_has_closed() -> None:
+    """Acks, rejects and nacks at any moment from the close on: a frame on a closed channel costs the connection."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        for _ in range(40):
+            server.publish("work", b"{}")
+        received: list[Message] = []
+        session = await session_of(server, received)
+        await session.consume(40)
+        await asyncio.sleep(1)
+        (ledger,) = session.ledgers
+        requeued = asyncio.create_task(session.requeue(ledger, list(range(1, 31))))  # slowly
+        await asyncio.sleep(0)
+        server.connections[0].channels[_consuming(server)].close(406, "PRECONDITION_FAILED - timed out")
+        for tag in range(31, 36):
+            for _ in range(20):  # one may come in any turn of the loop between the close and its end
+                session.settle(ledger, [Settlement(tag, multiple=False)])
+                session.reject(ledger, tag + 5)
+                await session.requeue(ledger, [tag])
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
+        await requeued
+        await asyncio.sleep(1)
+        assert "timed out" in session.lost.result()
+        assert server.acked == server.rejected == []
+        assert len(server.queues["work"].ready) == 40
+        await session.close()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("turns", range(12))
+def test_nothing_more_is_written_to_a_publishing_channel_that_rabbitmq_has_closed(turns: int) -> None:
+    """Whoever publishes so many turns of the loop after the close has another channel."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        server.declare("work.dead")
+        session = await session_of(server)
+        heard = hearing(session._publish_wire)
+        server.on("basic.publish", refuse(406, "PRECONDITION_FAILED - no"), times=1, skip=1)
+        server.confirms = withheld
+        refused = asyncio.create_task(session.publish(copies(b"1", b"2", b"3", key=b"work.dead")))
+        await heard.wait()
+        server.confirms = each
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        assert await session.publish(copies(b"next", key=b"work.dead")) == [None]
+        assert await refused == ["RabbitMQ refused it: PRECONDITION_FAILED - no"] * 3
+        assert not session.lost.done()
+        await session.close()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_dead_letters_of_a_channel_that_rabbitmq_has_closed_do_not_count_as_acked(turns: int) -> None:
+    """They are in their queue again: whoever acks them is told so, from the close on."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work.dead")
+        server.publish("work.dead", b"{}")
+        box = await open_letters((server.url,), "work.dead", Reach())
+        await box.widen(1)
+        letters = await box.receive()
+        heard = hearing(box._wire)
+        server.connections[0].channels[_consuming(server)].close(406, "PRECONDITION_FAILED - timed out")
+        await heard.wait()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        with pytest.raises(BrokerError, match="channel closed"):
+            box.acknowledge(letters)
+        await box.close()
+
+    play(scenario)
 
 
 def test_a_missing_exchange_refuses_only_what_goes_there() -> None:

@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 
 from sidecar.core import frames
-from sidecar.core.frames import HEARTBEAT, Confirm, Inbound, Returned
+from sidecar.core.frames import HEARTBEAT, Closed, Confirm, Inbound, Returned
 from sidecar.errors import WireError
 from tests.builders import content_header, deliver, delivery, frame, ledger, properties, short_string, tags
 
@@ -114,6 +114,34 @@ def test_confirms_and_returns_come_in_the_order_of_the_wire() -> None:
     taken = parser.feed(returned(3) + ack + nack)
     assert taken.answers == [Returned(312, "NO_ROUTE", RAW), Confirm(5, True, True), Confirm(6, False, False)]
     assert taken.passed == b""
+
+
+def test_a_close_of_a_channel_to_publish_on_follows_the_confirms_before_it() -> None:
+    """What was confirmed before it counts, and the number may be used again; the close itself is passed on as well."""
+    parser = Inbound()
+    parser.take_confirms(3)
+    ack = frame(1, 3, struct.pack(">HHQB", 60, 80, 5, 1))
+    text = b"NOT_FOUND - no exchange"
+    close = frame(1, 3, struct.pack(">HHHB", 20, 40, 404, len(text)) + text + bytes(4))
+    taken = parser.feed(ack + close + ack)
+    assert taken.answers == [Confirm(5, True, True), Closed("NOT_FOUND - no exchange")]
+    assert taken.passed == close + ack
+    other = frame(1, 4, struct.pack(">HHHB", 20, 40, 404, 0) + bytes(4))
+    parser.take_confirms(3)
+    assert parser.feed(other).answers == []
+
+
+@pytest.mark.parametrize("before", [b"", deliver(1, 1) + content_header(1, 5)])
+def test_a_close_of_a_consuming_channel_is_noted_in_its_ledger_at_once(before: bytes) -> None:
+    """Before anything else can be written to the channel: also in the middle of a message, and only in that ledger."""
+    parser = Inbound()
+    consuming, other = ledger(channel=1), ledger(channel=2)
+    parser.take_deliveries(consuming)
+    parser.take_deliveries(other)
+    assert consuming.is_writable
+    taken = parser.feed(before + CLOSE)
+    assert (taken.passed, taken.answers) == (CLOSE, [])
+    assert (consuming.is_writable, other.is_writable) == (False, True)
 
 
 def test_acks_on_other_channels_are_passed_on() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from sidecar.amqp.publisher import REFUSED, Publisher
 from sidecar.core.copies import TOKEN_HEADER
-from sidecar.core.frames import Confirm, Returned
+from sidecar.core.frames import Closed, Confirm, Returned
 from sidecar.errors import BrokerError
 from sidecar.ports import Copy, Unroutable
 from tests.builders import long_string, properties
@@ -57,6 +57,7 @@ class Bench:
             4096,
             confirm_timeout_seconds=confirm_timeout_seconds,
             on_silence=self.silences.append,
+            on_closed=lambda text: self.publisher.refuse(text),  # noqa: PLW0108 - it is made here
         )
         self.tokens = 0
 
@@ -371,8 +372,7 @@ def test_a_channel_that_is_closed_refuses_what_is_open_and_nothing_that_was_conf
     async def scenario() -> None:
         bench = Bench()
         task = await bench.publish(bench.copies(3))
-        bench.publisher.answered([ack(1)])
-        bench.publisher.refuse("NOT_FOUND")
+        bench.publisher.answered([ack(1), Closed("NOT_FOUND")])
         assert await task == [None, "NOT_FOUND", "NOT_FOUND"]
         assert not bench.silences
 
@@ -410,7 +410,7 @@ def test_nothing_more_is_written_to_a_channel_that_was_closed_while_the_socket_w
         bench = Bench()
         task, go_on = await bench.publish_until_full()
         count = len(bench.wire.written)
-        bench.publisher.refuse("NOT_FOUND")
+        bench.publisher.answered([Closed("NOT_FOUND")])
         go_on.set()
         assert await task == ["NOT_FOUND"] * 3
         assert len(bench.wire.written) == count
