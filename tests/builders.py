@@ -82,6 +82,14 @@ def properties(headers: Iterable[tuple[bytes, bytes]] | None = None, /, **values
     return struct.pack(">H", flags) + b"".join(parts)
 
 
+def origin(
+    exchange: bytes = b"events", routing_key: bytes = b"order.new", received_at: bytes = b"2020-02-03T04:05:06.000Z"
+) -> list[tuple[bytes, bytes]]:
+    """Return the headers by which a message remembers its first delivery."""
+    values = (b"exchange", exchange), (b"routing-key", routing_key), (b"received-at", received_at)
+    return [(b"sidecar-" + name, long_string(value)) for name, value in values]
+
+
 def ledger(queue: str = "work", channel: int = 1, *, delivered: int = 0) -> Ledger:
     """Return a ledger with so many open deliveries."""
     made = Ledger(queue, channel)

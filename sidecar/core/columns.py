@@ -20,7 +20,7 @@ from sidecar.core.document import METADATA, RefusedError, metadata_name
 from sidecar.core.properties import LONG_STRING, STRING_OVERHEAD, header_column, short_column
 from sidecar.core.template import (
     IS_ENCODED,
-    REMEMBERS,
+    RECEIVED_AT,
     SHORT_PROPERTIES,
     MissingFieldError,
     Scene,
@@ -70,8 +70,8 @@ class Chunk:
         self.odd: set[int] = set()
         if any(not octet or octet[0] & IS_ENCODED for octet in set(map(_first, sets))):
             self._note_encoded()
-        if looks_back and any(map(contains, sets, repeat(REMEMBERS))):
-            self.odd.update(place for place, raw in enumerate(sets) if REMEMBERS in raw)
+        if looks_back and any(map(contains, sets, repeat(RECEIVED_AT))):
+            self.odd.update(place for place, raw in enumerate(sets) if RECEIVED_AT in raw)
 
     def _note_encoded(self) -> None:
         for place, encoding in enumerate(_read_encodings(self.properties)):

@@ -29,7 +29,7 @@ from sidecar.core.document import (
 from sidecar.core.lines import CLOSING, MAX_ID_BYTES, IndexNames, Lines
 from sidecar.core.properties import STRING_OVERHEAD, PropertiesError, header, short_reader
 from sidecar.core.split import Parts, split
-from sidecar.core.template import RETRY_COUNT, MissingFieldError, Scene, Template
+from sidecar.core.template import MissingFieldError, Scene, Template, came_back
 from sidecar.core.transform import NothingError, TransformError
 
 if TYPE_CHECKING:
@@ -481,7 +481,7 @@ class Composer:
 
     def _generated(self, message: Message, scene: Scene) -> bytes:
         """Return an id made here; a copy that comes back from the delay queue keeps the one that it was given."""
-        if scene.item is None and RETRY_COUNT in message.properties:
+        if scene.item is None and came_back(message.properties):
             kept = header(message.properties, DOCUMENT_ID)
             if kept is not None and len(kept) > STRING_OVERHEAD:
                 return kept[STRING_OVERHEAD:]

@@ -24,7 +24,7 @@ from sidecar.core.properties import (
     split,
     text_value,
 )
-from sidecar.core.template import FIRST_EXCHANGE, FIRST_ROUTING_KEY, RECEIVED_AT, RETRY_COUNT, Scene
+from sidecar.core.template import FIRST_EXCHANGE, FIRST_ROUTING_KEY, RECEIVED_AT, RETRY_COUNT, Scene, came_back
 from sidecar.core.times import iso
 
 if TYPE_CHECKING:
@@ -84,14 +84,9 @@ class Letter(NamedTuple):
         return "delay" if self.delay_milliseconds else "dead_letter"
 
 
-def came_back(message: Message) -> bool:
-    """Whether a message is a copy that came back from the delay queue."""
-    return RETRY_COUNT in message.properties and header(message.properties, RETRY_COUNT) is not None
-
-
 def rounds(message: Message) -> int:
     """Return how many counted rounds by the delay queue a message has behind it."""
-    return _count(message, RETRY_COUNT)
+    return _count(message, RETRY_COUNT) if came_back(message.properties) else 0
 
 
 def _count(message: Message, name: bytes) -> int:
@@ -110,7 +105,7 @@ def deliveries(message: Message) -> int:
 
 def own_doing(message: Message) -> bool:
     """Whether a conflict may be with an earlier attempt of ours: one that went unanswered, or an earlier delivery."""
-    return bool(message.unanswered or message.redelivered or came_back(message))
+    return bool(message.unanswered or message.redelivered or came_back(message.properties))
 
 
 def may_go_round(message: Message, *, versioned: bool, most_rounds: int) -> bool:

@@ -48,8 +48,7 @@ FIELDS = (*SHORT_PROPERTIES, *_TIMES, *_PLAIN, *(f"{prefix}NAME" for prefix in _
 RETRY_COUNT, RECEIVED_AT = b"sidecar-retry-count", b"sidecar-received-at"
 FIRST_EXCHANGE, FIRST_ROUTING_KEY = b"sidecar-exchange", b"sidecar-routing-key"
 """The headers by which a delayed copy remembers its first delivery; what was passed on has all but the first."""
-REMEMBERS = b"sidecar-re"
-"""How the names begin of which one is on whatever remembers; most messages have none, and one look tells."""
+_MAX_NAME_BYTES = 255
 
 IS_ENCODED = properties.FIELDS["content_encoding"][0] >> 8
 """The bit for a ``content_encoding`` in the first octet of properties."""
@@ -77,6 +76,53 @@ class MissingFieldError(Exception):
         self.field = field
 
 
+class Origin(NamedTuple):
+    """A message's first delivery.
+
+    Attributes:
+        exchange: that it was published to.
+        routing_key: that it was published with.
+        received_at: when it was delivered, in seconds since 1970.
+    """
+
+    exchange: bytes
+    routing_key: bytes
+    received_at: float
+
+
+def origin(raw: bytes) -> Origin | None:
+    """Return the first delivery that the headers tell of, on a copy from the delay queue or of another stage.
+
+    None unless all three headers are there and may be ours: anybody may use one of these names.
+
+    Args:
+        raw: the message's properties.
+    """
+    if RECEIVED_AT not in raw:  # most messages; one look tells
+        return None
+    try:
+        exchange, routing_key, moment = [
+            _long_string(properties.header(raw, name)) for name in (FIRST_EXCHANGE, FIRST_ROUTING_KEY, RECEIVED_AT)
+        ]
+    except properties.PropertiesError:
+        return None  # cut short: whoever needs a header of it says so
+    received = times.read(moment)
+    if exchange is None or routing_key is None or received is None:
+        return None
+    if max(len(exchange), len(routing_key)) > _MAX_NAME_BYTES:
+        return None
+    return Origin(exchange, routing_key, received.timestamp())
+
+
+def came_back(raw: bytes) -> bool:
+    """Whether a message is a copy that came back from the delay queue.
+
+    Args:
+        raw: its properties.
+    """
+    return RETRY_COUNT in raw and origin(raw) is not None and properties.header(raw, RETRY_COUNT) is not None
+
+
 _UNPARSED = object()
 
 
@@ -98,12 +144,12 @@ class Scene:
         item: the place of the document in its message, from 0; None where a message is a document.
     """
 
-    __slots__ = ("_body", "_content", "_first_route", "_most_bytes", "_now", "_text", "item", "message", "received_at")
+    __slots__ = ("_body", "_content", "_most_bytes", "_now", "_origin", "_text", "item", "message", "received_at")
 
     item: int | None
     _body: object
     _content: bytes | None
-    _first_route: tuple[bytes, bytes] | None
+    _origin: Origin | None
 
     def __init__(
         self,
@@ -125,38 +171,21 @@ class Scene:
         """Show another message from here on: that is cheaper than another scene."""
         raw = message.properties
         self.message = message
-        self.received_at = self._now
         self.item = None
         self._body = _UNPARSED
         self._content = None if not raw or raw[0] & IS_ENCODED else message.body
-        self._first_route = None
-        if REMEMBERS in raw:
-            self._remember()
-
-    def _remember(self) -> None:
-        raw = self.message.properties
-        names = FIRST_EXCHANGE, FIRST_ROUTING_KEY, RECEIVED_AT
-        try:
-            exchange, routing_key, moment = [_long_string(properties.header(raw, name)) for name in names]
-            was_delayed = properties.header(raw, RETRY_COUNT) is not None
-        except properties.PropertiesError:
-            return  # cut short: none of ours, and whoever needs a header of it says so
-        if not was_delayed and None in (exchange, routing_key, moment):
-            return  # what was passed on has all three: somebody else uses one of these names
-        self._first_route = exchange or b"", routing_key or b""
-        received = times.read(moment)
-        if received is not None:
-            self.received_at = received.timestamp()
+        self._origin = origin(raw)
+        self.received_at = self._now if self._origin is None else self._origin.received_at
 
     @property
     def exchange(self) -> bytes:
         """The exchange that it was first published to."""
-        return self.message.exchange if self._first_route is None else self._first_route[0]
+        return self.message.exchange if self._origin is None else self._origin.exchange
 
     @property
     def routing_key(self) -> bytes:
         """The routing key that it was first published with."""
-        return self.message.routing_key if self._first_route is None else self._first_route[1]
+        return self.message.routing_key if self._origin is None else self._origin.routing_key
 
     def content(self) -> bytes:
         """Return the body, with its ``content_encoding`` undone.

@@ -22,7 +22,7 @@ from sidecar.core.merge import merged
 from sidecar.core.template import Template, TemplateError
 from sidecar.core.transform import TransformError
 from sidecar.library.transforming import hook
-from tests.builders import long_string, message, properties
+from tests.builders import long_string, message, origin, properties
 
 if TYPE_CHECKING:
     from sidecar.core.message import Message
@@ -218,7 +218,7 @@ def test_what_a_copy_remembers_has_no_zone_of_the_machine() -> None:
     """A time without a zone is UTC, as everywhere."""
     remembered = [
         (b"sidecar-retry-count", b"l" + bytes(8)),
-        (b"sidecar-received-at", long_string(b"2020-02-03T00:10:00")),
+        *origin(received_at=b"2020-02-03T00:10:00"),
     ]
     assert index_of(b"{}", "logs-{now:%Y.%m.%d}", properties(remembered)) == "logs-2020.02.03"
 

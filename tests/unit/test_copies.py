@@ -16,9 +16,10 @@ from sidecar.core.copies import (
     dead_letter_headers,
     delay_headers,
     delay_seconds,
+    own_doing,
     rounds,
 )
-from tests.builders import ledger, long_string, message, properties, short_string, table
+from tests.builders import ledger, long_string, message, origin, properties, short_string, table
 
 if TYPE_CHECKING:
     from sidecar.core.message import Message
@@ -177,7 +178,7 @@ def test_the_callers_list_is_left_as_it_is() -> None:
 
 def came_back(retry_count: bytes = b"l" + bytes(8), received_at: bytes = b"2023-11-14T22:13:20.000Z") -> Message:
     """Return a copy that came back from a delay queue."""
-    fields = [(b"sidecar-retry-count", retry_count), (b"sidecar-received-at", long_string(received_at))]
+    fields = [(b"sidecar-retry-count", retry_count), *origin(received_at=received_at)]
     return message(raw=properties(fields))
 
 
@@ -217,6 +218,15 @@ def test_rounds_that_somebody_made_up_are_none(value: bytes, count: int) -> None
     assert rounds(came_back(value)) == count
 
 
+@pytest.mark.parametrize("others", [[], origin()[1:], origin()[:2]])
+def test_a_count_of_rounds_without_a_first_delivery_is_somebody_elses(others: list[tuple[bytes, bytes]]) -> None:
+    """Such a message has no rounds behind it, and a conflict about it isn't taken for one with ourselves."""
+    count = (b"sidecar-retry-count", b"l" + (3).to_bytes(8, "big"))
+    foreign, ours = (message(raw=properties([count, *more])) for more in (others, origin()))
+    assert (rounds(foreign), own_doing(foreign)) == (0, False)
+    assert (rounds(ours), own_doing(ours)) == (3, True)
+
+
 @pytest.mark.parametrize("moment", [b"0001-01-01T00:00:00+23:59", b"9999-12-31T23:59:59-23:59", b"soon", b"\xff"])
 def test_a_time_that_somebody_made_up_is_none(moment: bytes) -> None:
     """A delivery that says it was first received in another age is received now."""
@@ -235,4 +245,4 @@ def test_what_the_delay_queue_left_on_a_copy_is_not_taken_for_the_originals() ->
     raw = copy_properties(came_back().properties, [], ROOM)
     again = properties([*headers(raw), *own, (b"CC", b"A\0\0\0\0")])
     names = [name for name, _ in headers(copy_properties(again, [], ROOM))]
-    assert names == [b"sidecar-retry-count", b"sidecar-received-at", b"sidecar-original-CC"]
+    assert names == [b"sidecar-retry-count", *(name for name, _ in origin()), b"sidecar-original-CC"]

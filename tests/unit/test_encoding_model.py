@@ -21,7 +21,7 @@ from sidecar.core.compose import Composer, Recipe
 from sidecar.core.fields import Fields
 from sidecar.core.lines import _MOST_NAMES, IndexNames
 from sidecar.core.template import Scene, Template
-from tests.builders import ledger, long_string, message, properties, short_string
+from tests.builders import ledger, long_string, message, origin, properties, short_string
 
 if TYPE_CHECKING:
     from sidecar.core.message import Message
@@ -473,7 +473,7 @@ def test_only_what_is_held_beside_its_message_uses_up_the_room(more: dict[str, A
 
 def test_documents_of_a_copy_that_keeps_its_id_get_one_each() -> None:
     """An id that was made for a message as a whole must not become that of all of its documents."""
-    raw = properties([(b"sidecar-retry-count", b"l" + bytes(8)), (b"sidecar-id", long_string(b"kept"))])
+    raw = properties([(b"sidecar-retry-count", b"l" + bytes(8)), *origin(), (b"sidecar-id", long_string(b"kept"))])
     made = iter(range(9))
     composer = Composer(
         Recipe(index=Template("docs"), id_mode="generated", split="array"), lambda: f"made-{next(made)}"

@@ -10,9 +10,6 @@ from sidecar.core import index_names, names, properties
 from sidecar.core.address import split_address
 from sidecar.core.correlation import MAX_SET_ITEMS, set_size
 from sidecar.core.document import RefusedError
-from sidecar.core.template import Scene
-from tests.builders import long_string, message
-from tests.builders import properties as raw_properties
 
 
 def nested(levels: int) -> dict[str, Any]:
@@ -71,12 +68,3 @@ def test_the_size_of_a_set_at_its_limits() -> None:
 def test_a_decimal_has_its_places() -> None:
     """Scale and number are two values."""
     assert properties.decode(b"D\2" + (-1234).to_bytes(4, "big", signed=True)) == -12.34
-
-
-def test_a_delayed_copy_remembers_whichever_of_its_headers_it_has() -> None:
-    """One header tells that it was delayed; what was passed on needs all three of the others."""
-    copy = [(b"sidecar-retry-count", b"l" + bytes(8)), (b"sidecar-routing-key", long_string(b"first"))]
-    scene = Scene(message(raw=raw_properties(copy)), 5.0)
-    assert (scene.exchange, scene.routing_key, scene.received_at) == (b"", b"first", 5.0)
-    by_chance = Scene(message(raw=raw_properties([(b"sidecar-received-at", long_string(b"2020-01-01"))])), 5.0)
-    assert (by_chance.routing_key, by_chance.received_at) == (b"work", 5.0)

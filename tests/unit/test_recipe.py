@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.core.compose import ACTIONS, Composer, Recipe
 from sidecar.core.template import Template
-from tests.builders import long_string, message, properties, table
+from tests.builders import long_string, message, origin, properties, table
 
 if TYPE_CHECKING:
     from sidecar.core.message import Message
@@ -120,8 +120,9 @@ def test_ids_are_made_here_and_kept_by_copies_that_come_back() -> None:
     """`generated`: an id on admission, the same one through the delay queue."""
     composer = make(id_mode="generated")
     assert composed(composer, message(body=b"{}", raw=properties(message_id=b"7")))[1] == {"_id": "made-here"}
-    headers = [(b"sidecar-retry-count", b"l" + bytes(8)), (b"sidecar-id", long_string(b"first"))]
-    assert composed(composer, message(body=b"{}", raw=properties(headers)))[1] == {"_id": "first"}
+    kept = [(b"sidecar-retry-count", b"l" + bytes(8)), (b"sidecar-id", long_string(b"first"))]
+    assert composed(composer, message(body=b"{}", raw=properties(kept + origin())))[1] == {"_id": "first"}
+    assert composed(composer, message(body=b"{}", raw=properties(kept)))[1] == {"_id": "made-here"}, "not our headers"
 
 
 def test_ids_from_templates_are_data_and_limited() -> None:
@@ -172,42 +173,38 @@ def test_a_version_on_an_action_that_takes_none_is_refused(action: str) -> None:
 
 def test_a_copy_that_came_back_resolves_as_at_its_first_delivery() -> None:
     """Exchange, routing key and time are those of the first delivery, not of the delay queue."""
-    headers = [
-        (b"sidecar-retry-count", b"l" + bytes(8)),
-        (b"sidecar-exchange", long_string(b"events")),
-        (b"sidecar-routing-key", long_string(b"order.new")),
-        (b"sidecar-received-at", long_string(b"2020-02-03T04:05:06.000Z")),
-    ]
+    headers = [(b"sidecar-retry-count", b"l" + bytes(8)), *origin()]
     one = message(body=b"{}", raw=properties(headers))
     composer = make("{exchange}-{routing_key}-{now:%Y.%m.%d}")
     assert composed(composer, one)[1] == {"_index": "events-order.new-2020.02.03"}
 
 
-@pytest.mark.parametrize("missing", [b"sidecar-exchange", b"sidecar-routing-key", b"sidecar-received-at"])
-def test_what_was_passed_on_resolves_as_at_its_first_delivery_and_a_name_by_chance_means_nothing(
-    missing: bytes,
-) -> None:
-    """Another stage sets all three headers; with two of them a message is nobody's but its producer's."""
-    headers = [
-        (b"sidecar-exchange", long_string(b"events")),
-        (b"sidecar-routing-key", long_string(b"order.new")),
-        (b"sidecar-received-at", long_string(b"2020-02-03T04:05:06.000Z")),
-    ]
+@pytest.mark.parametrize("trace", [[], [(b"sidecar-retry-count", b"l" + bytes(8))]])
+def test_the_first_delivery_is_what_three_headers_say_that_may_be_ours(trace: list[tuple[bytes, bytes]]) -> None:
+    """The delay queue's copies and other stages have all three. Otherwise somebody else uses one of the names.
+
+    That includes `sidecar-retry-count`: with it alone, the message is nobody's but its producer's.
+    """
     composer = make("x{exchange}-{routing_key}-{now:%Y.%m.%d}")
-    passed_on = message(body=b"{}", raw=properties(headers))
-    assert composed(composer, passed_on)[1] == {"_index": "xevents-order.new-2020.02.03"}
-    for others in (
-        [one for one in headers if one[0] != missing],
-        [(name, b"I" + bytes(4) if name == missing else value) for name, value in headers],
-    ):
-        ours = message(body=b"{}", raw=properties(others))
-        assert composed(composer, ours)[1] == {"_index": "x-work-2023.11.14"}
+
+    def index(headers: list[tuple[bytes, bytes]]) -> object:
+        return composed(composer, message(body=b"{}", raw=properties([*trace, *headers])))[1]["_index"]
+
+    assert index(origin()) == "xevents-order.new-2020.02.03"
+    assert index(origin(b"", b"", b"2020-02-03")) == "x--2020.02.03"
+    assert index(origin(b"e" * 255, b"k" * 245)) == "x" + "e" * 255 + "-" + "k" * 245 + "-2020.02.03"
+    foreign = [[], origin(b"e" * 256), origin(b"e", b"k" * 256), origin(received_at=b"soon"), origin(received_at=b"")]
+    for name, value in origin():
+        others = [field for field in origin() if field[0] != name]
+        foreign += [others, [*others, (name, b"I" + bytes(4))], [*others, (b"x" + name, value)]]
+    for headers in foreign:
+        assert index(headers) == "x-work-2023.11.14", headers
 
 
 @pytest.mark.parametrize("action", ["index", "update"])
 def test_a_copy_that_is_cut_short_is_refused_like_any_message(action: str) -> None:
     """What it remembers can't be read: that is nothing to fall over, whichever template asks for it."""
-    headers = [(b"sidecar-retry-count", b"l" + bytes(8)), (b"sidecar-exchange", long_string(b"events"))]
+    headers = [(b"sidecar-retry-count", b"l" + bytes(8)), *origin()]
     torn = message(body=b"{}", raw=properties(headers, message_id=b"7")[:-3])
     composer = make("x{exchange}-{now:%Y}", action=action)
     assert refused(composer, torn)[0] == "malformed"

@@ -20,7 +20,7 @@ from sidecar.core.message import Message
 from sidecar.core.properties import fields, header, headers, number_value, split, text_value
 from sidecar.core.staging import ACTION, Stager, Staging, Stamp, spliced
 from sidecar.core.template import Scene, Template
-from tests.builders import examples, long_string, properties, short_string
+from tests.builders import examples, long_string, origin, properties, short_string
 from tests.drawing import drew, how_many
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def test_an_envelope_tells_where_the_body_came_from() -> None:
     own = [
         (b"kind", long_string(b"big")), (b"n", number_value(3)), (b"raw", long_string(b"\xff")),
         (b"list", b"A\0\0\0\2t\1"), (b"sidecar-retry-count", number_value(0)), (b"x-delivery-count", number_value(1)),
-        (b"sidecar-exchange", text_value("first")), (b"sidecar-routing-key", text_value("key")),
+        *origin(b"first", b"key", ISO.encode()),
     ]  # fmt: skip
     one = message(body, properties(own, message_id=b"m-1", timestamp=1_600_000_000), queue="work")
     (composed,), _ = staged(one, ENVELOPE)
