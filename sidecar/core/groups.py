@@ -27,10 +27,13 @@ class Groups:
         self._recipe = recipe
 
     def compose(self, messages: Iterable[Message], now: float) -> tuple[list[Message], list[Reject]]:
-        """Fill in `correlation`, where messages say so; return those that do, and the others with reasons."""
+        """Fill in `received_at`, and `correlation` where messages say so; return those and the others with reasons."""
         recipe = self._recipe
+        messages = list(messages)
+        for message in messages:
+            message.received_at = now
         if not recipe.correlates:
-            return list(messages), []
+            return messages, []
         composed: list[Message] = []
         rejects: list[Reject] = []
         for message in messages:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from sidecar import ACK, DEAD_LETTER, DELAY, DISCARD, BatchConsumer, Consumer, Message, Verdict
+from sidecar.core import times
 from sidecar.core.properties import decode, header
 from tests.builders import long_string, properties
 from tests.fakes import clock
@@ -384,6 +386,36 @@ def test_a_single_message_consumer_gets_messages_one_by_one() -> None:
 
 
 # What remains --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_key", [None, "{message_id}"])
+def test_a_delayed_message_remembers_its_first_delivery(batch_key: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not its first delay: the function may take its time, and later rounds don't change it."""
+    seen: list[tuple[float, object]] = []
+
+    def now() -> float:
+        return 1_700_000_000.0 + asyncio.get_running_loop().time()
+
+    async def say(message: Message) -> Verdict:
+        seen.append((now(), message.headers.get("sidecar-received-at")))
+        await asyncio.sleep(30.0)
+        return ACK if len(seen) == 3 else DELAY
+
+    async def scenario(broker: Broker) -> None:
+        shop = Shop(broker, say, batch_key=batch_key)
+        await shop.start()
+        broker.publish(QUEUE, b"{}", properties(message_id=b"1"))
+        await until(lambda: len(seen) == 3 and not waits(broker), 600.0)
+        await shop.stop()
+
+    monkeypatch.setattr("sidecar.library.consumers.time", SimpleNamespace(time=now))
+    play(scenario)
+    (began_at, nothing), *later = seen
+    assert nothing is None
+    for _, received in later:
+        moment = times.read(received)
+        assert moment is not None
+        assert 0.0 <= began_at - moment.timestamp() < 0.5  # a batch waits a tenth of a second
 
 
 def test_batches_stay_of_one_key_when_messages_are_retried_together() -> None:
