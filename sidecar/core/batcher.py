@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from sidecar.core.correlation import Correlation
     from sidecar.core.message import Message
 
 MAX_OPEN_GROUPS = 1000
@@ -207,14 +208,14 @@ class Batcher:
                 complete.append(self._close(key, trigger))
         return complete
 
-    def cover(self, message: Message, more_bytes: int) -> list[Batch]:
+    def cover(self, correlation: Correlation, more_bytes: int) -> list[Batch]:
         """Note that a message of an open group covers one more; return the batch that this completes, if any.
 
         Args:
-            message: that covers it.
-            more_bytes: what the message takes more of a request's body.
+            correlation: what the one that it covers says of the group.
+            more_bytes: what the message that covers it takes more of a request's body.
         """
-        key, set_items, completes, _ = message.correlation
+        key, set_items, completes, _ = correlation
         group = self._groups[key]
         group.covered += 1
         group.body_bytes += more_bytes

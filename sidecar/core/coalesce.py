@@ -118,7 +118,7 @@ class Coalescer:
                 continue
             folded += 1
             if earlier.gathered:
-                complete += self._batcher.cover(earlier, earlier.bulk_bytes - size_bytes)
+                complete += self._batcher.cover(message.correlation, earlier.bulk_bytes - size_bytes)
         return folded, complete
 
     def _absorb(self, earlier: Message, later: Message) -> bool:

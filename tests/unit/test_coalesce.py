@@ -202,6 +202,56 @@ def test_a_complete_set_counts_those_that_are_covered() -> None:
     assert [(batch.trigger, batch.gathered) for batch in complete] == [("complete", 3)]
 
 
+@pytest.mark.parametrize(
+    ("sizes", "complete_at"),
+    [
+        ([b"3", b"2"], 2),
+        ([b"2", b"3", b""], 3),
+        ([b"2", b""], 2),
+        ([b"4", b"", b"3"], 3),
+        ([b"4", b"3", b""], 3),
+    ],
+)
+@pytest.mark.parametrize("waits", [False, True])
+def test_of_the_sizes_of_a_set_the_latest_one_counts(sizes: list[bytes], complete_at: int, waits: bool) -> None:
+    """As without folding: in an open group, and while the document waits for an operation that is in flight."""
+    desk = Desk(LATEST, batch_complete_count=Template("{header.size|}"))
+    before = desk.make("index")
+    if waits:
+        desk.admit(before)
+        desk.batcher.take_all()
+    messages = [desk.make("index", size=size) for size in sizes]
+    folded, complete = desk.admit(*messages)
+    if waits:
+        assert (folded, complete) == (len(sizes) - 1, [])
+        (next_one,) = desk.order.leave([before])
+        complete = desk.batcher.correlate([next_one], 0.0)
+    assert [(batch.trigger, batch.gathered) for batch in complete] == [("complete", complete_at)]
+
+
+def test_a_message_that_says_nothing_of_the_set_leaves_its_size() -> None:
+    """Also if the message that it is folded into said something else, before others corrected that."""
+    desk = Desk(LATEST, batch_complete_count=Template("{header.size|}"))
+    _, complete = desk.admit(
+        desk.make("index", key=b"a", size=b"9"), desk.make("index", key=b"b", size=b"3"), desk.make("index", key=b"a")
+    )
+    assert [(batch.trigger, batch.gathered) for batch in complete] == [("complete", 3)]
+
+
+@pytest.mark.parametrize("ends", [(b"1", b""), (b"", b"1"), (b"", b"1", b"")])
+def test_a_flush_message_among_those_that_wait_ends_their_group(ends: tuple[bytes, ...]) -> None:
+    """Whichever of them it is, as soon as their turn comes."""
+    desk = Desk(LATEST, batch_flush_when=Template("{header.end|}"))
+    before = desk.make("index")
+    desk.admit(before)
+    desk.batcher.take_all()
+    folded, complete = desk.admit(*[desk.make("index", end=end) for end in ends])
+    assert (folded, complete) == (len(ends) - 1, [])
+    (next_one,) = desk.order.leave([before])
+    complete = desk.batcher.correlate([next_one], 0.0)
+    assert [(batch.trigger, batch.gathered) for batch in complete] == [("message", len(ends))]
+
+
 def test_a_flush_message_that_is_folded_ends_its_group() -> None:
     """At once, as any other."""
     desk = Desk(LATEST, batch_flush_when=Template("{header.end|}"))
