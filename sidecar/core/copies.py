@@ -232,7 +232,7 @@ def copy_properties(
         values, own = {}, []
     replaced = without.union(name for name, _ in added)
     # What moved on an earlier round is the original's; what stands in such a place now is the delay queue's trace.
-    came_round = any(name == RETRY_COUNT for name, _ in own)
+    came_round = came_back(properties)
     there = {name for name, _ in own}
     kept = []
     for name, value in own:

@@ -15,7 +15,7 @@ from sidecar.core.message import Message
 from sidecar.core.properties import text_value
 from sidecar.core.staging import Staging, Stamp
 from sidecar.core.template import Template
-from tests.builders import examples, short_string
+from tests.builders import examples, origin, short_string
 from tests.drawing import drew
 from tests.servers.wire import Raw, decode_value, encode_properties, encode_value
 from tests.servers.wire import short_string as wire_short
@@ -28,6 +28,7 @@ ORDER = (
 TOKEN, EXCHANGE, KEY, TIME = b"sidecar-copy", b"sidecar-exchange", b"sidecar-routing-key", b"sidecar-received-at"
 
 Fields = list[tuple[bytes, bytes]]
+ORIGIN: Fields = origin()
 
 
 def text(raw: bytes) -> bytes:
@@ -51,7 +52,7 @@ def expected(values: dict[str, Any], own: Fields | None, added: Fields, *, dropp
     values = dict(values)
     fields = own or []
     there = {name for name, _ in fields}
-    came_round = b"sidecar-retry-count" in there
+    came_round = b"sidecar-retry-count" in there and fields[: len(ORIGIN)] == ORIGIN
     kept: Fields = []
     for name, value in fields:
         recipients = name in {b"CC", b"BCC"}
@@ -153,18 +154,20 @@ def raw_table(raw: bytes) -> bytes:
     return raw[at + 4 : at + 4 + struct.unpack_from(">I", raw, at)[0]]
 
 
-@pytest.mark.draws("fits", "too much", "came round", "moved")
+@pytest.mark.draws("fits", "too much", "came round", "somebody else's count", "moved")
 @settings(max_examples=examples(300))
 @given(
     values=st.fixed_dictionaries({}, optional=PROPERTIES),
+    first=st.sampled_from([[], ORIGIN]),
     own=st.lists(st.tuples(NAMES | st.just(b"sidecar-retry-count"), VALUES | st.just(text(b"y" * 900))), max_size=6),
     limit=st.integers(700, 4_000) | st.just(1 << 30),
     reason=st.integers(0, 1_500),
 )
 def test_a_copy_fits_its_frame_and_loses_nothing_that_fits(
-    values: dict[str, Any], own: Fields, limit: int, reason: int
+    values: dict[str, Any], first: Fields, own: Fields, limit: int, reason: int
 ) -> None:
     """Below the limit it is the model's, byte for byte; above it, it fits, and the last header names what was cut."""
+    own = first + own
     added = [
         (TOKEN, text(b"7")),
         (b"sidecar-reason", text(b"rejected")),
@@ -175,7 +178,9 @@ def test_a_copy_fits_its_frame_and_loses_nothing_that_fits(
     values.pop("reply_to", None)
     whole = expected(values, own, added, dropped=set(), json=False)
     drew("fits" if len(whole) <= limit else "too much")
-    drew("came round", any(name == b"sidecar-retry-count" for name, _ in own))
+    counts = any(name == b"sidecar-retry-count" for name, _ in own)
+    drew("came round", counts and first)
+    drew("somebody else's count", counts and not first)
     drew("moved", any(name == b"CC" for name, _ in own))
     found = copy_properties(raw_of(values, own), added, limit)
     if len(whole) <= limit:
