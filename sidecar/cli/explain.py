@@ -366,7 +366,7 @@ def _verdict(message: Message, result: bulk.Result, made: Recipe, settings: Sett
     told: dict[str, object] = {
         "status": result.status,
         "error_type": result.error_type,
-        "rule": rule.verdict.name.lower(),
+        "rule": rule.verdict.value,
         "why": rule.why,
         "fate": outcomes[0].name,
         "done": outcomes[0].told,
@@ -381,14 +381,14 @@ def _course(result: bulk.Result) -> dict[str, object]:
     return {
         "status": result.status,
         "error_type": result.error_type,
-        "rule": course.name.lower(),
+        "rule": course.value,
         "why": "the answer to the whole request",
         "done": COURSES[course],
     }
 
 
 def _outcome(fate: Fate, rule: Rule, message: Message, settings: Settings) -> Outcome:
-    name = fate.name.lower()
+    name = fate.value
     if fate is Fate.STORED:
         return Outcome(name, "acked")
     if fate is Fate.THROTTLED:

@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 class Verdict(enum.Enum):
     """What happens to a message after Elasticsearch spoke of its item, or RabbitMQ of what was published."""
 
-    ACK = enum.auto()
-    THROTTLED = enum.auto()
+    ACK = "ack"
+    THROTTLED = "throttled"
     """Never the message's fault: again in place, without limit, and slower."""
-    COUNTED = enum.auto()
+    COUNTED = "counted"
     """Again in place; each attempt counts."""
-    BLOCKED = enum.auto()
+    BLOCKED = "blocked"
     """Its target takes nothing now, and may again: as configured."""
-    MISSING = enum.auto()
+    MISSING = "missing"
     """Its target isn't there: as configured."""
-    UNROUTABLE = enum.auto()
+    UNROUTABLE = "unroutable"
     """No queue takes it now, and one may later: as configured."""
-    CONFLICT = enum.auto()
+    CONFLICT = "conflict"
     """Another version is stored: an ack where that may be our own doing, otherwise as configured."""
-    FAILURE_STORE = enum.auto()
+    FAILURE_STORE = "failure_store"
     """It is in the data stream's failure store, not in the data stream: as configured."""
-    DEAD_LETTER = enum.auto()
+    DEAD_LETTER = "dead_letter"
 
 
 OUTCOMES = {
@@ -53,14 +53,14 @@ OUTCOMES = {
 class Course(enum.Enum):
     """What happens after a whole request failed, or was answered without results."""
 
-    UNKNOWN = enum.auto()
+    UNKNOWN = "unknown"
     """Whether it was applied is unknown: the same items again after a pause, nothing counts."""
-    THROTTLED = enum.auto()
-    SPLIT_SIZE = enum.auto()
+    THROTTLED = "throttled"
+    SPLIT_SIZE = "split_size"
     """Too large: in two, and the size is learned; one item alone is rejected."""
-    SPLIT_FAULT = enum.auto()
+    SPLIT_FAULT = "split_fault"
     """One item spoils it: halved until the item is alone."""
-    HOLD = enum.auto()
+    HOLD = "hold"
     """Nobody's message is at fault, the configuration or a right is: probe, and say why."""
 
 
@@ -139,15 +139,15 @@ def judge(result: Result, action: str) -> Rule:
 class Fate(enum.Enum):
     """What is done with a message, once rule, configuration and its own history are put together."""
 
-    STORED = enum.auto()
-    THROTTLED = enum.auto()
-    AGAIN = enum.auto()
+    STORED = "stored"
+    THROTTLED = "throttled"
+    AGAIN = "again"
     """In place, after a backoff."""
-    WAIT = enum.auto()
+    WAIT = "wait"
     """The same; and where nothing else is taken, everything waits."""
-    DELAY = enum.auto()
+    DELAY = "delay"
     """Round by the delay queue."""
-    DEAD_LETTER = enum.auto()
+    DEAD_LETTER = "dead_letter"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
