@@ -202,11 +202,17 @@ def test_no_more_is_held_than_the_limit(seed: int, losses: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("seconds", [25.0, 58.0, 600.0])
-def test_a_pause_is_never_so_long_that_the_broker_loses_patience(seed: int, seconds: float) -> None:
-    """Requests hang while memory is full: after ten seconds what is on the wire goes back, and the session lives."""
+@pytest.mark.parametrize("queues", [1, 2])
+def test_a_pause_is_never_so_long_that_the_broker_loses_patience(queues: int, seconds: float, seed: int) -> None:
+    """Requests hang while memory is full: after ten seconds what is on the wire goes back, and the session lives.
+
+    What went back takes no memory: once all is settled, nothing does.
+    """
 
     async def scenario(world: World) -> None:
         assert isinstance(world, Large)
+        world.queues = [QUEUE, "other"][:queues]
+        world.broker.declare("other")
         world.broker._chunk_items = (1, 3)
         world.elastic.looks_see_trouble = True
         world.publish_large(300, SIZE)
@@ -222,6 +228,7 @@ def test_a_pause_is_never_so_long_that_the_broker_loses_patience(seed: int, seco
         assert len(world.broker.sessions) == 1, world.log.named("amqp.lost")
         assert max(returns(world)) <= 4
         assert world.log.named("amqp.paused")
+        assert held_bytes(world) == 0
 
     play(lambda: Large(seed, prefetch=1_000, memory_limit_bytes=LIMIT), scenario)
 

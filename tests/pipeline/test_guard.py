@@ -75,10 +75,36 @@ def test_so_many_in_a_row_leave_and_the_rest_waits(seed: int, on_reject: str) ->
         state = world.pipeline.state()
         assert state.unready is not None
         assert (state.unready.reason, state.held, state.breaker) == ("held", held(world), "open")
-        assert state.held_seconds > 50
         assert 0 < state.next_try_seconds <= 30
 
     play(lambda: Tenants(seed, on_reject=on_reject), scenario)
+
+
+def test_a_hold_is_told_with_its_own_duration() -> None:
+    """Not with the time since an outage that is over, nor with that since the start."""
+
+    async def scenario(world: Tenants) -> None:
+        world.tell(tenant=True)
+        await world.start()
+        for _ in (1, 2):
+            await world.until_settled()
+            world.elastic.down = True
+            world.tell(tenant=True)
+            began = await world.until(lambda: world.pipeline.pacing.held, 300)
+            await asyncio.sleep(10)
+            assert world.pipeline.state().held_seconds == pytest.approx(asyncio.get_running_loop().time() - began)
+            world.elastic.down = False
+            await world.until_settled(300)
+            await asyncio.sleep(1_000)
+            assert world.pipeline.state().held_seconds == 0.0
+            world.tell(tenant=False, count=GUARD + 1)
+            began = await world.until(lambda: held(world))
+            await asyncio.sleep(20)
+            assert world.pipeline.state().held_seconds == pytest.approx(asyncio.get_running_loop().time() - began)
+            world.tell(tenant=True)
+            await world.until_settled(31)
+
+    play(Tenants, scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

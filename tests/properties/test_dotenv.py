@@ -105,6 +105,20 @@ def test_what_we_read_compose_reads(text: str) -> None:
     drew("a comment behind a value", re.search(r"=.* #", text))
 
 
+@pytest.mark.draws("a $ in it", "quotes in it", "a # in it", "a value in quotes")
+@given(st.sampled_from(["a", "b c", "'$x'", '"a"', r'"\$x"']), TEXTS.map(lambda text: text.replace("\n", " ")))
+@example("a", "costs $5")
+def test_a_comment_behind_a_value_may_hold_anything(value: str, comment: str) -> None:
+    """It changes neither the value nor the next line."""
+    entries = [[(one.name, one.value, one.problem) for one in dotenv.read(f"A={value}{behind}\nB=1\n")]
+               for behind in ("", f" #{comment}")]  # fmt: skip
+    assert entries[0] == entries[1]
+    assert entries[1][0][2] is None
+    drew("a value in quotes", value[0] in "'\"")
+    for kind, marks in (("a $ in it", "$"), ("quotes in it", "'\""), ("a # in it", "#")):
+        drew(kind, any(mark in comment for mark in marks))
+
+
 @pytest.mark.draws("refused", "taken")
 @given(LINES)
 def test_what_compose_refuses_is_a_problem(text: str) -> None:

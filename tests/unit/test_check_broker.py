@@ -149,6 +149,16 @@ def stored(*names: str, **arguments: Any) -> Callable[[AmqpServer], None]:
     return lambda server: declare(server, *names, **arguments)
 
 
+def without(name: str) -> Callable[[AmqpServer], None]:
+    """Return what declares the dead-letter queue alone, and has the creation of the other one refused."""
+
+    def arrange(server: AmqpServer) -> None:
+        declare(server, f"{name}.dead")
+        server.on("queue.declare", refuse(403, access("queue", name)), queue=name, passive=False)
+
+    return arrange
+
+
 def grave(server: AmqpServer) -> None:
     """Declare the work queue and an exchange for dead letters."""
     declare(server, "work")
@@ -208,6 +218,21 @@ CASES: dict[str, Case] = {
             ("warning", "queue 'work'", "waits until its producer"),
             ("note", "dead-letter queue 'work.dead'", "will create"),
         ],
+    ),
+    "no right to create the queue of the producer": Case(
+        without("work"),
+        OWN,
+        [("warning", "queue 'work'", "waits until its producer")],
+    ),
+    "no right to create the queues that may not be declared": Case(
+        without("work"),
+        NEVER,
+        [("problem", "queue 'work'", "forbids creating it")],
+    ),
+    "no right to create the queue": Case(
+        without("work"),
+        WORK,
+        [("note", "queue 'work'", "will create"), ("problem", "queue 'work'", "lacks configure there")],
     ),
     "nothing may be declared": Case(
         nothing,

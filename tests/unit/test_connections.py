@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
     from sidecar.amqp.wire import Wire
     from sidecar.core.message import Message
+    from tests.fakes.amqp_methods import Method
+    from tests.fakes.amqp_server import Channel
 
 FRAME_MAX = 4096
 CLOSED = refuse(541, "INTERNAL_ERROR")
@@ -988,6 +990,34 @@ def test_a_queue_that_expires_has_a_consumer_until_and_after_it_is_consumed() ->
         await asyncio.sleep(1)
         assert server.left_open() == []
         assert [message.body for message in received] == [b"1"]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("late", ["first", "second"])
+def test_no_queue_whose_properties_are_unknown_is_left_by_its_last_consumer(late: str) -> None:
+    """RabbitMQ would delete one that is auto-delete: of several, each has its lease before its consumer goes."""
+
+    async def scenario(server: AmqpServer) -> None:
+        host = server.vhosts["/"]
+        for name in ("first", "second"):
+            server.declare(name).auto_delete = True
+            server.on("queue.declare", refuse(403, "ACCESS_REFUSED"), queue=name, passive=False)
+        connecting = Connecting(topology=Topology(queues=("first", "second")), seen=Seen())
+        session = await open_session((server.url,), connecting, lambda _: None)
+        await asyncio.sleep(5)
+
+        def take_long(channel: Channel, method: Method) -> None:
+            asyncio.get_running_loop().call_later(1.0, channel._basic_consume, method)
+
+        server.on("basic.consume", take_long, queue=late, consumer_tag="sidecar-lease")
+        for _ in (1, 2):
+            await session.consume(10)
+            await asyncio.sleep(5)
+            await session.cancel()
+            assert {"first", "second"} <= set(host.queues)
+            assert sorted(consumer.queue.name for consumer in server.consumers()) == ["first", "second"]
+        await session.close()
 
     play(scenario)
 

@@ -213,6 +213,39 @@ def test_letters_that_were_looked_at_often_are_renewed(box: FakeBox, called: Cal
     assert all(core.header(raw, b"x-delivery-count") is None for raw, _ in box.letters)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "answer", "left"),
+    [
+        (("list",), None, 3),
+        (("list", "--reason", "no*"), None, 3),
+        (("show", "3"), None, 3),
+        (("show", "9"), None, 3),
+        (("show", "--id", "nobody"), None, 3),
+        (("replay", "--dry-run"), None, 3),
+        (("replay", "--reason", "no*"), None, 3),
+        (("replay", "--reason", "malformed"), None, 2),
+        (("purge", "--reason", "no*", "--yes"), None, 3),
+        (("purge", "--reason", "no*"), None, 3),
+        (("purge", "--reason", "malformed"), "n\n", 3),
+        (("purge", "--reason", "malformed", "--yes"), None, 2),
+    ],
+)
+def test_no_command_wears_letters_out(
+    box: FakeBox, called: Called, arguments: tuple[str, ...], answer: str | None, left: int
+) -> None:
+    """Whether it finds what it looks for or not: it renews the letters that it looked at and leaves."""
+    for number, reason in enumerate((b"rejected", b"rejected", b"malformed")):
+        fields = [
+            (b"sidecar-reason", long_string(reason)),
+            (b"sidecar-queue", long_string(b"work")),
+            (b"x-delivery-count", core.number_value(RENEW_AT - 1)),
+        ]
+        box.letters.append((properties(fields, message_id=b"m%d" % number), b"%d" % number))
+    called(*arguments, answer=answer)
+    assert len(box.letters) == left
+    assert [body for raw, body in box.letters if core.header(raw, b"x-delivery-count") is not None] == []
+
+
 def test_letters_that_cannot_be_renewed_are_told(box: FakeBox, called: Called) -> None:
     """A full queue refuses the copies; whoever goes on looking would lose them."""
     box.letters = [(properties([(b"x-delivery-count", core.number_value(RENEW_AT))]), b"1")]

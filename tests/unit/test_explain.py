@@ -336,6 +336,16 @@ def test_the_group_of_a_message_is_shown(explained: Explained) -> None:
     assert "group" not in explained(b"{}").stdout
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_message_of_several_documents_completes_its_group_with_the_last(explained: Explained, count: int) -> None:
+    """As `run` does, however many there are: the last of one is the first as well."""
+    groups = {"BATCH_KEY": "{correlation_id}", "BATCH_FLUSH_WHEN": "{type|}", "SPLIT": "array"}
+    body = json.dumps([{"n": item} for item in range(count)]).encode()
+    arguments = ("--correlation-id", "k", "--message-id", "m", "--format", "json")
+    assert as_json(explained(body, *arguments, "--type", "end", **groups))["group"]["completes"]
+    assert not as_json(explained(body, *arguments, **groups))["group"]["completes"]
+
+
 def test_a_signal_is_told_as_one(explained: Explained) -> None:
     """Nothing would be sent of it; with a body it would."""
     arguments = ("--correlation-id", "set-7", "--type", "end")

@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.core.compose import ACTIONS, Composer, Recipe
 from sidecar.core.template import Template
-from tests.builders import long_string, message, origin, properties, table
+from tests.builders import ledger, long_string, message, origin, properties, table
 
 if TYPE_CHECKING:
     from sidecar.core.message import Message
@@ -137,6 +137,22 @@ def test_ids_from_templates_are_data_and_limited() -> None:
     assert refused(composer, too_long) == ("malformed", "the id has 513 bytes; Elasticsearch takes 512")
     assert refused(composer, message(body=b"{}", raw=properties([(b"key", long_string(b""))])))[0] == "missing-field"
     assert refused(composer, message(body=b"{}")) == ("missing-field", "the message has no header.key")
+
+
+@pytest.mark.parametrize("long", [b"x" * 513, b"a" * 513, b"\xc3\xa9" * 257])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_an_id_that_is_too_long_is_refused_wherever_it_stands(at: int, long: bytes) -> None:
+    """Before any request, which would fail as a whole: in a chunk its neighbours get their lines."""
+    idents = [b"b", b"z", b"m" * 512]
+    idents.insert(at, long)
+    of = ledger(delivered=len(idents))
+    chunk = [
+        message(tag, b"{}", of=of, raw=properties([(b"key", long_string(ident))]))
+        for tag, ident in enumerate(idents, 1)
+    ]
+    accepted, rejects = make(id="{header.key}").compose(chunk, 0.0)
+    assert [(reject.message.tag, reject.reason) for reject in rejects] == [(at + 1, "malformed")]
+    assert [one.key for one in accepted] == [ident for ident in idents if ident is not long]
 
 
 def test_routing_pipeline_and_version_are_options_of_the_line() -> None:

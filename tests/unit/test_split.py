@@ -89,12 +89,21 @@ def test_blank_lines_hold_no_document() -> None:
         bodies(b" \r\n\n", "lines")
 
 
-def test_what_the_documents_take_beside_their_bytes_is_bounded() -> None:
-    """A few bytes of body could be a million objects otherwise."""
-    assert len(bodies(b"[1,2,3]", "array", 3 * PART_BYTES)) == 3
-    with pytest.raises(RefusedError, match="more than 3 documents") as caught:
-        bodies(b"[1,2,3,4]", "array", 3 * PART_BYTES)
-    assert caught.value.reason == "too-large"
+@pytest.mark.parametrize(
+    ("mode", "pieces"),
+    [("array", "[%s]"), ("array", "// x\n[%s]"), ("lines", "%s"), ("lines", "\n%s\n\n")],
+)
+def test_what_the_documents_take_beside_their_bytes_is_bounded(mode: Mode, pieces: str) -> None:
+    """A few bytes of body could be a million objects otherwise. All of them are taken or none: no part is left out."""
+    between = "," if mode == "array" else "\n"
+    for count in range(1, 6):
+        body = (pieces % between.join(map(str, range(count)))).encode()
+        if count <= 3:
+            assert bodies(body, mode, 3 * PART_BYTES) == [b"%d" % item for item in range(count)]
+            continue
+        with pytest.raises(RefusedError, match="more than 3 documents") as caught:
+            bodies(body, mode, 3 * PART_BYTES)
+        assert caught.value.reason == "too-large"
 
 
 def test_memory_is_counted_and_given_back_with_the_message() -> None:
