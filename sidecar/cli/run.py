@@ -91,16 +91,11 @@ async def _run(settings: Settings, log: FilteringBoundLogger) -> None:
         loop.add_signal_handler(number, _stop_or_exit, stop)
     dice = random.Random()
     planned = plan(settings)
-    far = _far_side(settings, planned, log)
-    pipeline = Pipeline(planned, far.trade, dice=dice, log=log, wall_clock=time.time)
     urls = tuple(url.get_secret_value() for url in settings.amqp_url)
-    app = App(
-        pipeline,
-        partial(open_session, urls, connecting(settings)),
-        dice=dice,
-        log=log,
-        shutdown_seconds=settings.shutdown_timeout,
-    )
+    connect = partial(open_session, urls, connecting(settings))
+    far = _far_side(settings, planned, log)  # after all that may fail: from here on there is something to close
+    pipeline = Pipeline(planned, far.trade, dice=dice, log=log, wall_clock=time.time)
+    app = App(pipeline, connect, dice=dice, log=log, shutdown_seconds=settings.shutdown_timeout)
     server = None
     try:
         server, address = await _serve(settings, app)
