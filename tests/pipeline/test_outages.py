@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sidecar.core.compose import Recipe
 from sidecar.core.policy import Choices
+from sidecar.core.template import Template
 from tests.fakes.elasticsearch import Failure, Refusal, Trouble
-from tests.pipeline.world import World, play
+from tests.pipeline.world import INDEX, World, play
 
 if TYPE_CHECKING:
     from tests.fakes.elasticsearch import Request
@@ -33,6 +35,8 @@ CONFIGURATION_FAULTS: dict[str, Trouble | Refusal] = {
     "not Elasticsearch's": Refusal(400, html=True),
 }
 ALL_FAULTS: dict[str, Trouble | Refusal] = {**OUTAGES, **CONFIGURATION_FAULTS}
+CREATE = Recipe(index=Template(INDEX), action=Template("create"))
+VERSIONED = Recipe(index=Template(INDEX), version=Template("7"))
 UNKNOWN = [Trouble.LOST_AFTER, Trouble.HANGS_AFTER, Trouble.UNREADABLE, Trouble.SHORT]
 
 
@@ -132,6 +136,31 @@ def test_a_create_that_was_stored_without_an_answer_is_no_conflict(seed: int) ->
         assert world.elastic.statuses[409] > 0
 
     play(lambda: World(seed, action="create"), scenario)
+
+
+@pytest.mark.parametrize("trouble", UNKNOWN, ids=lambda trouble: trouble.name.lower())
+@pytest.mark.parametrize("lost_before", [0, 1, 2])
+@pytest.mark.parametrize("recipe", [CREATE, VERSIONED], ids=["create", "version"])
+def test_whichever_request_was_stored_without_an_answer_its_conflict_is_our_own(
+    recipe: Recipe, lost_before: int, trouble: Trouble
+) -> None:
+    """A batch, or probes with what never left before: where conflicts are dead letters, these are acks."""
+
+    async def scenario(world: World) -> None:
+        def failing(request: Request) -> Trouble | None:
+            if request.number < lost_before:
+                return Trouble.LOST_BEFORE
+            return trouble if request.number < lost_before + 6 else None
+
+        world.elastic.trouble = failing
+        world.publish_many(50)
+        await world.start()
+        await world.until_settled(600.0)
+        assert world.elastic.statuses[409] > 0
+        assert not world.dead_letters
+        assert len(world.elastic.documents) == 50
+
+    play(lambda: World(recipe=recipe, bulk_concurrency=1, choices=Choices(on_conflict="dead-letter")), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import zlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
+from sidecar.core.compose import Recipe
 from sidecar.core.policy import Choices
+from sidecar.core.template import Template
+from tests.builders import properties
 from tests.fakes.elasticsearch import Failure, Refusal
-from tests.pipeline.world import DEAD, World, play
+from tests.pipeline.world import DEAD, QUEUE, World, play
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sidecar.core.split import Mode
 
 MIN_RUN = 16
 LONG = "".join(f"<{number:04d}> of the life of somebody who can't [help] it; " for number in range(50))
@@ -81,6 +89,38 @@ def test_what_the_result_of_an_item_quotes_is_told_nowhere(fault: str, wording: 
 
     for choices in CHOICES[: 1 + (fault in TARGET_FAULTS)]:
         play(lambda choices=choices: World(choices=choices), scenario)
+
+
+PACKED: dict[str, tuple[Callable[[bytes], bytes], bytes]] = {
+    "gzip": (lambda body: gzip.compress(body, mtime=0), b"gzip"),
+    "deflate": (zlib.compress, b"deflate"),
+}
+
+
+@pytest.mark.parametrize("kind", [*FAULTS, *REFUSALS])
+@pytest.mark.parametrize("split", ["none", "array"])
+@pytest.mark.parametrize("encoding", list(PACKED))
+def test_what_is_quoted_is_looked_for_in_the_document_not_in_its_message(encoding: str, split: Mode, kind: str) -> None:
+    """Elasticsearch got what was unpacked, so it quotes what the packed body has nowhere."""
+    pack, name = PACKED[encoding]
+
+    async def scenario(world: World, told: str) -> None:
+        if kind in FAULTS:
+            world.elastic.item_fault = lambda _: FAULTS[kind](told)
+        else:
+            world.elastic.trouble = lambda _: REFUSALS[kind](told)
+        for number in range(4):
+            body = b'{"n":%d,"a":"%s"}' % (number, LONG.encode())
+            raw = properties(message_id=b"id-%d" % number, content_encoding=name)
+            world.broker.publish(QUEUE, pack(b"[%s,%s]" % (body, body) if split == "array" else body), raw)
+        await world.start()
+        await asyncio.sleep(60)
+        assert world.elastic.requests
+        assert_hidden(world)
+
+    recipe = Recipe(index=Template("documents"), split=split)
+    for wording in ("in quotes", "in none"):
+        play(lambda: World(recipe=recipe), partial(scenario, told=WORDINGS[wording](LONG)))
 
 
 @pytest.mark.parametrize("wording", list(WORDINGS))

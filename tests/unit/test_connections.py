@@ -815,6 +815,43 @@ def test_delay_queues_are_created_once_and_again_when_they_are_gone() -> None:
     play(scenario)
 
 
+def delayed(milliseconds: int) -> Copy:
+    """Return a copy for a delay queue of ``work``."""
+    (copy,) = copies(b"later", key=b"work.delay.%d" % milliseconds)
+    return copy._replace(delay=("work", milliseconds))
+
+
+@pytest.mark.parametrize("others", [(), (10_000,), (20_000,)], ids=["alone", "beside a known one", "beside a new one"])
+@pytest.mark.parametrize("found_by", ["a probe", "another copy"])
+def test_nothing_is_published_to_a_young_delay_queue_whoever_created_it(found_by: str, others: tuple[int, ...]) -> None:
+    """A killed broker forgets what is in it: what comes after a probe, or beside the copy before, waits as well."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        session = await session_of(server)
+        loop = asyncio.get_running_loop()
+        assert await session.publish([delayed(10_000)]) == [None]  # old when the next one appears
+        await asyncio.sleep(60.0)
+        published = len(server.published)
+        began = loop.time()
+        first = None
+        if found_by == "a probe":
+            assert await session.find_delay_queue("work", 40_000) is None
+        else:
+            first = asyncio.create_task(session.publish([delayed(40_000)]))
+            await asyncio.sleep(DURABLE_SECONDS / 2)
+        publishing = asyncio.create_task(session.publish([delayed(each) for each in (*others, 40_000)]))
+        await asyncio.sleep(began + DURABLE_SECONDS - 0.1 - loop.time())
+        assert len(server.published) == published
+        assert set(await publishing) == {None}
+        assert loop.time() - began >= DURABLE_SECONDS
+        if first is not None:
+            assert await first == [None]
+        await session.close()
+
+    play(scenario)
+
+
 @pytest.mark.parametrize("at", range(5))
 def test_a_connection_that_is_lost_under_a_declare_is_not_told_as_refused(at: int) -> None:
     """While a session is opened (declares, and the guess at properties), and while it creates a delay queue."""

@@ -12,7 +12,8 @@ from sidecar.amqp.letters import LOOKING, MOST_WORKING, Replay, Sifted, Verdict,
 from sidecar.amqp.wire import Reach
 from sidecar.core import properties as core
 from sidecar.core.copies import Letter as Rejected
-from sidecar.core.copies import copy_properties, dead_letter_headers
+from sidecar.core.copies import copy_properties, dead_letter_headers, may_go_round
+from sidecar.core.copies import rounds as rounds_of
 from sidecar.core.letters import (
     MAX_GROUPS,
     Choice,
@@ -201,6 +202,23 @@ def test_a_replayed_message_is_the_original_but_for_what_remembers() -> None:
         assert values == expected
     scene = Scene(message(1, raw=raw, route=b"\0\6orders"), 1.0)
     assert (scene.exchange, scene.routing_key, scene.received_at) == (b"events", b"new", FAILED_AT)
+
+
+@pytest.mark.parametrize("rounds", [1, 3, 1_000])
+def test_a_replayed_message_has_all_its_rounds_before_it_again(rounds: int) -> None:
+    """However many its letter had used up; what it remembers of its first delivery stays."""
+    memory = [
+        (b"sidecar-exchange", long_string(b"events")), (b"sidecar-routing-key", long_string(b"new")),
+        (b"sidecar-received-at", long_string(b"2023-01-02T03:04:05.000Z")),
+    ]  # fmt: skip
+    tired = message(raw=properties([*memory, (b"sidecar-retry-count", core.number_value(rounds))], message_id=b"m"))
+    assert rounds_of(tired) == rounds
+    again = message(raw=back(dead(tired)))
+    assert rounds_of(again) == 0
+    assert may_go_round(again, versioned=True, most_rounds=1)
+    assert {name: headers(again.properties)[name] for name, _ in memory} == {
+        name: core.decode(value) for name, value in memory
+    }
 
 
 def test_the_user_id_comes_back_only_when_it_is_ours() -> None:

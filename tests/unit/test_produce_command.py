@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sidecar.ports import Copy
 
 UNROUTABLE = "unroutable: 312 NO_ROUTE"
+MANY = 20 * CHUNK_MESSAGES
 
 
 class Broker:
@@ -35,6 +37,7 @@ class Broker:
         copies: all that were published.
         refusals: why the message of that number is refused.
         dies_at: the number of the message at which the connection is lost.
+        stops_at: the number of messages at which the process gets SIGTERM.
         closed: how often the connection was closed.
     """
 
@@ -43,6 +46,7 @@ class Broker:
         self.chunks: list[tuple[float, int]] = []
         self.refusals: dict[int, str] = {}
         self.dies_at: int | None = None
+        self.stops_at: int | None = None
         self.unreachable = ""
         self.closed = 0
         self.unconfirmed = self.max_unconfirmed = 0
@@ -59,6 +63,8 @@ class Broker:
         first = len(self.copies)
         self.copies += copies
         self.chunks.append((asyncio.get_running_loop().time(), len(copies)))
+        if len(self.copies) == self.stops_at:
+            signal.raise_signal(signal.SIGTERM)
         self.unconfirmed += len(copies)
         self.max_unconfirmed = max(self.max_unconfirmed, self.unconfirmed)
         if self.confirm_seconds:
@@ -185,6 +191,29 @@ def test_a_refused_message_fails_the_command_and_is_counted(broker: Broker, call
     assert "3 confirmed" in result.stdout
     assert "RabbitMQ refused 2: the queue is full." in result.stdout
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("count", "refused", "status"),
+    [
+        (0, None, 0),
+        (0, 0, 1),
+        (0, CHUNK_MESSAGES, 1),
+        (MANY, None, 1),
+        (MANY, 0, 1),
+    ],
+)
+def test_a_stopped_command_succeeds_only_if_all_that_was_asked_for_is_there(
+    broker: Broker, called: Called, count: int, refused: int | None, status: int
+) -> None:
+    """Whoever drives it believes the exit status: without an end what was published counts, otherwise all of it."""
+    broker.stops_at = 2 * CHUNK_MESSAGES
+    broker.refusals = {refused: "the queue is full"} if refused is not None else {}
+    result = called("--count", str(count))
+    assert 2 * CHUNK_MESSAGES <= len(broker.copies) < MANY
+    assert result.exit_code == status, result.output
+    assert ("RabbitMQ refused 1" in result.stdout) == (refused is not None)
+    assert ("stopped before all" in result.stderr) == (count > 0)
 
 
 def test_a_route_that_leads_nowhere_ends_it(broker: Broker, called: Called) -> None:

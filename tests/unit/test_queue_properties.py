@@ -123,6 +123,8 @@ def test_a_queue_as_the_sidecar_declares_it_needs_no_word() -> None:
         ({"arguments": {"x-single-active-consumer": True}}, ["note"]),
         ({"arguments": {"x-single-active-consumer": False}}, []),
         ({"arguments": {"x-queue-type": "quorum", "x-delivery-limit": 5}}, ["warning"]),
+        ({"arguments": {"x-queue-type": "quorum", "x-delivery-limit": 99}}, ["warning"]),
+        ({"arguments": {"x-queue-type": "quorum", "x-delivery-limit": 100}}, []),
         ({"arguments": {"x-queue-type": "quorum", "x-delivery-limit": -1}}, []),
         ({"arguments": {"x-queue-mode": "lazy"}}, []),
         ({"arguments": {"x-dead-letter-exchange": ""}}, ["note"]),
@@ -131,6 +133,32 @@ def test_a_queue_as_the_sidecar_declares_it_needs_no_word() -> None:
 def test_each_property_is_judged(properties: dict[str, Any], expected: list[str]) -> None:
     """Only what loses messages by the sidecar's own doing is a problem."""
     assert severities(**properties) == expected
+
+
+@pytest.mark.parametrize("version", [0, 3, 4])
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("x-delivery-limit", "redelivered more than 0 times"),
+        ("x-expires", "after 0 s without a consumer"),
+        ("x-max-length", "(x-max-length=0, drop-head)"),
+        ("x-max-length-bytes", "(x-max-length-bytes=0, drop-head)"),
+        ("x-message-ttl", "expire 0 s after"),
+    ],
+)
+def test_a_limit_of_zero_is_the_tightest_not_none(name: str, told: str, version: int) -> None:
+    """What loses messages at once is warned about as what loses them later."""
+    queue = QueueProperties(arguments={**WISHED, name: 0})
+    (found,) = queue_findings("q", queue, version)
+    assert found.severity == "warning"
+    assert told in found.what
+
+
+@pytest.mark.parametrize("name", ["x-expires", "x-message-ttl", "x-max-length", "x-max-length-bytes"])
+def test_a_dead_letter_queue_with_a_limit_of_zero_keeps_nothing(name: str) -> None:
+    """And that is told."""
+    (found,) = dead_letter_findings("d", QueueProperties(arguments={name: 0}))
+    assert found.what == f"dead letters can be lost from it: {name}=0"
 
 
 def test_a_quorum_queue_has_a_delivery_limit_by_default_since_rabbitmq_4() -> None:

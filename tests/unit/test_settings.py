@@ -772,10 +772,11 @@ def test_the_default_exchange_needs_the_name_of_a_queue_and_of_another_one(loade
     default = SINK | {"SIDECAR_SINK_EXCHANGE": ""}
     (problem,) = problems(loaded, **default)
     assert problem == "SIDECAR_SINK_ROUTING_KEY is required with the default exchange: it is the name of a queue"
-    (problem,) = problems(loaded, **default, SIDECAR_SINK_ROUTING_KEY="work")
-    assert (
-        problem == "SIDECAR_SINK_ROUTING_KEY is a queue of SIDECAR_AMQP_QUEUE: every message would come back, for ever"
-    )
+    loop = "SIDECAR_SINK_ROUTING_KEY is a queue of SIDECAR_AMQP_QUEUE: every message would come back, for ever"
+    queues = ("work", "other", "third")
+    for key in queues:
+        given = {"SIDECAR_AMQP_QUEUE": ",".join(queues), "SIDECAR_SINK_ROUTING_KEY": key}
+        assert problems(loaded, **default, **given) == [loop]
     loaded(**default, SIDECAR_SINK_ROUTING_KEY="work", SIDECAR_SINK_AMQP_URL="amqp://elsewhere/")
     loaded(**default, SIDECAR_SINK_ROUTING_KEY="staging")
 
