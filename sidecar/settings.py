@@ -753,8 +753,8 @@ class Settings(AmqpSettings):
 
     @property
     def sink_is_here(self) -> bool:
-        """Whether messages are published to the broker that they come from, as far as settings tell."""
-        return not self.sink_amqp_url or set(self.sink_amqp_url) == set(self.amqp_url)
+        """Whether messages are published to the broker that they come from: the URLs have one in common."""
+        return not self.sink_amqp_url or not set(self.amqp_url).isdisjoint(self.sink_amqp_url)
 
     @property
     def sends_to_itself(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import product
 from pathlib import Path  # noqa: TC003 - pytest looks at the annotations of fixtures
 from typing import Protocol
 
@@ -768,15 +769,17 @@ def test_every_setting_of_elasticsearch_is_known_as_such() -> None:
 
 
 def test_the_default_exchange_needs_the_name_of_a_queue_and_of_another_one(loaded: Load) -> None:
-    """The messages' own routing key would lead back here, or nowhere."""
+    """The messages' own routing key would lead back here, or nowhere. A node in common is the same broker."""
     default = SINK | {"SIDECAR_SINK_EXCHANGE": ""}
     (problem,) = problems(loaded, **default)
     assert problem == "SIDECAR_SINK_ROUTING_KEY is required with the default exchange: it is the name of a queue"
     loop = "SIDECAR_SINK_ROUTING_KEY is a queue of SIDECAR_AMQP_QUEUE: every message would come back, for ever"
     queues = ("work", "other", "third")
-    for key in queues:
-        given = {"SIDECAR_AMQP_QUEUE": ",".join(queues), "SIDECAR_SINK_ROUTING_KEY": key}
-        assert problems(loaded, **default, **given) == [loop]
+    nodes = "amqp://a/,amqp://b/"
+    for key, sink in product(queues, ("", nodes, "amqp://a/", "amqp://b/", "amqp://b/,amqp://c/")):
+        given = {"SIDECAR_AMQP_QUEUE": ",".join(queues), "SIDECAR_SINK_ROUTING_KEY": key, "SIDECAR_AMQP_URL": nodes}
+        given |= {"SIDECAR_SINK_AMQP_URL": sink} if sink else {}
+        assert problems(loaded, **default, **given) == [loop], given
     loaded(**default, SIDECAR_SINK_ROUTING_KEY="work", SIDECAR_SINK_AMQP_URL="amqp://elsewhere/")
     loaded(**default, SIDECAR_SINK_ROUTING_KEY="staging")
 
