@@ -45,14 +45,14 @@ def messages(load: Load) -> Iterator[Outgoing]:
     """Yield orders with an id, a content type and a time."""
     count, body_bytes, headers = load
     for number in range(count):
-        ident = f"order-{number:012d}"
-        opening = f'{{"id":"{ident}","n":{number},"customer":{{"id":"c{number % ORDERS_PER_CUSTOMER}"}},"text":"'
+        document_id = f"order-{number:012d}"
+        opening = f'{{"id":"{document_id}","n":{number},"customer":{{"id":"c{number % ORDERS_PER_CUSTOMER}"}},"text":"'
         text = "lorem ipsum dolor sit amet " * (body_bytes // 27 + 1)
         body = (opening + text[: max(0, body_bytes - len(opening) - 2)] + '"}').encode()
         properties: Properties = {
             "content_type": "application/json",
             "delivery_mode": 2,
-            "message_id": ident,
+            "message_id": document_id,
             "timestamp": 1_700_000_000,
         }
         if headers:

@@ -4,7 +4,8 @@ The same bytes go two ways, in one process and in turns, and CPU time is measure
 
 - the baseline takes id and body of each delivery off the bytes and joins them to the NDJSON of a request: nobody who
   moves messages from AMQP to ``_bulk`` gets around that;
-- the path is the product's own, call by call as the pipeline makes them, from `Inbound.feed` to the bytes of the ack.
+- the path is the product's own, call by call as the pipeline makes them, from `FrameParser.feed` to the bytes of
+  the ack.
 
 The difference is what promises cost (properties of any shape, every check, order, batches, accounting, settling). It is
 bounded by 2.5 µs a message; above that the exit status is 1.
@@ -23,11 +24,11 @@ from typing import TYPE_CHECKING
 
 from sidecar.core import bulk, frames
 from sidecar.core.batcher import Batcher
-from sidecar.core.compose import Composer, Recipe
-from sidecar.core.frames import Inbound
+from sidecar.core.compose import BulkEncoder, EncoderConfig
+from sidecar.core.frames import FrameParser
 from sidecar.core.ledger import Ledger
-from sidecar.core.order import Order
-from sidecar.core.outbox import Outbox
+from sidecar.core.order import DocumentOrder
+from sidecar.core.outbox import SendQueue
 from sidecar.core.template import Template
 
 if TYPE_CHECKING:
@@ -54,13 +55,13 @@ def stream(count: int) -> bytes:
     parts: list[bytes] = []
     route = bytes([0]) + bytes([4]) + b"work"
     for tag in range(1, count + 1):
-        ident = b"order-%030d" % tag
-        text = b'{"id":"%s","n":%d,"text":"' % (ident, tag)
+        document_id = b"order-%030d" % tag
+        text = b'{"id":"%s","n":%d,"text":"' % (document_id, tag)
         body = text + b"x" * (BODY_BYTES - len(text) - 2) + b'"}'
         method = struct.pack(">HHB", 60, 60, 6) + b"ctag-1" + struct.pack(">QB", tag, 0) + route
         properties = (
             struct.pack(">HB", 0x8000 | 0x1000 | _MESSAGE_ID | 0x0040, 16) + b"application/json" + b"\x02"
-            + bytes([len(ident)]) + ident + struct.pack(">Q", 1_700_000_000 + tag)
+            + bytes([len(document_id)]) + document_id + struct.pack(">Q", 1_700_000_000 + tag)
         )  # fmt: skip
         header = struct.pack(">HHQ", 60, 0, len(body)) + properties
         for kind, payload in ((1, method), (2, header), (3, body)):
@@ -97,8 +98,8 @@ def baseline(reads: list[bytes]) -> tuple[int, int]:  # noqa: C901 - inlined, as
                         at += width
                     else:
                         at += 4 + int.from_bytes(data[at : at + 4], "big")
-            ident = data[at + 1 : at + 1 + data[at]] if flags & _MESSAGE_ID else b""
-            add((b'{"index":{"_id":"', ident, b'"}}\n', data[body + 7 : after - 1], b"\n"))
+            document_id = data[at + 1 : at + 1 + data[at]] if flags & _MESSAGE_ID else b""
+            add((b'{"index":{"_id":"', document_id, b'"}}\n', data[body + 7 : after - 1], b"\n"))
             pos, waiting = after, waiting + 1
             if waiting == BATCH_ITEMS:
                 total += len(b"".join(parts))
@@ -113,13 +114,13 @@ class Path:
 
     def __init__(self) -> None:
         self.ledger = Ledger("work", CHANNEL)
-        self.inbound = Inbound()
-        self.inbound.frame_max = 131_072
-        self.inbound.take_deliveries(self.ledger)
-        self.composer = Composer(Recipe(index=Template("docs")), lambda: "")
-        self.order = Order()
+        self.parser = FrameParser()
+        self.parser.frame_max = 131_072
+        self.parser.register_consumer(self.ledger)
+        self.encoder = BulkEncoder(EncoderConfig(index=Template("docs")), lambda: "")
+        self.order = DocumentOrder()
         self.batcher = Batcher(BATCH_ITEMS, BATCH_BYTES, 1.0)
-        self.outbox = Outbox(BATCH_ITEMS, BATCH_BYTES)
+        self.send_queue = SendQueue(BATCH_ITEMS, BATCH_BYTES)
         self.answers: dict[int, bytes] = {}
         self.stored = self.sent_bytes = self.ack_bytes = 0
         self.seconds = dict.fromkeys(STAGES, 0.0)
@@ -129,12 +130,12 @@ class Path:
         clock, seconds = time.process_time, self.seconds
         for read in reads:
             start = clock()
-            chunk = self.inbound.feed(read).messages
-            self.ledger.held_bytes += sum([message.held_bytes for message in chunk])
+            chunk = self.parser.feed(read).messages
+            self.ledger.memory_bytes += sum([message.memory_bytes for message in chunk])
             fed = clock()
-            composed, rejects = self.composer.compose(chunk, 0.0)
+            encoded, rejections = self.encoder.encode(chunk, 0.0)
             made = clock()
-            free = self.order.enter(composed)
+            free = self.order.admit(encoded)
             entered = clock()
             complete = self.batcher.add(free, start)
             batched = clock()
@@ -142,11 +143,11 @@ class Path:
             seconds["compose"] += made - fed
             seconds["order"] += entered - made
             seconds["batch"] += batched - entered
-            if rejects:
+            if rejections:
                 raise AssertionError("a document of the benchmark was rejected")
-            self.outbox.put(complete)
+            self.send_queue.put(complete)
             self.send(batched)
-        self.outbox.put(self.batcher.take_all())
+        self.send_queue.put(self.batcher.take_all())
         self.send(clock())
 
     def send(self, now: float) -> None:
@@ -154,7 +155,7 @@ class Path:
         clock, seconds = time.process_time, self.seconds
         while True:
             start = clock()
-            batch = self.outbox.take(now)
+            batch = self.send_queue.take(now)
             taken = clock()
             seconds["outbox"] += taken - start
             if batch is None:
@@ -168,11 +169,11 @@ class Path:
             if not bulk.all_stored(answer, len(messages)):
                 raise AssertionError("the answer of the benchmark was not understood")
             read = clock()
-            self.batcher.add(self.order.leave(messages), now)
+            self.batcher.add(self.order.release(messages), now)
             left = clock()
             mine = [message for message in messages if message.ledger is self.ledger]
-            self.stored += self.ledger.store(mine)
-            settlements = self.ledger.collect()
+            self.stored += self.ledger.mark_stored(mine)
+            settlements = self.ledger.take_acks()
             stored = clock()
             written = b"".join(
                 frames.ack(CHANNEL, settlement.tag, multiple=settlement.multiple) for settlement in settlements

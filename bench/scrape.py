@@ -19,16 +19,16 @@ import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from sidecar.core.account import SETTLED, Account
+from sidecar.core.account import SETTLED, Counters
 from sidecar.ops.http import open_server
 from sidecar.ops.metrics import REQUEST_OUTCOMES, TRIGGERS, Metrics
-from sidecar.ops.status import About, Status
+from sidecar.ops.status import StaticInfo, Status
 from tests.builders import state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sidecar.core.state import State
+    from sidecar.core.state import Snapshot
 
 BOUND_PERCENT = 1.0
 SCRAPES = 200
@@ -39,9 +39,9 @@ OUTCOMES = ("success", "noop", "conflict", "failed_client", "failed_server", "to
 ACCEPT = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 
 
-def busy() -> Account:
+def busy() -> Counters:
     """Return an account in which everything happened that can."""
-    account = Account()
+    account = Counters()
     for at, queue in enumerate(QUEUES):
         account.received[queue] += 12_345_678 * (at + 1)
         for verdict in SETTLED:
@@ -60,7 +60,7 @@ def busy() -> Account:
     return account
 
 
-def at_work(account: Account) -> State:
+def at_work(account: Counters) -> Snapshot:
     """Return the state of a sidecar at full load."""
     return state(account, queues=QUEUES, in_flight=5_000, in_flight_bytes=5_000_000, bulk_in_flight=3)
 
@@ -77,7 +77,7 @@ class Serving:
     def _run(self) -> None:
         account = busy()
         metrics = Metrics(lambda: at_work(account))
-        status = Status(lambda: at_work(account), About(QUEUES, {}), clock=time.monotonic, wall_clock=time.time)
+        status = Status(lambda: at_work(account), StaticInfo(QUEUES, {}), clock=time.monotonic, wall_clock=time.time)
         _, address = self._loop.run_until_complete(open_server(("127.0.0.1", 0), status, metrics))
         self.address.set_result(address)
         self._loop.run_forever()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from bench.lab import BODY_BYTES, Load, messages
-from sidecar.core.compose import Composer, Recipe
+from sidecar.core.compose import BulkEncoder, EncoderConfig
 from sidecar.core.fields import Fields
 from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
@@ -31,21 +31,21 @@ ROUNDS = 60
 HEADERS_MICROSECONDS = 3.0
 BODY_MICROSECONDS = 2.0
 INDEX = Template("docs")
-PLAIN = Recipe(index=INDEX)
+PLAIN = EncoderConfig(index=INDEX)
 HEADERS = {
-    "id from a header": Recipe(index=INDEX, id_mode="template", id=Template("{header.tenant}-{message_id}")),
-    "routing from a header": Recipe(index=INDEX, routing=Template("{header.tenant}")),
-    "index from a header": Recipe(index=Template("docs-{header.tenant}")),
-    "index of the day": Recipe(index=Template("docs-{now:%Y.%m.%d}")),
-    "a field added from a header": Recipe(index=INDEX, fields=Fields({"source": Template("{header.source}")})),
-    "index and routing from headers": Recipe(
+    "id from a header": EncoderConfig(index=INDEX, id_mode="template", id=Template("{header.tenant}-{message_id}")),
+    "routing from a header": EncoderConfig(index=INDEX, routing=Template("{header.tenant}")),
+    "index from a header": EncoderConfig(index=Template("docs-{header.tenant}")),
+    "index of the day": EncoderConfig(index=Template("docs-{now:%Y.%m.%d}")),
+    "a field added from a header": EncoderConfig(index=INDEX, fields=Fields({"source": Template("{header.source}")})),
+    "index and routing from headers": EncoderConfig(
         index=Template("docs-{header.source}"), routing=Template("{header.tenant}")
     ),
-    "correlation key from a header": Recipe(index=INDEX, batch_key=Template("{header.tenant}")),
+    "correlation key from a header": EncoderConfig(index=INDEX, batch_key=Template("{header.tenant}")),
 }
 BODIES = {
-    "id from the body": Recipe(index=INDEX, id_mode="template", id=Template("{body.id}")),
-    "routing from the body": Recipe(index=INDEX, routing=Template("{body.customer.id}")),
+    "id from the body": EncoderConfig(index=INDEX, id_mode="template", id=Template("{body.id}")),
+    "routing from the body": EncoderConfig(index=INDEX, routing=Template("{body.customer.id}")),
 }
 
 
@@ -53,7 +53,7 @@ def deliveries() -> list[Message]:
     """Return messages as they come off the wire."""
     ledger = Ledger("work", 1)
     ledger.next_tag = MESSAGES + 1
-    ledger.admit()
+    ledger.open_new()
     route = b"\0\x04work"
     return [
         Message(ledger, tag, 0, route, sent.property_bytes(), sent.body, 0)
@@ -61,16 +61,16 @@ def deliveries() -> list[Message]:
     ]
 
 
-def composing(recipe: Recipe) -> Callable[[list[Message]], object]:
+def composing(encoder_config: EncoderConfig) -> Callable[[list[Message]], object]:
     """Return what composes messages by a recipe."""
-    composer = Composer(recipe, lambda: "")
+    encoder = BulkEncoder(encoder_config, lambda: "")
 
-    def compose(chunk: list[Message]) -> None:
-        _, rejects = composer.compose(chunk, 0.0)
-        if rejects:
-            raise AssertionError(f"rejected: {rejects[0].detail}")
+    def encode(chunk: list[Message]) -> None:
+        _, rejections = encoder.encode(chunk, 0.0)
+        if rejections:
+            raise AssertionError(f"rejected: {rejections[0].detail}")
 
-    return compose
+    return encode
 
 
 def reading(chunk: list[Message]) -> None:
@@ -84,7 +84,7 @@ def main() -> int:
     argparse.ArgumentParser(prog="python -m bench.templates", description=__doc__).parse_args()
     gc.disable()
     works = {"plain": composing(PLAIN), "orjson alone": reading}
-    works |= {name: composing(recipe) for name, recipe in (HEADERS | BODIES).items()}
+    works |= {name: composing(encoder_config) for name, encoder_config in (HEADERS | BODIES).items()}
     least = dict.fromkeys(works, float("inf"))
     chunk = deliveries()  # composing them again changes nothing about them
     for _ in range(ROUNDS):

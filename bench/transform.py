@@ -17,8 +17,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from bench.path import READ_BYTES, stream
-from sidecar.core.compose import Composer, Recipe
-from sidecar.core.frames import Inbound
+from sidecar.core.compose import BulkEncoder, EncoderConfig
+from sidecar.core.frames import FrameParser
 from sidecar.core.ledger import Ledger
 from sidecar.core.template import Template
 from sidecar.library.transforming import hook
@@ -64,28 +64,28 @@ def measure(reads: list[bytes], function: Callable[[Message], object] | None) ->
         AssertionError: something was rejected.
     """
     ledger = Ledger("work", 1)
-    inbound = Inbound()
+    inbound = FrameParser()
     inbound.frame_max = 131_072
-    inbound.take_deliveries(ledger)
+    inbound.register_consumer(ledger)
     hooked = hook(function) if function is not None else None
-    recipe = Recipe(
+    encoder_config = EncoderConfig(
         index=Template("docs"),
         transform=hooked.transform if hooked else None,
         prepare=hooked.prepare if hooked else None,
     )
-    composer = Composer(recipe, lambda: "")
+    encoder = BulkEncoder(encoder_config, lambda: "")
 
     async def run() -> float:
         seconds = 0.0
         for read in reads:
             chunk = inbound.feed(read).messages
             began = time.process_time()
-            if recipe.prepare is not None:
-                await recipe.prepare(chunk)
-            _, rejects = composer.compose(chunk, 0.0)
+            if encoder_config.prepare is not None:
+                await encoder_config.prepare(chunk)
+            _, rejections = encoder.encode(chunk, 0.0)
             seconds += time.process_time() - began
-            if rejects:
-                raise AssertionError(rejects[0].detail)
+            if rejections:
+                raise AssertionError(rejections[0].detail)
         return seconds
 
     return asyncio.run(run())

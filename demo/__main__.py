@@ -27,7 +27,7 @@ from demo.show import Numbers, Screen
 from demo.sidecar import REPOSITORY, Sidecar
 from devstack import processes
 from devstack.errors import StackError
-from sidecar.amqp.producer import open_producer
+from sidecar.amqp.producer import open_publisher_connection
 from sidecar.amqp.topology import Topology
 from sidecar.cli.produce import Route, Sender
 from sidecar.errors import SidecarError
@@ -106,7 +106,7 @@ class Demo:
             f"publishing {len(self._samples):,} messages, {bad:,} of them bad in different ways (seed {options.seed})"
         )
         loop = asyncio.get_running_loop()
-        producer = await open_producer((self._servers.amqp_url,), Topology(queues=(QUEUE,)))
+        producer = await open_publisher_connection((self._servers.amqp_url,), Topology(queues=(QUEUE,)))
         sender = Sender(producer, Route("", QUEUE), rate=options.rate)
         sending = loop.create_task(sender.send(iter(self._samples), asyncio.Event()))
         try:
@@ -151,12 +151,12 @@ class Demo:
 
     def _tell(self, evidence: Evidence) -> bool:
         """Show one document, the dead letters and the account."""
-        strange = {sample.ident for sample in self._samples if sample.kind in STRANGE}
+        strange = {sample.document_id for sample in self._samples if sample.kind in STRANGE}
         plain = [document for document in evidence.documents if document[0] not in strange]
         if plain:
             self._screen.document(*plain[0])
-        wanted = {sample.ident for sample in self._samples if sample.kind is MAPPING_CONFLICT}
-        letters = [letter for letter in evidence.letters if letter.ident in wanted] or evidence.letters
+        wanted = {sample.document_id for sample in self._samples if sample.kind is MAPPING_CONFLICT}
+        letters = [letter for letter in evidence.letters if letter.document_id in wanted] or evidence.letters
         if letters:
             self._screen.letter(letters[0])
             self._screen.kinds(evidence.letters)

@@ -76,9 +76,13 @@ def check(samples: list[Sample], evidence: Evidence) -> list[Check]:
 
 def _different(good: list[Sample], documents: list[tuple[str, dict[str, Any]]]) -> int:
     """Return how many documents are missing, not expected, or have other content."""
-    expected = {sample.ident: sample.body for sample in good}
-    same = {ident for ident, source in documents if ident in expected and orjson.loads(expected[ident]) == source}
-    return len(expected.keys() | {ident for ident, _ in documents}) - len(same)
+    expected = {sample.document_id: sample.body for sample in good}
+    same = {
+        document_id
+        for document_id, source in documents
+        if document_id in expected and orjson.loads(expected[document_id]) == source
+    }
+    return len(expected.keys() | {document_id for document_id, _ in documents}) - len(same)
 
 
 def _duplicates(documents: list[tuple[str, dict[str, Any]]]) -> int:
@@ -89,9 +93,9 @@ def _duplicates(documents: list[tuple[str, dict[str, Any]]]) -> int:
 def _wrong(bad: list[Sample], letters: list[DeadLetter]) -> int:
     """Return how many dead letters are missing, not expected, or say something else than they should."""
     name = KIND_HEADER.decode()
-    expected = Counter((sample.ident or "", sample.kind.name, sample.kind.reason, sample.body) for sample in bad)
+    expected = Counter((sample.document_id or "", sample.kind.name, sample.kind.reason, sample.body) for sample in bad)
     found = Counter(
-        (letter.ident, _text(letter.headers.get(name)), _text(letter.headers.get("sidecar-reason")), letter.body)
+        (letter.document_id, _text(letter.headers.get(name)), _text(letter.headers.get("sidecar-reason")), letter.body)
         for letter in letters
     )
     return max((expected - found).total(), (found - expected).total())

@@ -17,7 +17,7 @@ _PAGE = 5000
 class DeadLetter(NamedTuple):
     """A message of the dead-letter queue."""
 
-    ident: str
+    document_id: str
     headers: dict[str, Any]
     body: bytes
 

@@ -89,11 +89,11 @@ class Screen:
         self.console.print()
         self.console.print(table)
 
-    def document(self, ident: str, source: dict[str, Any]) -> None:
+    def document(self, document_id: str, source: dict[str, Any]) -> None:
         """Show one document."""
         text = json.dumps(source, ensure_ascii=False, indent=1)
         self.console.print()
-        self._panel(f"A document, _id {ident}", text)
+        self._panel(f"A document, _id {document_id}", text)
 
     def letter(self, letter: DeadLetter) -> None:
         """Show one dead letter: its headers, and how its body begins."""
@@ -102,7 +102,7 @@ class Screen:
         body = letter.body.decode(errors="replace")
         more = "…" if len(body) > _BODY_CHARACTERS else ""
         lines += ["", escape(body[:_BODY_CHARACTERS] + more)]
-        self._panel(f"A dead letter, message_id {letter.ident}", "\n".join(lines), markup=True)
+        self._panel(f"A dead letter, message_id {letter.document_id}", "\n".join(lines), markup=True)
 
     def _panel(self, title: str, text: str, *, markup: bool = False) -> None:
         if self.console.is_terminal:

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from sidecar.core.compose import Reject
+    from sidecar.core.compose import Rejection
     from sidecar.core.guard import RejectGuard
-    from sidecar.plan import Plan
-    from sidecar.work import Composing
+    from sidecar.plan import PipelineConfig
+    from sidecar.work import Encoder
 
 _PROBE_ITEMS = 1000
 _PROBE_CHUNK_ITEMS = 100  # the event loop runs in between, because the user's own code may be slow
@@ -36,10 +36,10 @@ class Admission:
     """Holds messages back while the guard admits none, and probes whether admission may go on.
 
     Args:
-        plan: how messages are encoded.
+        config: how messages are encoded.
         guard: counts the rejects.
-        composer: encodes the copies; it must not be the one that encodes admitted messages.
-        dice: the only source of chance.
+        encoder: encodes the copies; it must not be the one that encodes admitted messages.
+        rng: the only source of chance.
         log: for the start and the end of a hold.
         wall_clock: seconds since 1970.
         changed: called when a hold began or ended.
@@ -53,11 +53,11 @@ class Admission:
 
     def __init__(
         self,
-        plan: Plan,
+        config: PipelineConfig,
         guard: RejectGuard,
-        composer: Composing,
+        encoder: Encoder,
         *,
-        dice: random.Random,
+        rng: random.Random,
         log: FilteringBoundLogger,
         wall_clock: Callable[[], float],
         changed: Callable[[], None],
@@ -67,49 +67,49 @@ class Admission:
         self.probe_at = 0.0
         self.probes = 0
         self._guard = guard
-        self._composer = composer
-        self._prepare = plan.recipe.prepare
-        self._splits = plan.recipe.has_parts
-        self._has_signals = plan.recipe.batch_flush_when is not None
-        self._room_bytes = plan.memory_limit_bytes
-        self._max_rejects = plan.reject_guard
-        self._far = plan.far
-        self._dice = dice
+        self._encoder = encoder
+        self._prepare = config.encoder_config.prepare
+        self._splits = config.encoder_config.splits
+        self._has_signals = config.encoder_config.batch_flush_when is not None
+        self._room_bytes = config.memory_limit_bytes
+        self._max_rejects = config.reject_guard
+        self._far = config.far
+        self._rng = rng
         self._log = log
         self._wall_clock = wall_clock
         self._changed = changed
         self._failed_probes = 0  # in this hold
         self._try = asyncio.Event()
 
-    def note(self, messages: list[Message], composed: list[Message], rejects: list[Reject]) -> None:
+    def observe(self, messages: list[Message], encoded: list[Message], rejections: list[Rejection]) -> None:
         """Count the results of encoding messages; most of the time all of them were encoded.
 
         Args:
             messages: in the order of their admission.
-            composed: their documents.
-            rejects: the messages that were rejected, with reasons.
+            encoded: their documents.
+            rejections: the messages that were rejected, with reasons.
         """
-        if rejects or self._guard.counting:
-            self._guard.note([one for one in self._outcomes(messages, composed, rejects) if one is not None])
+        if rejections or self._guard.counting:
+            self._guard.note([one for one in self._outcomes(messages, encoded, rejections) if one is not None])
 
     def _outcomes(
-        self, messages: list[Message], composed: list[Message], rejects: list[Reject]
+        self, messages: list[Message], encoded: list[Message], rejections: list[Rejection]
     ) -> list[Outcome | None]:
         """Return the result for each message; None for one without a document.
 
         A message with several documents counts as encoded if one of them is: the answer to that one decides.
         """
         found: dict[int, Outcome] = {}
-        for why in rejects:
+        for why in rejections:
             if why.reason:
                 found[self._delivered(why.message)] = Outcome(kind_of(why.reason, why.error_type), _describe(why))
-        for message in composed:
+        for message in encoded:
             if not (self._has_signals and message.correlation.is_signal):
                 found[self._delivered(message)] = ENCODED
         return [found.get(id(message)) for message in messages]
 
     def _delivered(self, message: Message) -> int:
-        return id(message.parts.message if self._splits and message.parts is not None else message)
+        return id(message.split.message if self._splits and message.split is not None else message)
 
     # The hold --------------------------------------------------------------------------------------------------------
 
@@ -121,7 +121,7 @@ class Admission:
         """
         sample = waiting
         if len(waiting) > _PROBE_ITEMS:
-            sample = [waiting[0], *self._dice.sample(waiting[1:], _PROBE_ITEMS - 1)]
+            sample = [waiting[0], *self._rng.sample(waiting[1:], _PROBE_ITEMS - 1)]
         first: Outcome | None = None
         encoded = 0
         for at in range(0, len(sample), _PROBE_CHUNK_ITEMS):
@@ -158,15 +158,15 @@ class Admission:
         ]
         if self._prepare is not None:
             await self._prepare(copies)
-        self._composer.room_bytes = self._room_bytes
-        composed, rejects = self._composer.compose(copies, self._wall_clock())
-        return self._outcomes(copies, composed, rejects)
+        self._encoder.room_bytes = self._room_bytes
+        encoded, rejections = self._encoder.encode(copies, self._wall_clock())
+        return self._outcomes(copies, encoded, rejections)
 
     def _hold(self, why: Outcome) -> None:
         now = self._now()
         self.probes += 1
         self._failed_probes += 1
-        self.probe_at = now + probe_pause_seconds(self._failed_probes, self._dice.random())
+        self.probe_at = now + probe_pause_seconds(self._failed_probes, self._rng.random())
         if self.held is not None:
             return
         self.held_since = now
@@ -188,7 +188,7 @@ class Admission:
         """Wait until the next probe is due."""
         await wait_until(self._try, self.probe_at)
 
-    def try_now(self) -> None:
+    def probe_now(self) -> None:
         """Probe at once instead of after the pause."""
         if self.held is not None:
             self._try.set()
@@ -198,6 +198,6 @@ class Admission:
         return asyncio.get_running_loop().time()
 
 
-def _describe(why: Reject) -> str:
+def _describe(why: Rejection) -> str:
     """Return the reason and the detail of a reject."""
     return f"{why.reason}: {why.detail}"

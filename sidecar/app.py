@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sidecar.core.pacing import backoff_seconds
-from sidecar.core.state import Unready
+from sidecar.core.state import NotReady
 from sidecar.errors import BrokerError, QueueError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from sidecar.core.state import State
+    from sidecar.core.state import Snapshot
     from sidecar.pipeline import Pipeline
     from sidecar.ports import BrokerSession, Receive
 
@@ -40,7 +40,7 @@ class App:
     Args:
         pipeline: does the work.
         connect: opens a session with the broker that delivers to the callable that it is given.
-        dice: the only source of chance.
+        rng: the only source of chance.
         log: where state changes are told.
         shutdown_seconds: how long the end may take.
     """
@@ -50,33 +50,33 @@ class App:
         pipeline: Pipeline,
         connect: Connect,
         *,
-        dice: random.Random,
+        rng: random.Random,
         log: FilteringBoundLogger,
         shutdown_seconds: float,
     ) -> None:
         self.session: BrokerSession | None = None
         self._draining = False
-        self._startup_obstacle: Unready | None = None
-        self._unready: Unready | None = None  # why there is no session
+        self._startup_obstacle: NotReady | None = None
+        self._not_ready: NotReady | None = None  # why there is no session
         self._pipeline = pipeline
         self._connect = connect
-        self._dice = dice
+        self._rng = rng
         self._log = log
         self._shutdown_seconds = shutdown_seconds
         self._told: dict[str, None] = {}  # notes about queues, each once
 
-    def state(self) -> State:
+    def snapshot(self) -> Snapshot:
         """Return what is happening at this moment."""
-        state = self._pipeline.state()
+        state = self._pipeline.snapshot()
         if self._draining:
-            return state._replace(unready=Unready("draining", "the sidecar was told to stop"))
+            return state._replace(not_ready=NotReady("draining", "the sidecar was told to stop"))
         if self._startup_obstacle is not None:
-            return state._replace(unready=self._startup_obstacle)
-        if not state.connected and self._unready is not None:
-            return state._replace(unready=self._unready)
+            return state._replace(not_ready=self._startup_obstacle)
+        if not state.connected and self._not_ready is not None:
+            return state._replace(not_ready=self._not_ready)
         return state
 
-    def note_startup(self, obstacle: Unready | None) -> None:
+    def note_startup(self, obstacle: NotReady | None) -> None:
         """Note why `run` can't be called yet; None: it can."""
         self._startup_obstacle = obstacle
 
@@ -92,19 +92,19 @@ class App:
             await stop.wait()
             self._draining = True
             deadline = asyncio.get_running_loop().time() + self._shutdown_seconds
-            self._log.info("sidecar.draining", seconds=self._shutdown_seconds, **self._pipeline.account.summary())
+            self._log.info("sidecar.draining", seconds=self._shutdown_seconds, **self._pipeline.counters.summary())
             while not serving.done():
                 # Again and again: where a connection is just being opened or closed, one may be lost in a library.
                 serving.cancel()
                 await asyncio.wait([serving], timeout=_CANCEL_AGAIN_SECONDS)
             await self._drain(deadline)
             work.cancel()
-        account = self._pipeline.account
-        self._pipeline.tell_failures()
-        self._log.info("sidecar.stopped", **account.summary(), **account.work())
+        counters = self._pipeline.counters
+        self._pipeline.flush_failure_log()
+        self._log.info("sidecar.stopped", **counters.summary(), **counters.work())
 
     async def _pause(self, tries: int) -> None:
-        pause = backoff_seconds(tries, self._dice.random(), RECONNECT_MIN_SECONDS, RECONNECT_MAX_SECONDS)
+        pause = backoff_seconds(tries, self._rng.random(), RECONNECT_MIN_SECONDS, RECONNECT_MAX_SECONDS)
         await asyncio.sleep(max(pause, RECONNECT_MIN_SECONDS / 4))
 
     async def _serve(self) -> None:
@@ -122,7 +122,7 @@ class App:
             self._log.info("amqp.connected", queues=[ledger.queue for ledger in session.ledgers])
             for sentence in session.recreated:
                 self._log.error("amqp.recreated", reason=sentence)
-            for note in session.notes:
+            for note in session.warnings:
                 if note not in self._told:
                     self._told[note] = None
                     self._log.warning("amqp.queue", note=note)
@@ -130,7 +130,7 @@ class App:
             self._pipeline.attach(session)
             reason = await asyncio.shield(session.lost)
             self._log.warning("amqp.lost", reason=reason)
-            self.session, self._unready = None, Unready("not-connected", reason)
+            self.session, self._not_ready = None, NotReady("not-connected", reason)
             self._pipeline.detach()
             await session.close()
             lasted_seconds = asyncio.get_running_loop().time() - began_at
@@ -139,10 +139,10 @@ class App:
 
     def _log_unconnected(self, error: BrokerError, tries: int) -> None:
         """Log why there is no session: the first time, and whenever a queue needs attention for another reason."""
-        before = self._unready
-        self._unready = Unready(error.reason if isinstance(error, QueueError) else "not-connected", str(error))
+        before = self._not_ready
+        self._not_ready = NotReady(error.reason if isinstance(error, QueueError) else "not-connected", str(error))
         if isinstance(error, QueueError):
-            if self._unready == before:
+            if self._not_ready == before:
                 return
             if error.reason == "queue-gone":
                 self._log.error("amqp.queue_gone", reason=str(error))

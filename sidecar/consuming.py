@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Protocol
 
-from sidecar.core.copies import deliveries
+from sidecar.core.copies import delivery_count
 from sidecar.core.far import ELASTICSEARCH, Far
 from sidecar.core.pacing import probe_pause_seconds
 from sidecar.errors import BrokerError
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
 
     from sidecar.core.ledger import Ledger
     from sidecar.core.message import Message
-    from sidecar.core.window import Window
+    from sidecar.core.window import PrefetchWindow
     from sidecar.ports import BrokerSession
 
-LONGEST_PAUSE_SECONDS = 10.0
+MAX_PAUSE_SECONDS = 10.0
 """RabbitMQ bears about 30 s."""
-_LOOK_MAX_SECONDS = 5.0  # at the start, where somebody waits for it; after a hold looks become as rare as probes
-_TRIAL_MIN_SECONDS = 30.0
-_TRIAL_MAX_SECONDS = 300.0
-_LEAST_PROBES = 3
+_CHECK_MAX_SECONDS = 5.0  # at the start, where somebody waits for it; after a hold looks become as rare as probes
+_RESUME_MIN_SECONDS = 30.0
+_RESUME_MAX_SECONDS = 300.0
+_MIN_PROBES = 3
 """Of different items, before messages are given back: one of them may be what Elasticsearch doesn't survive."""
-_ASK_AGAIN_SECONDS = 1.0
-_ASKED_MOST = 10
-_WORN_DELIVERIES = 15
+_PROBE_WAIT_SECONDS = 1.0
+_MAX_PROBE_WAITS = 10
+_NEAR_LIMIT_DELIVERIES = 15
 """RabbitMQ 4 drops a message of a quorum queue at its 21st delivery unless the queue has another limit."""
-_WORN_LOG_SECONDS = 60.0
+_NEAR_LIMIT_LOG_SECONDS = 60.0
 
 
 class Keeper(Protocol):
@@ -82,7 +82,7 @@ class Keeper(Protocol):
         """Whether copies are published whose confirm isn't there yet."""
         ...
 
-    def try_now(self) -> None:
+    def probe_now(self) -> None:
         """Probe at once, whatever pause there is."""
         ...
 
@@ -90,16 +90,16 @@ class Keeper(Protocol):
         """Write every ack that is due, and have the broker take back the rest, in the order of delivery."""
         ...
 
-    def returned(self, ledger: Ledger, count: int) -> None:
+    def count_requeued(self, ledger: Ledger, count: int) -> None:
         """Count deliveries that the broker was given back unseen."""
         ...
 
-    def changed(self) -> None:
+    def wake(self) -> None:
         """Take notice: there is room, or no more to come."""
         ...
 
 
-class Consuming:
+class FlowControl:
     """Consumes for the pipeline as much as may be held.
 
     Args:
@@ -108,58 +108,58 @@ class Consuming:
         unavailable: says why Elasticsearch can't be used now, or None.
         hold_max_seconds: how long messages are kept in a hold.
         far: how what may be unavailable is called.
-        dice: the only source of chance.
+        rng: the only source of chance.
         log: where state changes are told.
 
     Attributes:
         prefetch: of the present consumers, or of the last.
-        reached: Elasticsearch answered at least once.
+        sink_reached: Elasticsearch answered at least once.
         unavailable_reason: why it couldn't be used when it was last looked at, or None.
-        begun: consumers of this session were begun, and not given up; they may step aside for a while.
+        started: consumers of this session were begun, and not given up; they may step aside for a while.
         consuming: the broker delivers.
-        dropping: what arrives now is for nobody: the broker gets it back.
+        discarding: what arrives now is for nobody: the broker gets it back.
     """
 
     def __init__(
         self,
-        window: Window,
+        window: PrefetchWindow,
         keeper: Keeper,
         unavailable: Callable[[], Awaitable[str | None]],
         *,
         hold_max_seconds: float,
-        dice: random.Random,
+        rng: random.Random,
         log: FilteringBoundLogger,
         far: Far = ELASTICSEARCH,
     ) -> None:
         self.prefetch = window.prefetch(0, 0)
-        self.reached = False
+        self.sink_reached = False
         self.unavailable_reason: str | None = None
-        self.begun = False
+        self.started = False
         self.consuming = False
-        self.dropping = False
+        self.discarding = False
         self._window = window
         self._keeper = keeper
         self._unavailable = unavailable
         self._hold_max_seconds = hold_max_seconds
-        self._dice = dice
+        self._rng = rng
         self._log = log
         self._far = far
         self._session: BrokerSession | None = None
         self._stopping = False
         self._waiting = True  # for Elasticsearch
-        self._look_at = 0.0
-        self._looks = 0
-        self._trials = 0
+        self._check_at = 0.0
+        self._checks = 0
+        self._resume_attempts = 0
         self._held_since: float | None = None
-        self._give_up_at = 0.0
+        self._requeue_at = 0.0
         self._probes_before = 0
-        self._asked = self._asked_for = 0  # how often the last probe was waited for, and its number
+        self._probe_waits = self._waited_for_probe = 0  # how often the last probe was waited for, and its number
         self._paused_at: float | None = None
         self._settled_items = 0  # since the consumers began
-        self._worn_silent_until = 0.0
+        self._limit_silent_until = 0.0
         self._wake = asyncio.Event()
-        self._roomier = asyncio.Event()  # something was settled, or the session ended
-        self._turn = asyncio.Lock()  # the end comes between two steps, never into one
+        self._memory_freed = asyncio.Event()  # something was settled, or the session ended
+        self._step_lock = asyncio.Lock()  # the end comes between two steps, never into one
 
     # What the pipeline tells -----------------------------------------------------------------------------------------
 
@@ -175,13 +175,13 @@ class Consuming:
         the next session would end in the same way.
         """
         self._session = None
-        self._roomier.set()
-        self.begun = self.consuming = self.dropping = False
+        self._memory_freed.set()
+        self.started = self.consuming = self.discarding = False
         self._paused_at = self._held_since = None
         if self._keeper.held is not None:
             self._wait(0.0)
 
-    def arrived(self, chunk: list[Message], size_bytes: int) -> None:
+    def on_delivered(self, chunk: list[Message], size_bytes: int) -> None:
         """Note messages that came and are kept: learn their size, and stop reading when they are too much.
 
         Args:
@@ -191,10 +191,10 @@ class Consuming:
         session = self._session
         if session is None:
             return
-        self._window.note(len(chunk), size_bytes)
+        self._window.observe(len(chunk), size_bytes)
         self._pause_if_full(session)
         if chunk[-1].redelivered:
-            self._look_for_worn(chunk)
+            self._warn_near_delivery_limit(chunk)
 
     def _pause_if_full(self, session: BrokerSession) -> None:
         # Without consumers nothing comes that takes room, but answers that somebody waits for.
@@ -202,14 +202,14 @@ class Consuming:
             self._paused_at = self._now()
             session.pause()
             self._wake.set()
-            self._keeper.changed()
+            self._keeper.wake()
 
     @property
     def room_bytes(self) -> int:
         """How much more may be held; 0 without a session."""
         return self._window.room_bytes(*self._held(self._session)) if self._session is not None else 0
 
-    async def room(self, unadmitted: Callable[[], int]) -> None:
+    async def wait_for_memory(self, unadmitted: Callable[[], int]) -> None:
         """Wait until there is room for what messages hold that came already, or nothing else is held.
 
         Args:
@@ -220,18 +220,18 @@ class Consuming:
             size_bytes, items = self._held(session)
             if items <= unadmitted() or not self._window.full(size_bytes, items):
                 return
-            self._roomier.clear()
-            await self._roomier.wait()
+            self._memory_freed.clear()
+            await self._memory_freed.wait()
 
-    def settled(self, items: int) -> None:
+    def on_settled(self, items: int) -> None:
         """Note that messages were settled: there may be room again."""
-        self._roomier.set()
+        self._memory_freed.set()
         self._settled_items += items
         session = self._session
         if session is None:
             return
         if self._paused_at is not None:
-            self._resume_if_roomy(session)
+            self._resume_if_room(session)
         elif not self.consuming or self._settled_items >= self.prefetch:
             self._wake.set()
 
@@ -245,7 +245,7 @@ class Consuming:
         return self._waiting
 
     @property
-    def starved(self) -> bool:
+    def exhausted(self) -> bool:
         """Whether nothing more comes before something is settled."""
         session = self._session
         if session is None:
@@ -260,10 +260,10 @@ class Consuming:
             BrokerError: the session was lost.
         """
         self._stopping = True
-        async with self._turn:
+        async with self._step_lock:
             session = self._session
             if session is not None and self.consuming:
-                self.dropping = self._paused_at is not None  # no room: the broker takes it back with the rest
+                self.discarding = self._paused_at is not None  # no room: the broker takes it back with the rest
                 self._resume(session)
                 await self._cancel(session)
 
@@ -273,10 +273,10 @@ class Consuming:
         """Consume, pause and give back until cancelled."""
         while True:
             await self._sleep()
-            if self._waiting and not self._stopping and self._now() >= self._look_at:
-                await self._look()
+            if self._waiting and not self._stopping and self._now() >= self._check_at:
+                await self._check_sink()
             try:
-                async with self._turn:
+                async with self._step_lock:
                     if self._session is not None and not self._stopping:
                         await self._step(self._session)
             except BrokerError:
@@ -285,127 +285,133 @@ class Consuming:
     async def _step(self, session: BrokerSession) -> None:
         now = self._now()
         if self._keeper.held is None:
-            self._held_since, self._trials = None, 0
+            self._held_since, self._resume_attempts = None, 0
         elif self._held_since is None:
-            self._begin_holding()
-        if self._held_since is not None and now >= self._give_up_at and self._has_messages(session):
-            await self._give_up_holding(session)
+            self._start_hold_timer()
+        if self._held_since is not None and now >= self._requeue_at and self._has_messages(session):
+            await self._requeue_after_hold(session)
         elif not self.consuming:
-            if not self._waiting and self._window.roomy(*self._held(session)):
-                await self._begin(session)
-        elif self._paused_at is not None and now >= self._paused_at + LONGEST_PAUSE_SECONDS:
-            await self._step_aside(session)
+            if not self._waiting and self._window.has_headroom(*self._held(session)):
+                await self._start_consumer(session)
+        elif self._paused_at is not None and now >= self._paused_at + MAX_PAUSE_SECONDS:
+            await self._pause_consumer(session)
         elif self._paused_at is None and self._held_since is None and self._settled_items >= self.prefetch:
-            await self._widen(session)
+            await self._grow_prefetch(session)
 
     async def _sleep(self) -> None:
         """Sleep until something changed, or it is time for the next step."""
         moments = []
         if not self._stopping:
             if self._waiting:
-                moments.append(self._look_at)
+                moments.append(self._check_at)
             if self._held_since is not None and self._session is not None and self._has_messages(self._session):
-                moments.append(self._give_up_at)
+                moments.append(self._requeue_at)
             if self.consuming and self._paused_at is not None:
-                moments.append(self._paused_at + LONGEST_PAUSE_SECONDS)
+                moments.append(self._paused_at + MAX_PAUSE_SECONDS)
         await wait_until(self._wake, min(moments, default=None))
 
     # Waiting for Elasticsearch ---------------------------------------------------------------------------------------
 
     def _wait(self, seconds: float) -> None:
         self._waiting = True
-        self._looks = 0
-        self._look_at = self._now() + seconds
+        self._checks = 0
+        self._check_at = self._now() + seconds
         self._wake.set()
 
-    async def _look(self) -> None:
+    async def _check_sink(self) -> None:
         """Look whether Elasticsearch is there; where it is, consuming may begin."""
         reason = self.unavailable_reason = await self._unavailable()
-        self._looks += 1
+        self._checks += 1
         if reason is not None:
-            if self._looks == 1:
+            if self._checks == 1:
                 self._log.warning(self._far.unreachable, reason=reason)
-            pause = probe_pause_seconds(self._looks, self._dice.random())
-            self._look_at = self._now() + (pause if self._keeper.held is not None else min(pause, _LOOK_MAX_SECONDS))
+            pause = probe_pause_seconds(self._checks, self._rng.random())
+            self._check_at = self._now() + (pause if self._keeper.held is not None else min(pause, _CHECK_MAX_SECONDS))
             return
-        if self._looks > 1:
-            self._log.info(self._far.reached, tries=self._looks)
-        self.reached = True
+        if self._checks > 1:
+            self._log.info(self._far.reached, tries=self._checks)
+        self.sink_reached = True
         self._waiting = False
         self._wake.set()
 
     # Consuming -------------------------------------------------------------------------------------------------------
 
-    async def _begin(self, session: BrokerSession) -> None:
+    async def _start_consumer(self, session: BrokerSession) -> None:
         """Begin to consume; after a hold of requests with one batch, of which a single item goes first."""
         held = self._keeper.held is not None
         if self._keeper.requests_held:  # otherwise what ends the hold may be far behind
-            self._window.narrow()
+            self._window.shrink()
         self.prefetch = self._window.prefetch(*self._held(session))
         self._settled_items = 0
         if held:
-            self._begin_holding()
+            self._start_hold_timer()
         self.consuming = True  # before it is: deliveries come before this knows
         await session.consume(self.prefetch)
-        self.begun = True
+        self.started = True
         self._log.info("amqp.consuming", prefetch=self.prefetch)
         if held:
-            self._keeper.try_now()
+            self._keeper.probe_now()
 
-    async def _widen(self, session: BrokerSession) -> None:
+    async def _grow_prefetch(self, session: BrokerSession) -> None:
         """Ask for more, where more is allowed and would make a difference: each time costs a new consumer."""
-        self._window.widen()
+        self._window.grow()
         self._settled_items = 0
-        if self._window.worth_while(self.prefetch, *self._held(session)):
+        if self._window.should_grow(self.prefetch, *self._held(session)):
             await self._cancel(session)
-            await self._begin(session)
+            await self._start_consumer(session)
 
-    async def _step_aside(self, session: BrokerSession) -> None:
+    async def _pause_consumer(self, session: BrokerSession) -> None:
         """Send back what is on the wire, before the broker loses patience; what is held stays."""
         firsts = [(ledger, ledger.next_tag) for ledger in session.ledgers]
-        self.dropping = True
+        self.discarding = True
         self._resume(session)
         await self._cancel(session)
         count = 0
         for ledger, first_tag in firsts:
-            tags = ledger.give_back_from(first_tag)
-            self._keeper.returned(ledger, len(tags))  # at once: the account must add up at any moment
+            tags = ledger.mark_requeued_from(first_tag)
+            self._keeper.count_requeued(ledger, len(tags))  # at once: the account must add up at any moment
             count += len(tags)
             await session.requeue(ledger, tags)
-        self.dropping = False
-        self._roomier.set()
+        self.discarding = False
+        self._memory_freed.set()
         self._log.info("amqp.paused", returned=count, reason="as much is held as SIDECAR_MEMORY_LIMIT allows")
-        self._keeper.changed()
+        self._keeper.wake()
 
-    def _begin_holding(self) -> None:
+    def _start_hold_timer(self) -> None:
         self._held_since = self._now()
-        self._give_up_at = self._held_since + self._hold_max_seconds
+        self._requeue_at = self._held_since + self._hold_max_seconds
         self._probes_before = self._keeper.probes
-        self._asked = self._asked_for = 0
+        self._probe_waits = self._waited_for_probe = 0
 
-    async def _give_up_holding(self, session: BrokerSession) -> None:
+    async def _requeue_after_hold(self, session: BrokerSession) -> None:
         """Give everything back: an outage is too long to sit it out with messages that others could have."""
         probes = self._keeper.probes
-        if probes != self._asked_for:
-            self._asked, self._asked_for = 0, probes
+        if probes != self._waited_for_probe:
+            self._probe_waits, self._waited_for_probe = 0, probes
         # What is on its way would be there twice, or stored twice; a probe that hangs is not waited for.
         keeper = self._keeper
-        on_its_way = keeper.copies_on_their_way or keeper.storing or (keeper.probing and self._asked < _ASKED_MOST)
-        if on_its_way or probes < self._probes_before + _LEAST_PROBES:
-            self._asked += 1
-            self._give_up_at = self._now() + _ASK_AGAIN_SECONDS
+        on_its_way = (
+            keeper.copies_on_their_way or keeper.storing or (keeper.probing and self._probe_waits < _MAX_PROBE_WAITS)
+        )
+        if on_its_way or probes < self._probes_before + _MIN_PROBES:
+            self._probe_waits += 1
+            self._requeue_at = self._now() + _PROBE_WAIT_SECONDS
             return
-        self.dropping = True
+        self.discarding = True
         self._resume(session)
         await self._cancel(session)
-        self.begun = False
+        self.started = False
         await self._keeper.give_back()
-        self.dropping = False
-        self._roomier.set()
+        self.discarding = False
+        self._memory_freed.set()
         # Elasticsearch may well answer a look and go on to refuse what is sent. Each such round costs a message one of
         # the deliveries that a quorum queue allows it, so they come seldom.
-        pause = min(_TRIAL_MAX_SECONDS, _TRIAL_MIN_SECONDS * 2.0 ** min(self._trials - 1, 10)) if self._trials else 0.0
-        self._trials += 1
+        pause = (
+            min(_RESUME_MAX_SECONDS, _RESUME_MIN_SECONDS * 2.0 ** min(self._resume_attempts - 1, 10))
+            if self._resume_attempts
+            else 0.0
+        )
+        self._resume_attempts += 1
         self._wait(pause)
         self._log.warning("amqp.given_back", held_seconds=self._hold_max_seconds, reason=self._keeper.held)
 
@@ -420,8 +426,8 @@ class Consuming:
 
     # Memory ----------------------------------------------------------------------------------------------------------
 
-    def _resume_if_roomy(self, session: BrokerSession) -> None:
-        if self._window.roomy(*self._held(session)):
+    def _resume_if_room(self, session: BrokerSession) -> None:
+        if self._window.has_headroom(*self._held(session)):
             self._resume(session)
 
     def _resume(self, session: BrokerSession) -> None:
@@ -431,23 +437,23 @@ class Consuming:
 
     @staticmethod
     def _held(session: BrokerSession) -> tuple[int, int]:
-        return sum(ledger.held_bytes for ledger in session.ledgers), sum(ledger.open for ledger in session.ledgers)
+        return sum(ledger.memory_bytes for ledger in session.ledgers), sum(ledger.open for ledger in session.ledgers)
 
     # Wear ------------------------------------------------------------------------------------------------------------
 
-    def _look_for_worn(self, chunk: list[Message]) -> None:
+    def _warn_near_delivery_limit(self, chunk: list[Message]) -> None:
         """Warn of messages that came so often that a quorum queue may drop them at the next delivery."""
         now = self._now()
-        if now < self._worn_silent_until:
+        if now < self._limit_silent_until:
             return
-        worst = max(deliveries(message) for message in chunk)
-        if worst >= _WORN_DELIVERIES:
-            self._worn_silent_until = now + _WORN_LOG_SECONDS
+        worst = max(delivery_count(message) for message in chunk)
+        if worst >= _NEAR_LIMIT_DELIVERIES:
+            self._limit_silent_until = now + _NEAR_LIMIT_LOG_SECONDS
             self._log.warning(
                 "amqp.worn",
                 queue=chunk[0].ledger.queue,
                 deliveries=worst,
-                mend="RabbitMQ drops a message at the queue's x-delivery-limit (20 where none is set): raise it",
+                fix="RabbitMQ drops a message at the queue's x-delivery-limit (20 where none is set): raise it",
             )
 
     @staticmethod

@@ -11,12 +11,12 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
-from sidecar.core.copies import copy_properties, dead_letter_headers, delay_headers
+from sidecar.core.copies import dead_letter_headers, delay_headers, republish_properties
 from sidecar.core.frames import properties_limit
 from sidecar.core.names import dead_letter_queue, delay_queue
 from sidecar.core.pacing import backoff_seconds
 from sidecar.errors import BrokerError
-from sidecar.ports import Copy, Undeclared, Unroutable
+from sidecar.ports import OutboundMessage, Undeclared, Unroutable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from sidecar.core.account import Settled
-    from sidecar.core.copies import Letter
+    from sidecar.core.copies import Failure
     from sidecar.core.message import Message
     from sidecar.ports import BrokerSession
 
-_AT_ONCE = 500
+_PUBLISH_BATCH = 500
 _TRIES_KEPT_SECONDS = 600.0
 _DECLARE_IT = (
     "create this queue beforehand (docs/deployment.md lists the delay queues and their arguments), give the user the "
@@ -40,18 +40,18 @@ _CREATED_AGAIN = "the sidecar looks for it, and creates it again if it may; find
 _MAKE_ROOM = "see that the queue has room (x-max-length, a policy) and a leader, and that the user may write to it"
 
 
-class Settler(Protocol):
+class CopySettler(Protocol):
     """What the copies' originals are settled by: the pipeline."""
 
-    def copied(self, messages: list[Message], verdict: Settled) -> None:
+    def on_copies_confirmed(self, messages: list[Message], verdict: Settled) -> None:
         """Ack messages whose copies were confirmed, and count them as `verdict`."""
         ...
 
-    def drop(self, messages: list[Message]) -> None:
+    def forget(self, messages: list[Message]) -> None:
         """Forget messages whose epoch is over."""
         ...
 
-    def retry_undelayed(self, letters: list[Letter]) -> None:
+    def retry_undelayed(self, failures: list[Failure]) -> None:
         """Retry in place the messages that their delay queue refused."""
         ...
 
@@ -59,12 +59,12 @@ class Settler(Protocol):
         """Return action, index and id of a message, as far as they are known."""
         ...
 
-    def copying_changed(self) -> None:
+    def on_republished(self) -> None:
         """Take notice: something was settled, or a hold began or ended."""
         ...
 
 
-class Route:
+class DeadLetterRoute:
     """Where copies go.
 
     Args:
@@ -103,7 +103,7 @@ class Destination:
         self.exchange = exchange
         self.routing_key = routing_key
         self.delay = delay
-        self.queued: deque[Letter] = deque()
+        self.queued: deque[Failure] = deque()
         self.refused_tries = 0
         self.ready_at = 0.0
         self.refusal: str | None = None
@@ -137,7 +137,7 @@ class Destination:
         return _MAKE_ROOM
 
 
-class Copying:
+class Republisher:
     """Publishes copies of messages and settles their originals.
 
     Args:
@@ -152,7 +152,7 @@ class Copying:
     """
 
     def __init__(
-        self, route: Route, settler: Settler, log: FilteringBoundLogger, wall_clock: Callable[[], float]
+        self, route: DeadLetterRoute, settler: CopySettler, log: FilteringBoundLogger, wall_clock: Callable[[], float]
     ) -> None:
         self.held: str | None = None
         self.delays_held: str | None = None
@@ -163,26 +163,26 @@ class Copying:
         self._session: BrokerSession | None = None
         self._destinations: dict[tuple[bytes, bytes], Destination] = {}
         self._blocked_by: str | None = None  # an alarm
-        self._on_their_way = 0
+        self._unconfirmed = 0
         self._copies = 0
         self._wake = asyncio.Event()
-        self._nothing_moves = asyncio.Event()  # no copy is on its way or may leave now
-        self._nothing_moves.set()
+        self._idle = asyncio.Event()  # no copy is on its way or may leave now
+        self._idle.set()
 
     @property
     def idle(self) -> bool:
         """Whether no copy waits or is on its way."""
-        return not (self._on_their_way or any(one.queued for one in self._destinations.values()))
+        return not (self._unconfirmed or any(one.queued for one in self._destinations.values()))
 
     @property
     def moving(self) -> bool:
         """Whether copies are on their way, or may leave now."""
-        return not self._nothing_moves.is_set()
+        return not self._idle.is_set()
 
     @property
-    def on_their_way(self) -> bool:
+    def unconfirmed(self) -> bool:
         """Whether copies are published whose confirm isn't there yet."""
-        return bool(self._on_their_way)
+        return bool(self._unconfirmed)
 
     def attach(self, session: BrokerSession) -> None:
         """Publish by `session` from now on."""
@@ -201,30 +201,30 @@ class Copying:
                 one.refusal = None
         self._look()
 
-    def forget_closed(self) -> list[Message]:
+    def drop_stale(self) -> list[Message]:
         """Forget letters whose originals the broker has again; return these."""
         gone: list[Message] = []
         for one in self._destinations.values():
-            gone += [letter.message for letter in one.queued if letter.message.ledger.closed]
-            one.queued = deque(letter for letter in one.queued if not letter.message.ledger.closed)
+            gone += [failure.message for failure in one.queued if failure.message.ledger.closed]
+            one.queued = deque(failure for failure in one.queued if not failure.message.ledger.closed)
         self._look()
         return gone
 
-    def add(self, letters: Iterable[Letter]) -> None:
+    def enqueue(self, failures: Iterable[Failure]) -> None:
         """Publish copies in order; those for a delay queue that refuses messages are retried in place."""
-        undelayed: list[Letter] = []
+        undelayed: list[Failure] = []
         gone: list[Message] = []
-        for letter in letters:
-            one = self._destination(letter)
-            if letter.message.ledger.closed:
-                gone.append(letter.message)
+        for failure in failures:
+            one = self._destination(failure)
+            if failure.message.ledger.closed:
+                gone.append(failure.message)
             elif one.delay is not None and one.refusal is not None and not one.on_trial:
-                undelayed.append(letter)
+                undelayed.append(failure)
             else:
-                one.queued.append(letter)
+                one.queued.append(failure)
         self._look()
         self._wake.set()
-        self._settler.drop(gone)
+        self._settler.forget(gone)
         if undelayed:
             self._settler.retry_undelayed(undelayed)
 
@@ -233,9 +233,9 @@ class Copying:
         one = self._destinations.get((b"", delay_queue(queue, milliseconds).encode()))
         return one is not None and one.refusal is not None and not one.on_trial
 
-    async def settled(self) -> None:
+    async def wait_idle(self) -> None:
         """Wait until every copy is confirmed, or it is clear that none will be for now."""
-        await self._nothing_moves.wait()
+        await self._idle.wait()
 
     # Publishing ------------------------------------------------------------------------------------------------------
 
@@ -253,7 +253,7 @@ class Copying:
                 self._session = None  # whoever holds it learns of that
             self._forget_idle()
             self._look()
-            self._settler.copying_changed()
+            self._settler.on_republished()
 
     async def _sleep(self) -> None:
         """Sleep until a destination is due or something changed."""
@@ -295,71 +295,71 @@ class Copying:
         """
         now = self._now()
         due = [one for one in self._destinations.values() if one.queued and (one.on_trial or one.ready_at <= now)]
-        letters: list[Letter] = []
+        failures: list[Failure] = []
         for one in due:
-            count = 1 if one.refused_tries else max(1, _AT_ONCE // len(due))  # a single one as a probe
-            letters += [one.queued.popleft() for _ in range(min(count, len(one.queued)))]
-        if not letters:
+            count = 1 if one.refused_tries else max(1, _PUBLISH_BATCH // len(due))  # a single one as a probe
+            failures += [one.queued.popleft() for _ in range(min(count, len(one.queued)))]
+        if not failures:
             return
-        self._on_their_way = len(letters)
+        self._unconfirmed = len(failures)
         self._look()
         try:
-            refusals = await session.publish([self._copy(letter, session.frame_max) for letter in letters])
+            refusals = await session.publish([self._copy(failure, session.frame_max) for failure in failures])
         except BrokerError as error:
-            self._put_back(letters, str(error))
+            self._put_back(failures, str(error))
             raise
         finally:
-            self._on_their_way = 0
-        self._settle(letters, refusals)
+            self._unconfirmed = 0
+        self._settle(failures, refusals)
 
-    def _put_back(self, letters: list[Letter], reason: str) -> None:
+    def _put_back(self, failures: list[Failure], reason: str) -> None:
         """Keep the copies that a lost session left without an answer, if their originals are still open.
 
         The copies may be why it was lost; the pause lets the next session settle other messages first.
         """
-        for one in dict.fromkeys(self._destination(letter) for letter in letters):
+        for one in dict.fromkeys(self._destination(failure) for failure in failures):
             one.refused_tries += 1
             one.ready_at = self._now() + self._pause(one.refused_tries)
             if one.refused_tries > 1:
-                self._note(one, reason)
-        for letter in reversed(letters):
-            if _is_open(letter):
-                self._destination(letter).queued.appendleft(letter)
-        self._settler.drop([letter.message for letter in letters if not _is_open(letter)])
+                self._set_blocked(one, reason)
+        for failure in reversed(failures):
+            if _is_open(failure):
+                self._destination(failure).queued.appendleft(failure)
+        self._settler.forget([failure.message for failure in failures if not _is_open(failure)])
 
-    def _settle(self, letters: list[Letter], refusals: list[str | None]) -> None:
+    def _settle(self, failures: list[Failure], refusals: list[str | None]) -> None:
         # If the epoch ended in the meantime, the broker has the originals again.
-        ours = [(letter, refusal) for letter, refusal in zip(letters, refusals, strict=True) if _is_open(letter)]
-        self._settler.drop([letter.message for letter in letters if not _is_open(letter)])
-        taken = [letter for letter, refusal in ours if refusal is None]
+        ours = [(failure, refusal) for failure, refusal in zip(failures, refusals, strict=True) if _is_open(failure)]
+        self._settler.forget([failure.message for failure in failures if not _is_open(failure)])
+        taken = [failure for failure, refusal in ours if refusal is None]
         for verdict in ("dead_letter", "delay"):
-            messages = [letter.message for letter in taken if letter.verdict == verdict]
+            messages = [failure.message for failure in taken if failure.verdict == verdict]
             if messages:
-                self._settler.copied(messages, verdict)
-        refused: dict[Destination, list[tuple[Letter, str]]] = {}
-        for letter, refusal in ours:
+                self._settler.on_copies_confirmed(messages, verdict)
+        refused: dict[Destination, list[tuple[Failure, str]]] = {}
+        for failure, refusal in ours:
             if refusal is not None:
-                refused.setdefault(self._destination(letter), []).append((letter, refusal))
+                refused.setdefault(self._destination(failure), []).append((failure, refusal))
         for one in dict.fromkeys(map(self._destination, taken)):
             one.refused_tries = 0
             if one not in refused:
                 self._resume(one)
-        undelayed: list[Letter] = []
+        undelayed: list[Failure] = []
         for one, some in refused.items():
             self._refuse(one, some[0][1])
-            letters = [letter for letter, _ in some]
+            failures = [failure for failure, _ in some]
             if one.delay is None:
-                one.queued.extend(letters)  # at the end, so that another one is the next probe
+                one.queued.extend(failures)  # at the end, so that another one is the next probe
             else:
-                undelayed += [*letters, *one.queued]
+                undelayed += [*failures, *one.queued]
                 one.queued.clear()
         if undelayed:
             self._settler.retry_undelayed(undelayed)
 
     # Destinations ----------------------------------------------------------------------------------------------------
 
-    def _destination(self, letter: Letter) -> Destination:
-        queue, milliseconds = letter.message.ledger.queue, letter.delay_milliseconds
+    def _destination(self, failure: Failure) -> Destination:
+        queue, milliseconds = failure.message.ledger.queue, failure.delay_milliseconds
         if milliseconds:
             exchange, key = b"", delay_queue(queue, milliseconds).encode()
         else:
@@ -386,16 +386,16 @@ class Copying:
         one.on_trial = False
         one.refused_tries += 1
         one.ready_at = self._now() + self._pause(one.refused_tries)
-        self._note(one, reason)
+        self._set_blocked(one, reason)
 
     def _resume(self, one: Destination) -> None:
         one.on_trial = False
-        self._note(one, None)
+        self._set_blocked(one, None)
 
     def _pause(self, tries: int) -> float:
         return backoff_seconds(tries, 1.0, self._route.delay_min_seconds, self._route.delay_max_seconds)
 
-    def _note(self, one: Destination, refusal: str | None) -> None:
+    def _set_blocked(self, one: Destination, refusal: str | None) -> None:
         """Note why a destination refuses copies, and log a change."""
         if refusal == one.refusal:
             return
@@ -426,7 +426,7 @@ class Copying:
             self._log.info("dead_letters.resumed")
         self._blocked_by = reason
         self._look()
-        self._settler.copying_changed()
+        self._settler.on_republished()
 
     def _look(self) -> None:
         """See what is held, and whether anything moves."""
@@ -437,31 +437,31 @@ class Copying:
         self.held = self._blocked_by or next(dead, None)
         self.delays_held = next(delays, None)
         may_leave = any(one.queued and (not one.refused_tries or one.on_trial) for one in self._destinations.values())
-        if self._session is not None and self._blocked_by is None and (self._on_their_way or may_leave):
-            self._nothing_moves.clear()
+        if self._session is not None and self._blocked_by is None and (self._unconfirmed or may_leave):
+            self._idle.clear()
         else:
-            self._nothing_moves.set()
+            self._idle.set()
 
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
 
-    def _copy(self, letter: Letter, frame_max: int) -> Copy:
-        message = letter.message
+    def _copy(self, failure: Failure, frame_max: int) -> OutboundMessage:
+        message = failure.message
         action, index, document_id = self._settler.target(message)
         self._copies += 1
         token = b"%d" % self._copies
         now = self._wall_clock()
-        if letter.delay_milliseconds:
-            added = delay_headers(letter, token=token, document_id=document_id, now=now)
+        if failure.delay_milliseconds:
+            added = delay_headers(failure, token=token, document_id=document_id, now=now)
         else:
             added = dead_letter_headers(
-                letter, token=token, action=action, index=index, document_id=document_id, failed_at=now
+                failure, token=token, action=action, index=index, document_id=document_id, failed_at=now
             )
-        properties = copy_properties(message.properties, added, properties_limit(frame_max))
-        one = self._destination(letter)
-        return Copy(one.exchange, one.routing_key, properties, message.body, token, one.delay)
+        properties = republish_properties(message.properties, added, properties_limit(frame_max))
+        one = self._destination(failure)
+        return OutboundMessage(one.exchange, one.routing_key, properties, message.body, token, one.delay)
 
 
-def _is_open(letter: Letter) -> bool:
-    return letter.message.ledger.holds(letter.message)
+def _is_open(failure: Failure) -> bool:
+    return failure.message.ledger.is_open(failure.message)

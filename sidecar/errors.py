@@ -5,7 +5,7 @@
   - `BrokerError`: RabbitMQ is away, or refused something
     - `BrokerRefusedError`: it refused one operation, and the connection lives
       - `QueueError`: a queue was deleted, or can't be consumed without losing messages
-    - `WireError`: bytes that are not AMQP 0-9-1
+    - `ProtocolError`: bytes that are not AMQP 0-9-1
   - `SinkError`: a bulk request went without an answer, so its outcome is unknown
   - `RefusedTemplateError`: Elasticsearch doesn't take a template
   - `TracingError`: traces that are asked for can't be had, which stops nothing
@@ -50,7 +50,7 @@ class QueueError(BrokerRefusedError):
         self.reason = reason
 
 
-class WireError(BrokerError):
+class ProtocolError(BrokerError):
     """The stream of bytes from the broker is not AMQP 0-9-1; the connection can't be used any further."""
 
 

@@ -9,22 +9,22 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, cast
 
-from sidecar.concluding import OK, Concluding
+from sidecar.concluding import OK, ResponseHandler
 from sidecar.core.bulk import Result
 from sidecar.core.frames import properties_limit
 from sidecar.core.policy import FRAME_ERROR, NACK, NO_ROUTE
-from sidecar.core.staging import Stager, Stamp
+from sidecar.core.staging import ForwardEncoder, ForwardProperties
 from sidecar.errors import BrokerError
-from sidecar.ports import DURABLE_SECONDS, Copy, Unroutable
+from sidecar.ports import QUEUE_DURABLE_AFTER_SECONDS, OutboundMessage, Unroutable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sidecar.core.batcher import Batch
     from sidecar.core.message import Message
-    from sidecar.core.staging import Staging
-    from sidecar.plan import Plan
-    from sidecar.ports import Outlet
+    from sidecar.core.staging import ForwardConfig
+    from sidecar.plan import PipelineConfig
+    from sidecar.ports import MessagePublisher
     from sidecar.work import Workplace
 
 _CONFIRMED = Result(OK)
@@ -33,78 +33,80 @@ _LOST_TOO_EARLY = "connection lost before what was confirmed was safe in a queue
 _NO_ROUTE_STATUS, _FRAME_ERROR_STATUS = 312, 501  # of AMQP; a basic.nack has none
 
 
-class Forwarding:
+class AmqpSink:
     """Has messages published.
 
     Args:
-        plan: what to do.
+        config: what to do.
         staging: where to, and as what.
         outlet: what they are published by.
     """
 
-    def __init__(self, plan: Plan, staging: Staging, outlet: Outlet) -> None:
-        self._plan = plan
+    def __init__(self, config: PipelineConfig, staging: ForwardConfig, outlet: MessagePublisher) -> None:
+        self._config = config
         self._staging = staging
         self._outlet = outlet
 
-    async def unavailable(self) -> str | None:
+    async def check(self) -> str | None:
         """Return why publishing is in vain now, or None."""
-        return await self._outlet.unavailable()
+        return await self._outlet.check()
 
-    def composer(self, make_id: Callable[[], str]) -> Stager:  # noqa: ARG002 - ids are the messages' own
+    def encoder(self, make_id: Callable[[], str]) -> ForwardEncoder:  # noqa: ARG002 - ids are the messages' own
         """Return what finds out where messages go."""
-        return Stager(self._plan.recipe, self._staging)
+        return ForwardEncoder(self._config.encoder_config, self._staging)
 
     def employ(self, place: Workplace) -> Publishes:
         """Return what publishes for one pipeline."""
-        return Publishes(self._plan, self._staging, self._outlet, place)
+        return Publishes(self._config, self._staging, self._outlet, place)
 
 
 class Publishes:
     """Publishes batches and has conclusions drawn from what the broker says.
 
     Args:
-        plan: what to do.
+        config: what to do.
         staging: where to, and as what.
         outlet: what they are published by.
         place: where the conclusions take effect.
     """
 
-    def __init__(self, plan: Plan, staging: Staging, outlet: Outlet, place: Workplace) -> None:
+    def __init__(
+        self, config: PipelineConfig, staging: ForwardConfig, outlet: MessagePublisher, place: Workplace
+    ) -> None:
         self._staging = staging
         self._outlet = outlet
-        self._stamp = Stamp(staging)
-        self._account = place.account
-        self._concluding = Concluding(plan, place)
+        self._stamp = ForwardProperties(staging)
+        self._counters = place.counters
+        self._concluding = ResponseHandler(config, place)
         self._published = 0
         self._routes = Routes()
         outlet.on_blocked = self._blocked_changed
 
     async def carry_out(self, batch: Batch, *, probe: bool) -> None:
         """Publish a batch and deal with what the broker says of each message, or with its silence."""
-        reason = await self._outlet.unavailable()
+        reason = await self._outlet.check()
         if reason is not None:  # what is written into an alarm would wait at the broker's door, nobody knows how long
             kind = "unreachable" if self._outlet.blocked is None else "blocked"
-            self._concluding.unsent(batch, kind, reason, probe=probe)
+            self._concluding.on_not_sent(batch, kind, reason, probe=probe)
             return
         clock = asyncio.get_running_loop().time
         sent_at = clock()
         try:
             refusals = await self._publish(batch)
         except BrokerError as error:
-            self._account.bulk_seconds.observe(clock() - sent_at)
-            self._concluding.unanswered(batch, str(error), probe=probe)
+            self._counters.bulk_seconds.observe(clock() - sent_at)
+            self._concluding.on_no_response(batch, str(error), probe=probe)
             return
-        self._account.bulk_seconds.observe(clock() - sent_at)
+        self._counters.bulk_seconds.observe(clock() - sent_at)
         connection = self._outlet.connection
         waited = await self._routes.old_enough(batch.messages, refusals)
         if waited and (connection is None or connection != self._outlet.connection):
-            self._concluding.unanswered(batch, _LOST_TOO_EARLY, probe=probe)
+            self._concluding.on_no_response(batch, _LOST_TOO_EARLY, probe=probe)
             return
         if refusals.count(None) == len(refusals):
-            self._concluding.stored(batch, sent_at)
+            self._concluding.on_all_stored(batch, sent_at)
         else:
-            self._concluding.apply(batch, [_result(refusal) for refusal in refusals], sent_at, probe=probe)
+            self._concluding.on_item_results(batch, [_result(refusal) for refusal in refusals], sent_at, probe=probe)
 
     async def _publish(self, batch: Batch) -> list[str | Result | None]:
         """Return why messages weren't taken, by position; None where one was.
@@ -120,13 +122,13 @@ class Publishes:
         refusals = iter(await self._outlet.publish(fitting) if fitting else [])
         return [next(refusals) if len(copy.properties) <= most else _too_large(copy, most) for copy in copies]
 
-    def _copy(self, message: Message) -> Copy:
+    def _copy(self, message: Message) -> OutboundMessage:
         self._published += 1
         token = b"%d" % self._published
         properties = self._stamp.properties(message, token)
         source = message.source
         assert source is not None  # only mere signals have none, and they are acked before
-        return Copy(self._staging.exchange, cast("bytes", message.made), properties, source, token)
+        return OutboundMessage(self._staging.exchange, cast("bytes", message.made), properties, source, token)
 
     def _blocked_changed(self) -> None:
         """Hold while the broker takes nothing: what was written before waits for its confirms, as the rest would."""
@@ -146,7 +148,7 @@ class Routes:
         self._appeared_at: dict[object, float] = {}
 
     async def old_enough(self, messages: list[Message], refusals: list[str | Result | None]) -> bool:
-        """Wait until what is confirmed is safe (`sidecar.ports.DURABLE_SECONDS`); return whether it wasn't yet.
+        """Wait until what is confirmed is safe; return whether it wasn't yet.
 
         The broker may be killed in the meantime, and forget it: then the connection is lost.
         """
@@ -156,15 +158,15 @@ class Routes:
         since = self._first_seen_at
         if self._without_queue or self._appeared_at or refusals.count(None) < len(refusals):
             since = max(since, self._latest(messages, refusals, now))
-        if since + DURABLE_SECONDS <= now:
+        if since + QUEUE_DURABLE_AFTER_SECONDS <= now:
             return False
-        await asyncio.sleep(since + DURABLE_SECONDS - now)
+        await asyncio.sleep(since + QUEUE_DURABLE_AFTER_SECONDS - now)
         return True
 
     def _latest(self, messages: list[Message], refusals: list[str | Result | None], now: float) -> float:
         """Return when the youngest of the queues appeared that some of these messages went to."""
         latest = 0.0
-        self._appeared_at = {key: at for key, at in self._appeared_at.items() if at + DURABLE_SECONDS > now}
+        self._appeared_at = {key: at for key, at in self._appeared_at.items() if at + QUEUE_DURABLE_AFTER_SECONDS > now}
         for message, refusal in zip(messages, refusals, strict=True):
             route = message.made
             if isinstance(refusal, Unroutable):
@@ -179,8 +181,8 @@ class Routes:
         return latest
 
 
-def _too_large(copy: Copy, most_bytes: int) -> Result:
-    why = f"its properties have {len(copy.properties)} bytes; a frame of the broker's takes {most_bytes}"
+def _too_large(copy: OutboundMessage, max_bytes: int) -> Result:
+    why = f"its properties have {len(copy.properties)} bytes; a frame of the broker's takes {max_bytes}"
     return Result(_FRAME_ERROR_STATUS, FRAME_ERROR, why)
 
 

@@ -5,74 +5,74 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from sidecar.concluding import Concluding
+from sidecar.concluding import ResponseHandler
 from sidecar.core import bulk
-from sidecar.core.compose import Composer
+from sidecar.core.compose import BulkEncoder
 from sidecar.errors import SinkError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sidecar.core.batcher import Batch
-    from sidecar.plan import Plan
-    from sidecar.ports import Answer, Sink, Tracing
+    from sidecar.plan import PipelineConfig
+    from sidecar.ports import Answer, BulkClient, Tracing
     from sidecar.work import Workplace
 
 
-class Indexing:
+class ElasticsearchSink:
     """Has documents stored.
 
     Args:
-        plan: what to do.
+        config: what to do.
         sink: where requests go.
         tracing: told of each request; None where nothing is traced.
     """
 
-    def __init__(self, plan: Plan, sink: Sink, tracing: Tracing | None = None) -> None:
-        self._plan = plan
+    def __init__(self, config: PipelineConfig, sink: BulkClient, tracing: Tracing | None = None) -> None:
+        self._config = config
         self._sink = sink
         self._tracing = tracing
 
-    async def unavailable(self) -> str | None:
+    async def check(self) -> str | None:
         """Return why requests are in vain now, or None."""
-        return await self._sink.unavailable()
+        return await self._sink.check()
 
-    def composer(self, make_id: Callable[[], str]) -> Composer:
+    def encoder(self, make_id: Callable[[], str]) -> BulkEncoder:
         """Return what makes bulk lines of messages."""
-        return Composer(self._plan.recipe, make_id)
+        return BulkEncoder(self._config.encoder_config, make_id)
 
     def employ(self, place: Workplace) -> Requests:
         """Return what sends the requests of one pipeline."""
-        return Requests(self._plan, self._sink, self._tracing, place)
+        return Requests(self._config, self._sink, self._tracing, place)
 
 
 class Requests:
     """Sends bulk requests and has conclusions drawn from their answers.
 
     Args:
-        plan: what to do.
+        config: what to do.
         sink: where they go.
         tracing: told of each; None where nothing is traced.
         place: where the conclusions take effect.
     """
 
-    def __init__(self, plan: Plan, sink: Sink, tracing: Tracing | None, place: Workplace) -> None:
+    def __init__(self, config: PipelineConfig, sink: BulkClient, tracing: Tracing | None, place: Workplace) -> None:
         self._sink = sink
         self._tracing = tracing
-        self._path = bulk.path(plan.recipe.path_index)
-        self._account = place.account
-        self._concluding = Concluding(plan, place)
+        self._path = bulk.path(config.encoder_config.path_index)
+        self._counters = place.counters
+        self._concluding = ResponseHandler(config, place)
 
     async def carry_out(self, batch: Batch, *, probe: bool) -> None:
         """Send a batch and deal with the answer, or with its absence."""
         sent_at = self._now()
         try:
             answer = await self._ask(batch)
-            self._account.bulk_seconds.observe(self._now() - sent_at)
-            self._concluding.conclude(batch, answer, sent_at, probe=probe)
+            self._counters.bulk_seconds.observe(self._now() - sent_at)
+            self._concluding.handle(batch, answer, sent_at, probe=probe)
         except SinkError as error:
-            self._account.bulk_seconds.observe(self._now() - sent_at)
-            self._concluding.unanswered(batch, str(error), probe=probe)
+            self._counters.bulk_seconds.observe(self._now() - sent_at)
+            self._concluding.on_no_response(batch, str(error), probe=probe)
 
     async def _ask(self, batch: Batch) -> Answer:
         """Send a batch as one request.

@@ -6,26 +6,26 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from sidecar.core.far import ELASTICSEARCH, Far
-from sidecar.core.policy import Choices
+from sidecar.core.policy import ErrorPolicy
 
 if TYPE_CHECKING:
-    from sidecar.core.compose import Recipe
+    from sidecar.core.compose import EncoderConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class PipelineConfig:
     """What the pipeline is to do; the meaning of each is that of the setting of its name.
 
     Attributes:
-        batches_join: whether small batches may share a request.
+        merges_batches: whether small batches may share a request.
         far: how what takes the requests is called.
     """
 
-    recipe: Recipe
+    encoder_config: EncoderConfig
     batch_max_items: int = 1000
     batch_max_bytes: int = 5 * 1024 * 1024
     batch_max_age_seconds: float = 1.0
-    batches_join: bool = True
+    merges_batches: bool = True
     bulk_concurrency: int = 4
     prefetch: int = 6000
     memory_limit_bytes: int = 64 * 1024 * 1024
@@ -35,7 +35,7 @@ class Plan:
     retry_delay_max_seconds: float = 30.0
     delayed_retry_max_rounds: int = 3
     delayed_retry_delay_seconds: float = 10.0
-    choices: Choices = field(default_factory=Choices)
+    error_policy: ErrorPolicy = field(default_factory=ErrorPolicy)
     on_reject: Literal["dead-letter", "broker", "discard"] = "dead-letter"
     reject_guard: int = 1000
     dead_letter_exchange: str = ""

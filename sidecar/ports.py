@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sidecar.core.message import Message
 
 
-class Sink(Protocol):
+class BulkClient(Protocol):
     """Where bulk requests go."""
 
     async def bulk(self, path: str, body: bytes) -> Answer:
@@ -30,7 +30,7 @@ class Sink(Protocol):
         """
         ...
 
-    async def unavailable(self) -> str | None:
+    async def check(self) -> str | None:
         """Return why requests are in vain now, or None. It costs next to nothing, and no message."""
         ...
 
@@ -46,7 +46,7 @@ class Tracing(Protocol):
         ...
 
 
-class Copy(NamedTuple):
+class OutboundMessage(NamedTuple):
     """A message to publish, its properties and body as raw bytes.
 
     Attributes:
@@ -75,7 +75,7 @@ class Undeclared(str):
     __slots__ = ()
 
 
-class Outlet(Protocol):
+class MessagePublisher(Protocol):
     """Where messages are published to, on a connection of its own.
 
     Attributes:
@@ -94,7 +94,7 @@ class Outlet(Protocol):
         """See above."""
         ...
 
-    async def publish(self, copies: list[Copy]) -> list[str | None]:
+    async def publish(self, copies: list[OutboundMessage]) -> list[str | None]:
         """Publish mandatory messages, in order, and wait for the broker to confirm each.
 
         Returns:
@@ -106,27 +106,27 @@ class Outlet(Protocol):
         """
         ...
 
-    async def unavailable(self) -> str | None:
+    async def check(self) -> str | None:
         """Return why publishing is in vain now, or None. It costs no message."""
         ...
 
 
-DURABLE_SECONDS = 2.0
+QUEUE_DURABLE_AFTER_SECONDS = 2.0
 """So old must a quorum queue be before a confirm of its messages is believed.
 
 RabbitMQ writes its directory of quorum queues to disk up to a second after it said that one is declared. A broker that
 is killed before starts with that queue empty, whatever it had confirmed (seen on 3.10.8, when killed within 0.9 s).
 """
 
-ACKS_SECONDS = 0.25
-"""So long a channel lives on after more single acks than `NACKS_AT_ONCE`.
+ACK_FLUSH_SECONDS = 0.25
+"""So long a channel lives on after more single acks than `NACK_BATCH`.
 
 RabbitMQ passes no more than 32 settlements on to a quorum queue before that has answered, keeps the others in the
 channel, and forgets them when the channel ends (3.10.8: of 50 acks right before the close some were lost in 11 of 30
 tries, of 200 in 15 of 30; of those after a pause of 0.1 s in none of 90).
 """
 
-NACKS_AT_ONCE = 16
+NACK_BATCH = 16
 NACK_PAUSE_SECONDS = 0.02
 """So many nacks, and a pause: a quorum queue joins those that pile up, and from 32 on it loses their order."""
 
@@ -140,7 +140,7 @@ class BrokerSession(Protocol):
         ledgers: one for each consuming channel of this life.
         frame_max: the largest frame that the broker takes, in bytes; 0 means no limit.
         lost: resolves to the reason once the session can't be used any more.
-        notes: what somebody should know about the queues.
+        warnings: what somebody should know about the queues.
         recreated: a sentence for each queue or exchange of an earlier session that was created again.
         on_blocked: told why the broker takes no copies for now (a resource alarm), or None when it takes them again.
     """
@@ -148,7 +148,7 @@ class BrokerSession(Protocol):
     ledgers: list[Ledger]
     frame_max: int
     lost: asyncio.Future[str]
-    notes: list[str]
+    warnings: list[str]
     recreated: list[str]
     on_blocked: Callable[[str | None], None]
 
@@ -190,7 +190,7 @@ class BrokerSession(Protocol):
     async def requeue(self, ledger: Ledger, tags: list[int]) -> None:
         """Have the broker take back single deliveries, in this order; void when the epoch is over.
 
-        Of up to `NACKS_AT_ONCE` all nacks are written before anything else happens; more take their time, and no ack of
+        Of up to `NACK_BATCH` all nacks are written before anything else happens; more take their time, and no ack of
         all up to a later delivery may be written in between.
         """
         ...
@@ -209,7 +209,7 @@ class BrokerSession(Protocol):
         """
         ...
 
-    async def publish(self, copies: list[Copy]) -> list[str | None]:
+    async def publish(self, copies: list[OutboundMessage]) -> list[str | None]:
         """Publish mandatory copies and wait for the broker to confirm each.
 
         Returns:

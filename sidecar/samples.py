@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-class Kind(NamedTuple):
+class SampleKind(NamedTuple):
     """A way for a message to be.
 
     Attributes:
@@ -34,17 +34,21 @@ class Kind(NamedTuple):
     meaning: str
 
 
-ORDER = Kind("order", "", "an order as it should be")
-STRANGE_ID = Kind("strange-id", "", "an id full of quotes and line breaks")
-LINE_BREAKS = Kind("line-breaks", "", "valid JSON, printed over several lines")
-MALFORMED = Kind("malformed-json", "rejected", "a quote is missing")
-TRUNCATED = Kind("truncated", "malformed", "cut off in the middle")
-ARRAY = Kind("array", "malformed", "a JSON array, where an object is due")
-MAPPING_CONFLICT = Kind("mapping-conflict", "rejected", "`amount` is a word, where the mapping has a number")
-SMUGGLED_DELETE = Kind("smuggled-delete", "malformed", "a line break, then a bulk line that deletes another order")
-SMUGGLED_INDEX = Kind("smuggled-index", "malformed", "a line break, then a bulk line that overwrites another order")
-EMPTY = Kind("empty", "malformed", "no body")
-INVALID_UTF8 = Kind("invalid-utf8", "malformed", "bytes that are no text")
+ORDER = SampleKind("order", "", "an order as it should be")
+STRANGE_ID = SampleKind("strange-id", "", "an id full of quotes and line breaks")
+LINE_BREAKS = SampleKind("line-breaks", "", "valid JSON, printed over several lines")
+MALFORMED = SampleKind("malformed-json", "rejected", "a quote is missing")
+TRUNCATED = SampleKind("truncated", "malformed", "cut off in the middle")
+ARRAY = SampleKind("array", "malformed", "a JSON array, where an object is due")
+MAPPING_CONFLICT = SampleKind("mapping-conflict", "rejected", "`amount` is a word, where the mapping has a number")
+SMUGGLED_DELETE = SampleKind(
+    "smuggled-delete", "malformed", "a line break, then a bulk line that deletes another order"
+)
+SMUGGLED_INDEX = SampleKind(
+    "smuggled-index", "malformed", "a line break, then a bulk line that overwrites another order"
+)
+EMPTY = SampleKind("empty", "malformed", "no body")
+INVALID_UTF8 = SampleKind("invalid-utf8", "malformed", "bytes that are no text")
 
 BAD = (MALFORMED, TRUNCATED, ARRAY, MAPPING_CONFLICT, SMUGGLED_DELETE, SMUGGLED_INDEX, EMPTY, INVALID_UTF8)
 STRANGE = (STRANGE_ID, LINE_BREAKS)
@@ -81,13 +85,13 @@ class Sample(NamedTuple):
     """A message to publish.
 
     Attributes:
-        ident: its ``message_id``; None without one.
+        document_id: its ``message_id``; None without one.
         properties: flags and values, raw.
         body: as it is published.
     """
 
-    kind: Kind
-    ident: str | None
+    kind: SampleKind
+    document_id: str | None
     properties: bytes
     body: bytes
 
@@ -112,9 +116,9 @@ class Samples:
         self._bad_ratio = bad_ratio
         self._keys = keys
         self._with_ids = with_ids
-        self._dice = Random(seed)
+        self._rng = Random(seed)
         sentences = list(_NOTES)
-        self._dice.shuffle(sentences)
+        self._rng.shuffle(sentences)
         paragraph = "".join(sentences)
         repeats = 1 + (size_bytes + 2 * len(paragraph.encode())) // len(paragraph.encode())
         self._text = (paragraph * repeats).encode()
@@ -125,42 +129,42 @@ class Samples:
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield the messages in the order of their sequence numbers."""
-        dice, ratio = self._dice.random, self._bad_ratio
+        rng, ratio = self._rng.random, self._bad_ratio
         strange_below = ratio * 1.25
         bad = strange = sequence = 0
         while True:
-            roll = dice()
+            jitter = rng()
             kind = ORDER
-            if roll < ratio:
+            if jitter < ratio:
                 kind = BAD[bad % len(BAD)]  # by turns, so that none is left out of a small number
                 bad += 1
-            elif roll < strange_below:
+            elif jitter < strange_below:
                 kind = STRANGE[strange % len(STRANGE)]
                 strange += 1
             yield self._make(sequence, kind)
             sequence += 1
 
-    def _make(self, sequence: int, kind: Kind) -> Sample:
-        number = int(self._dice.random() * self._keys) if self._keys else sequence
+    def _make(self, sequence: int, kind: SampleKind) -> Sample:
+        number = int(self._rng.random() * self._keys) if self._keys else sequence
         order_id = self._order_id(number)
-        ident = order_id if self._with_ids else None
+        document_id = order_id if self._with_ids else None
         if kind is ORDER:
             body = self._order(sequence, order_id)
         else:
             victim = self._order_id(max(0, number - 1))  # somebody else's order: the one before
             body = self._unusual(sequence, order_id, victim.encode(), kind)
             if kind is STRANGE_ID and self._with_ids and not self._keys:
-                ident = f'"}}}}\r\n{{"delete":{{"_id":"{victim}"}}}}\n\t\\"\' é {order_id}'
-        return Sample(kind, ident, _properties(kind, ident), body)
+                document_id = f'"}}}}\r\n{{"delete":{{"_id":"{victim}"}}}}\n\t\\"\' é {order_id}'
+        return Sample(kind, document_id, _properties(kind, document_id), body)
 
     def _order_id(self, number: int) -> str:
         return f"order-{self._seed:x}-{number:06d}"
 
     def _order(self, sequence: int, order_id: str) -> bytes:
-        roll = self._dice.random
-        first, first_price = _GOODS[int(roll() * len(_GOODS))]
-        second, second_price = _GOODS[int(roll() * len(_GOODS))]
-        quantity = 1 + int(roll() * 4)
+        jitter = self._rng.random
+        first, first_price = _GOODS[int(jitter() * len(_GOODS))]
+        second, second_price = _GOODS[int(jitter() * len(_GOODS))]
+        quantity = 1 + int(jitter() * 4)
         whole, cents = divmod(first_price * quantity + second_price, 100)
         moment = (_EPOCH + timedelta(milliseconds=37 * sequence)).isoformat(timespec="milliseconds")
         brief = b'{"@timestamp":"%sZ","sequence":%d,"order_id":"%s","amount":%d.%02d' % (
@@ -168,13 +172,13 @@ class Samples:
         )  # fmt: skip
         body = b'%s,"currency":"%s","customer":%s,"items":[{%s,"quantity":%d},{%s,"quantity":1}],"note":""}' % (
             brief,
-            _CURRENCIES[int(roll() * len(_CURRENCIES))],
-            _CUSTOMERS[int(roll() * len(_CUSTOMERS))],
+            _CURRENCIES[int(jitter() * len(_CURRENCIES))],
+            _CUSTOMERS[int(jitter() * len(_CUSTOMERS))],
             first,
             quantity,
             second,
         )
-        start = self._starts[int(roll() * len(self._starts))]
+        start = self._starts[int(jitter() * len(self._starts))]
         if len(body) > self._size_bytes:
             body = b'%s,"note":""}' % brief
         return self._filled(body, start)
@@ -189,7 +193,7 @@ class Samples:
             end -= 1
         return b"%s%s%s%s" % (body[:-2], text[start:end], b"." * (start + missing - end), body[-2:])
 
-    def _unusual(self, sequence: int, order_id: str, victim: bytes, kind: Kind) -> bytes:
+    def _unusual(self, sequence: int, order_id: str, victim: bytes, kind: SampleKind) -> bytes:
         if kind is EMPTY:
             return b""
         body = self._order(sequence, order_id)
@@ -212,15 +216,15 @@ class Samples:
         return body
 
 
-def _properties(kind: Kind, ident: str | None) -> bytes:
-    if ident is None:
+def _properties(kind: SampleKind, document_id: str | None) -> bytes:
+    if document_id is None:
         return _WITHOUT_ID[kind.name]
     before, after = _AROUND_ID[kind.name]
-    data = ident.encode()
+    data = document_id.encode()
     return b"%s%c%s%s" % (before, len(data), data, after)
 
 
-def _values(kind: Kind) -> dict[str, bytes]:
+def _values(kind: SampleKind) -> dict[str, bytes]:
     """Return the raw values of a message's properties but for its id."""
     content = table([(KIND_HEADER, text_value(kind.name))])
     return {
@@ -232,7 +236,7 @@ def _values(kind: Kind) -> dict[str, bytes]:
     }
 
 
-def _around_id(kind: Kind) -> tuple[bytes, bytes]:
+def _around_id(kind: SampleKind) -> tuple[bytes, bytes]:
     """Return what comes before and after the id: joining a set anew costs as much as the rest of a message."""
     values = _values(kind)
     after = values["type"] + values["app_id"]

@@ -43,10 +43,10 @@ from sidecar.core.compose import (
     ACTIONS_ON_WHAT_IS_THERE,
     ACTIONS_WITH_VERSION,
     MAX_VERSION,
-    Recipe,
+    EncoderConfig,
 )
-from sidecar.core.copies import LONGEST_DELAY_SECONDS
-from sidecar.core.correlation import set_size, whole_number
+from sidecar.core.copies import MAX_DELAY_SECONDS
+from sidecar.core.correlation import expected_items, whole_number
 from sidecar.core.document import MAX_DOCUMENT_BYTES, RefusedError
 from sidecar.core.fields import FieldNameError, Fields
 from sidecar.core.names import (
@@ -85,7 +85,7 @@ _MAX_BYTES = 1 << 50
 _SPAN_LINES = frozenset({"list", "URLs", "JSON object"})
 """Kinds of values that may span several lines."""
 _MAX_FILE_BYTES = 1 << 20
-_EMPTY_SAYS_SOMETHING = frozenset({"http_address"})
+_EMPTY_IS_A_VALUE = frozenset({"http_address"})
 """Settings for which an empty value isn't none at all."""
 
 
@@ -202,7 +202,7 @@ def _set_size(text: str) -> str:
     constant = _compiled(text).constant
     if constant is not None:
         try:
-            if not set_size(constant):
+            if not expected_items(constant):
                 raise ValueError("is empty")
         except RefusedError:
             raise ValueError("must be a whole number from 1 to a billion, or a template that gives one") from None
@@ -300,32 +300,32 @@ def _arguments(table: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ValueKind:
     """What people call values of a type, where the type alone doesn't say it."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
-class Otherwise:
+class DefaultText:
     """The default, where it is worked out from elsewhere; in Markdown."""
 
     text: str
 
 
-Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0), Kind("duration")]
-Bytes = Annotated[int, BeforeValidator(_size), Field(gt=0), Kind("size")]
+Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0), ValueKind("duration")]
+Bytes = Annotated[int, BeforeValidator(_size), Field(gt=0), ValueKind("size")]
 Name = Annotated[str, AfterValidator(_name_of)]
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_names), Kind("list")]
-Patterns = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_patterns), Kind("list")]
-TemplateText = Annotated[str, AfterValidator(_template), Kind("template")]
-ActionText = Annotated[str, AfterValidator(_action), Kind("choice or template")]
-IdText = Annotated[str, AfterValidator(_id), Kind("choice or template")]
-VersionText = Annotated[str, AfterValidator(_version), Kind("template")]
-SetSizeText = Annotated[str, AfterValidator(_set_size), Kind("number or template")]
-File = Annotated[str, AfterValidator(_readable), Kind("file")]
-Address = Annotated[str, AfterValidator(_address), Kind("host:port")]
-Token = Annotated[SecretStr, AfterValidator(_token), Kind("secret")]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_names), ValueKind("list")]
+Patterns = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_patterns), ValueKind("list")]
+TemplateText = Annotated[str, AfterValidator(_template), ValueKind("template")]
+ActionText = Annotated[str, AfterValidator(_action), ValueKind("choice or template")]
+IdText = Annotated[str, AfterValidator(_id), ValueKind("choice or template")]
+VersionText = Annotated[str, AfterValidator(_version), ValueKind("template")]
+SetSizeText = Annotated[str, AfterValidator(_set_size), ValueKind("number or template")]
+File = Annotated[str, AfterValidator(_readable), ValueKind("file")]
+Address = Annotated[str, AfterValidator(_address), ValueKind("host:port")]
+Token = Annotated[SecretStr, AfterValidator(_token), ValueKind("secret")]
 
 
 def _json_object(value: object) -> object:
@@ -349,13 +349,17 @@ def _urls(schemes: tuple[str, ...]) -> AfterValidator:
 
 
 FieldTemplates = Annotated[
-    dict[str, Any], NoDecode, BeforeValidator(_json_object), AfterValidator(_fields), Kind("JSON object")
+    dict[str, Any], NoDecode, BeforeValidator(_json_object), AfterValidator(_fields), ValueKind("JSON object")
 ]
 Arguments = Annotated[
-    dict[str, Any], NoDecode, BeforeValidator(_json_object), AfterValidator(_arguments), Kind("JSON object")
+    dict[str, Any], NoDecode, BeforeValidator(_json_object), AfterValidator(_arguments), ValueKind("JSON object")
 ]
-AmqpUrls = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), _urls(("amqp", "amqps")), Kind("URLs")]
-HttpUrls = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), _urls(("http", "https")), Kind("URLs")]
+AmqpUrls = Annotated[
+    tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), _urls(("amqp", "amqps")), ValueKind("URLs")
+]
+HttpUrls = Annotated[
+    tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), _urls(("http", "https")), ValueKind("URLs")
+]
 
 _environment: ContextVar[Mapping[str, str]] = ContextVar("environment")
 
@@ -397,11 +401,11 @@ class AmqpSettings(BaseSettings):
     amqp_consumer_arguments: Arguments = Field({}, description="JSON object (priority, …)")
     amqp_exchange: Name | None = Field(None, description="exchange to create and bind to")
     amqp_exchange_type: Name = Field("direct", description="`direct`, `fanout`, `topic`, `headers`, or a plug-in's")
-    amqp_routing_keys: Annotated[Names, Otherwise("queue's name")] = Field(
+    amqp_routing_keys: Annotated[Names, DefaultText("queue's name")] = Field(
         (), description="comma-separated binding keys; bindings of earlier values are not removed"
     )
     amqp_binding_arguments: Arguments = Field({}, description="JSON object (headers exchange)")
-    amqp_prefetch: Annotated[int | None, Otherwise("derived")] = Field(
+    amqp_prefetch: Annotated[int | None, DefaultText("derived")] = Field(
         None,
         gt=0,
         description="deliveries unsettled at once; derived from batch size, complete count and concurrency",
@@ -411,8 +415,8 @@ class AmqpSettings(BaseSettings):
     amqp_key_file: File | None = Field(
         None, description="mutual TLS: the client's key, PEM; not needed where the certificate's file holds it"
     )
-    dead_letter_exchange: Annotated[Name, Otherwise("default exchange")] = Field("", description="where rejects go")
-    dead_letter_routing_key: Annotated[Name | None, Otherwise("`<queue>.dead`")] = Field(
+    dead_letter_exchange: Annotated[Name, DefaultText("default exchange")] = Field("", description="where rejects go")
+    dead_letter_routing_key: Annotated[Name | None, DefaultText("`<queue>.dead`")] = Field(
         None, description="routing key of rejects"
     )
 
@@ -425,7 +429,7 @@ class AmqpSettings(BaseSettings):
         if not isinstance(value, str):
             return value
         value = without_last_line_break(value)
-        kinds = {mark.name for mark in cls.model_fields[info.field_name or ""].metadata if isinstance(mark, Kind)}
+        kinds = {mark.name for mark in cls.model_fields[info.field_name or ""].metadata if isinstance(mark, ValueKind)}
         fault = text_fault(value, spans_lines=bool(kinds & _SPAN_LINES))
         if fault is not None:
             raise ValueError(fault)
@@ -508,10 +512,10 @@ class Settings(AmqpSettings):
         description="`elasticsearch`, or `amqp`: messages are published, confirmed, to another exchange, for a further "
         "stage to consume",
     )
-    sink_amqp_url: Annotated[AmqpUrls, Otherwise("`SIDECAR_AMQP_URL`")] = Field(
+    sink_amqp_url: Annotated[AmqpUrls, DefaultText("`SIDECAR_AMQP_URL`")] = Field(
         (), description="`SIDECAR_SINK=amqp`: where to publish, as `SIDECAR_AMQP_URL`; the same files for TLS"
     )
-    sink_exchange: Annotated[Name, Otherwise("default exchange")] = Field(
+    sink_exchange: Annotated[Name, DefaultText("default exchange")] = Field(
         "", description="`SIDECAR_SINK=amqp`: exchange to publish to, created where it is absent"
     )
     sink_exchange_type: Name = Field(
@@ -548,10 +552,10 @@ class Settings(AmqpSettings):
     elasticsearch_key_file: File | None = Field(
         None, description="mutual TLS: the client's key, PEM; not needed where the certificate's file holds it"
     )
-    index: Annotated[TemplateText, Otherwise("required")] = Field(
+    index: Annotated[TemplateText, DefaultText("required")] = Field(
         "", description="where documents go: index, alias or data stream"
     )
-    index_allow: Annotated[Patterns, Otherwise("any name that begins with a letter or digit")] = Field(
+    index_allow: Annotated[Patterns, DefaultText("any name that begins with a letter or digit")] = Field(
         (),
         description="comma-separated patterns (`logs-*`); an index name outside them is a reject",
     )
@@ -585,7 +589,7 @@ class Settings(AmqpSettings):
         description="several documents in one message: the elements of a JSON array, or a document a line; with "
         "`SIDECAR_ID=auto` their ids are `{message_id}-{item}`",
     )
-    transform: Annotated[str, AfterValidator(_reference), Kind("module:function")] | None = Field(
+    transform: Annotated[str, AfterValidator(_reference), ValueKind("module:function")] | None = Field(
         None,
         description="your own code: a Python function, also an asynchronous one, that makes of a message one document, "
         "several, or none",
@@ -627,7 +631,7 @@ class Settings(AmqpSettings):
         description="then how often a message without document id, or with a version, goes round by the delay queue, "
         "after which it is dead-lettered",
     )
-    delayed_retry_delay: Annotated[Seconds, Field(ge=0.001, le=LONGEST_DELAY_SECONDS)] = Field(
+    delayed_retry_delay: Annotated[Seconds, Field(ge=0.001, le=MAX_DELAY_SECONDS)] = Field(
         10.0, description="delay of the first round, doubled each round, at most 5 minutes"
     )
     on_reject: Literal["dead-letter", "broker", "discard"] = Field(
@@ -677,7 +681,7 @@ class Settings(AmqpSettings):
         DEFAULT_HTTP_ADDRESS,
         description="probes, metrics, status page; empty: off",
     )
-    mappings_dir: Annotated[str, AfterValidator(_folder), Kind("folder")] | None = Field(
+    mappings_dir: Annotated[str, AfterValidator(_folder), ValueKind("folder")] | None = Field(
         None, description="folder of index and component templates (`*.json`), for `sidecar mappings`"
     )
     mappings_apply: bool = Field(
@@ -693,14 +697,14 @@ class Settings(AmqpSettings):
         return self.amqp_prefetch or min(MAX_PREFETCH, self._largest_batch * (self.bulk_concurrency + 2))
 
     @property
-    def _set_items(self) -> int | None:
+    def _expected_items(self) -> int | None:
         """The size of complete sets where it is the same for all."""
         constant = Template(self.batch_complete_count).constant if self.batch_complete_count is not None else None
-        return set_size(constant) if constant is not None else None
+        return expected_items(constant) if constant is not None else None
 
     @property
     def _largest_batch(self) -> int:
-        return max(self.batch_max_items, self._set_items or 0)
+        return max(self.batch_max_items, self._expected_items or 0)
 
     def _problems(self) -> list[str]:
         problems = super()._problems() + self._delay_problems() + self._prefetch_problems()
@@ -805,8 +809,10 @@ class Settings(AmqpSettings):
 
     def _operation_problems(self) -> list[str]:
         problems = [] if self.index else ["SIDECAR_INDEX is required"]
-        recipe = Recipe(index=Template(self.index), action=Template(self.action), index_allow=self.index_allow)
-        action, index = recipe.constant_action, recipe.path_index
+        encoder_config = EncoderConfig(
+            index=Template(self.index), action=Template(self.action), index_allow=self.index_allow
+        )
+        action, index = encoder_config.constant_action, encoder_config.path_index
         if self.version is not None and action is not None and action not in ACTIONS_WITH_VERSION:
             takes = " and ".join(ACTIONS_WITH_VERSION)
             problems.append(f"SIDECAR_VERSION goes with {takes}; SIDECAR_ACTION={action} takes no version")
@@ -826,7 +832,7 @@ class Settings(AmqpSettings):
             problems.append("{item} is the place of a document in its message, and SIDECAR_SPLIT=none splits none")
         if self.split == "array" and self.content == "text":
             problems.append("SIDECAR_SPLIT=array takes JSON, and SIDECAR_CONTENT=text says that bodies are none")
-        if index and not recipe.allows(index):
+        if index and not encoder_config.allows(index):
             problems.append("SIDECAR_INDEX is always the same name, and one that SIDECAR_INDEX_ALLOW doesn't allow")
         return problems
 
@@ -841,8 +847,8 @@ class Settings(AmqpSettings):
         return [text for text in texts if text is not None]
 
     def _prefetch_problems(self) -> list[str]:
-        needed = self._set_items or self.batch_max_items
-        setting = "SIDECAR_BATCH_COMPLETE_COUNT" if self._set_items is not None else "SIDECAR_BATCH_MAX_ITEMS"
+        needed = self._expected_items or self.batch_max_items
+        setting = "SIDECAR_BATCH_COMPLETE_COUNT" if self._expected_items is not None else "SIDECAR_BATCH_MAX_ITEMS"
         if self.amqp_prefetch is not None and self.amqp_prefetch > MAX_PREFETCH:
             return [f"SIDECAR_AMQP_PREFETCH is {self.amqp_prefetch}; the protocol takes at most {MAX_PREFETCH}"]
         if self.prefetch < needed:
@@ -916,7 +922,7 @@ def load_without_required(environment: Mapping[str, str]) -> tuple[Settings, lis
     Raises:
         ConfigError: with all problems but missing settings.
     """
-    found = given(environment)
+    found = read_raw(environment)
     absent = [field for field in _STAND_INS if field not in found.texts and field not in found.files]
     if found.texts.get("sink") == "amqp":
         absent = [field for field in absent if field not in ELASTICSEARCH_ONLY]
@@ -941,7 +947,7 @@ def load_amqp(environment: Mapping[str, str], **given: object) -> AmqpSettings:
     return _load(AmqpSettings, environment, {name: value for name, value in given.items() if value is not None})
 
 
-class Given(NamedTuple):
+class RawSettings(NamedTuple):
     """What is said about the settings, before it is checked.
 
     Attributes:
@@ -955,7 +961,7 @@ class Given(NamedTuple):
     problems: dict[str, str]
 
 
-def given(environment: Mapping[str, str], kind: type[AmqpSettings] = Settings) -> Given:
+def read_raw(environment: Mapping[str, str], kind: type[AmqpSettings] = Settings) -> RawSettings:
     """Return what `environment`, ``.env`` and the files that they name say; empty values count as none, mostly.
 
     Raises:
@@ -964,11 +970,11 @@ def given(environment: Mapping[str, str], kind: type[AmqpSettings] = Settings) -
     return _given(_texts(environment), kind)
 
 
-def _given(names: Mapping[str, str], kind: type[AmqpSettings]) -> Given:
-    found = Given({}, {}, {})
+def _given(names: Mapping[str, str], kind: type[AmqpSettings]) -> RawSettings:
+    found = RawSettings({}, {}, {})
     for field in kind.model_fields:
         text, path = names.get(_name(field)), names.get(_name(field) + _FILE)
-        if text or (text is not None and field in _EMPTY_SAYS_SOMETHING):
+        if text or (text is not None and field in _EMPTY_IS_A_VALUE):
             found.texts[field] = text
         if path and field + _FILE.lower() not in Settings.model_fields:
             found.files[field] = path
@@ -1028,7 +1034,9 @@ def _dotenv(prefix: str) -> dict[str, str]:
     return {entry.name: entry.value for entry in entries}
 
 
-def load_own(kind: type[_Kind], environment: Mapping[str, str], prefix: str | None, options: dict[str, Any]) -> _Kind:
+def load_with_prefix(
+    kind: type[_Kind], environment: Mapping[str, str], prefix: str | None, options: dict[str, Any]
+) -> _Kind:
     """Return the settings of a program that has names of its own.
 
     Args:
@@ -1075,7 +1083,7 @@ def _load_texts(kind: type[_Kind], names: Mapping[str, str], options: dict[str, 
     # pydantic looks at settings against each other only once each is right by itself: hence again without the wrong.
     for _ in range(2):
         try:
-            settings = _read(kind, _sound(kind, found.texts, wrong), options, wrong)
+            settings = _read(kind, _valid_only(kind, found.texts, wrong), options, wrong)
         except ValidationError as error:
             problems += _explain(error, wrong)
             more = {str(fault["loc"][0]) for fault in error.errors(include_input=False) if fault["loc"]}
@@ -1089,7 +1097,7 @@ def _load_texts(kind: type[_Kind], names: Mapping[str, str], options: dict[str, 
     return settings
 
 
-def _sound(kind: type[AmqpSettings], texts: Mapping[str, str], wrong: set[str]) -> dict[str, str]:
+def _valid_only(kind: type[AmqpSettings], texts: Mapping[str, str], wrong: set[str]) -> dict[str, str]:
     """Return the texts that are right by themselves, and something for what can't be left out."""
     needed = {field: "any" for field in wrong if kind.model_fields[field].is_required()}
     return {field: text for field, text in texts.items() if field not in wrong} | needed

@@ -1,6 +1,6 @@
 """What becomes of messages once their fate is known: acks, dead letters, rounds by the delay queue.
 
-The only place that has acks written. Settling is synchronous: frames go to the transport at once, so that nothing can
+The only place that has acks written. Settler is synchronous: frames go to the transport at once, so that nothing can
 be half settled.
 """
 
@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Protocol
 
 import orjson
 
-from sidecar.copying import Copying, Route
+from sidecar.copying import DeadLetterRoute, Republisher
 from sidecar.core.waiting import WaitingRoom
 from sidecar.ops.failures import FailureLog
-from sidecar.ports import NACK_PAUSE_SECONDS, NACKS_AT_ONCE
+from sidecar.ports import NACK_BATCH, NACK_PAUSE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from structlog.typing import FilteringBoundLogger
 
-    from sidecar.consuming import Consuming
-    from sidecar.core.account import Account, Settled
-    from sidecar.core.copies import Letter
+    from sidecar.consuming import FlowControl
+    from sidecar.core.account import Counters, Settled
+    from sidecar.core.copies import Failure
     from sidecar.core.ledger import Ledger
     from sidecar.core.message import Message
-    from sidecar.core.pacing import Pacing
-    from sidecar.core.split import Parts
-    from sidecar.plan import Plan
+    from sidecar.core.pacing import SendLimiter
+    from sidecar.core.split import SplitMessage
+    from sidecar.plan import PipelineConfig
     from sidecar.ports import BrokerSession
 
 WITHHELD_SECONDS = 2.0
@@ -55,72 +55,72 @@ class Releaser(Protocol):
         """Send messages again, behind later operations on the same documents."""
         ...
 
-    def take_apart(self, message: Message) -> None:
+    def retry_uncoalesced(self, message: Message) -> None:
         """Have a message that did what others should do as well go by itself, and the others behind it, one by one."""
         ...
 
-    def changed(self) -> None:
+    def wake(self) -> None:
         """Take notice: something was settled, or a hold began or ended."""
         ...
 
 
-class Settling:
+class Settler:
     """Settles messages with the broker, and counts how.
 
     Args:
-        plan: how they were composed, and what becomes of rejects.
+        config: how they were composed, and what becomes of rejects.
         releaser: lets go what waits behind the settled.
-        consuming: is told of room.
-        pacing: says whether requests are held.
-        account: where everything is counted.
+        flow_control: is told of room.
+        limiter: says whether requests are held.
+        counters: where everything is counted.
         log: where failures are told.
         wall_clock: seconds since 1970.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        config: PipelineConfig,
         releaser: Releaser,
-        consuming: Consuming,
-        pacing: Pacing,
-        account: Account,
+        flow_control: FlowControl,
+        limiter: SendLimiter,
+        counters: Counters,
         *,
         log: FilteringBoundLogger,
         wall_clock: Callable[[], float],
     ) -> None:
-        route = Route(
-            plan.dead_letter_exchange,
-            plan.dead_letter_routing_key,
-            plan.retry_delay_min_seconds,
-            plan.retry_delay_max_seconds,
+        route = DeadLetterRoute(
+            config.dead_letter_exchange,
+            config.dead_letter_routing_key,
+            config.retry_delay_min_seconds,
+            config.retry_delay_max_seconds,
         )
-        self.copying = Copying(route, self, log, wall_clock)
-        self.failures = FailureLog(log, self.target, wall_clock)
-        self._plan = plan
+        self.republisher = Republisher(route, self, log, wall_clock)
+        self.failure_log = FailureLog(log, self.target, wall_clock)
+        self._config = config
         self._releaser = releaser
-        self._consuming = consuming
-        self._pacing = pacing
-        self._account = account
-        self._splits = plan.recipe.has_parts
-        self._coalesces = plan.recipe.coalesce != "none"
+        self._flow_control = flow_control
+        self._limiter = limiter
+        self._counters = counters
+        self._splits = config.encoder_config.splits
+        self._coalesces = config.encoder_config.coalesce != "none"
         self._session: BrokerSession | None = None
         self._ack_timer: asyncio.TimerHandle | None = None
-        self.waiting_room = WaitingRoom(plan.prefetch // 2, plan.memory_limit_bytes // 2)
+        self.waiting_room = WaitingRoom(config.prefetch // 2, config.memory_limit_bytes // 2)
 
     def attach(self, session: BrokerSession) -> None:
         """Settle by `session` from now on."""
         self._session = session
-        self.copying.attach(session)
+        self.republisher.attach(session)
 
     def detach(self) -> None:
         """Note that the session was lost: what it delivered is stale."""
         session, self._session = self._session, None
         if session is not None:
             for ledger in session.ledgers:
-                self._account.settle(ledger.queue, "stale", ledger.close())
+                self._counters.settle(ledger.queue, "stale", ledger.close())
         self._stop_ack_timer()
         self.waiting_room.drop_closed()
-        self.copying.detach()
+        self.republisher.detach()
 
     def close(self) -> list[tuple[Ledger, list[int]]]:
         """Write every ack that is due, and end the epoch; return what is to be given back: ledgers, with open tags."""
@@ -129,103 +129,109 @@ class Settling:
             return []
         outstanding = []
         for ledger in session.ledgers:
-            session.settle(ledger, ledger.collect(singly=True))
+            session.settle(ledger, ledger.take_acks(individually=True))
             outstanding.append((ledger, ledger.open_tags()))
-            self._account.settle(ledger.queue, "requeue", ledger.close())
+            self._counters.settle(ledger.queue, "requeue", ledger.close())
         self._stop_ack_timer()
         self.waiting_room.drop_closed()
         return outstanding
 
-    def drop(self, messages: list[Message]) -> None:
+    def forget(self, messages: list[Message]) -> None:
         """Forget messages whose epoch is over; what follows them on the same documents goes on."""
         self.waiting_room.leave(messages)
         self._releaser.release(messages)
 
-    def store(self, messages: list[Message]) -> None:
+    def ack(self, messages: list[Message]) -> None:
         """Ack messages: nothing more will be written for them."""
         self.waiting_room.leave(messages)
         self._releaser.release(messages)
         if self._coalesces:
-            covers = [message.cover for message in messages if message.cover is not None]
+            covers = [message.coalesced for message in messages if message.coalesced is not None]
             messages = messages + [covered for cover in covers for covered in cover.messages]
         if self._splits:
-            self._conclude([part.parts for part in messages if part.parts is not None and part.parts.stored(part)])
+            self._settle_split(
+                [part.split for part in messages if part.split is not None and part.split.on_stored(part)]
+            )
         else:
-            self.acknowledge(messages, "ack")
+            self.ack_as(messages, "ack")
 
-    def reject(self, letters: Iterable[Letter]) -> None:
+    def dead_letter(self, failures: Iterable[Failure]) -> None:
         """Have messages dead-lettered; what follows them on the same documents goes on at once."""
-        letters = self._of_their_own(letters)
-        self.waiting_room.leave(letter.message for letter in letters)
-        self.failures.note(letters, "discard" if self._plan.on_reject == "discard" else "dead_letter")
-        self._releaser.release(letter.message for letter in letters)
+        failures = self._without_coalesced(failures)
+        self.waiting_room.leave(failure.message for failure in failures)
+        self.failure_log.note(failures, "discard" if self._config.on_reject == "discard" else "dead_letter")
+        self._releaser.release(failure.message for failure in failures)
         if not self._splits:
-            self._bury(letters)
+            self._reject_per_policy(failures)
             return
-        self._bury([letter for letter in letters if letter.message.parts is None])
-        self._conclude([parts for letter in letters if (parts := letter.message.parts) and parts.rejected(letter)])
+        self._reject_per_policy([failure for failure in failures if failure.message.split is None])
+        self._settle_split(
+            [parts for failure in failures if (parts := failure.message.split) and parts.on_rejected(failure)]
+        )
 
-    def _bury(self, letters: list[Letter]) -> None:
-        if self._plan.on_reject == "dead-letter":
-            self.copying.add(letters)
+    def _reject_per_policy(self, failures: list[Failure]) -> None:
+        if self._config.on_reject == "dead-letter":
+            self.republisher.enqueue(failures)
             return
-        ours = [letter.message for letter in letters if letter.message.ledger.holds(letter.message)]
-        if self._plan.on_reject == "discard":
-            self.acknowledge(ours, "discard")
+        ours = [failure.message for failure in failures if failure.message.ledger.is_open(failure.message)]
+        if self._config.on_reject == "discard":
+            self.ack_as(ours, "discard")
         else:
-            self._leave_to_broker(ours)
+            self._basic_reject(ours)
 
-    def delay(self, letters: list[Letter]) -> None:
+    def delay(self, failures: list[Failure]) -> None:
         """Send messages to the delay queue.
 
         Later operations on the same document wait until the delay queue has confirmed the message: if it refuses it,
         the message is retried in place, before them. For a message with several documents they go on at once: it is
         delayed as a whole, and they may be part of it.
         """
-        letters = self._of_their_own(letters)
-        self.waiting_room.leave(letter.message for letter in letters)
-        self.failures.note(letters, "delay")
-        self._account.retries["delayed"] += len(letters)
+        failures = self._without_coalesced(failures)
+        self.waiting_room.leave(failure.message for failure in failures)
+        self.failure_log.note(failures, "delay")
+        self._counters.retries["delayed"] += len(failures)
         if not self._splits:
-            self.copying.add(letters)
+            self.republisher.enqueue(failures)
             return
-        self._releaser.release(letter.message for letter in letters)
-        self._conclude([parts for letter in letters if (parts := letter.message.parts) and parts.delayed(letter)])
+        self._releaser.release(failure.message for failure in failures)
+        self._settle_split(
+            [parts for failure in failures if (parts := failure.message.split) and parts.on_delayed(failure)]
+        )
 
-    def copied(self, messages: list[Message], verdict: Settled) -> None:
+    def on_copies_confirmed(self, messages: list[Message], verdict: Settled) -> None:
         """Ack messages whose copies were confirmed; release the operations that wait behind the delayed ones."""
         if verdict == "delay":
             self._releaser.release(messages)
-        self.acknowledge(messages, verdict)
+        self.ack_as(messages, verdict)
 
-    def retry_undelayed(self, letters: list[Letter]) -> None:
+    def retry_undelayed(self, failures: list[Failure]) -> None:
         """Retry in place the messages that their delay queue refused; that refusal is considered at the next result."""
-        whole = [letter.message for letter in letters if letter.parts is None]
-        parts = [part for letter in letters if letter.parts is not None for part in letter.parts.reopen()]
+        whole = [failure.message for failure in failures if failure.parts is None]
+        parts = [part for failure in failures if failure.parts is not None for part in failure.parts.reopen()]
         for message in (*whole, *parts):
             message.attempts = max(0, message.attempts - 1)  # the attempt that it was delayed for doesn't count
         self._releaser.retry(whole)
         self._releaser.readmit(parts)
 
-    def _conclude(self, decided: list[Parts]) -> None:
+    def _settle_split(self, decided: list[SplitMessage]) -> None:
         """Settle messages all of whose documents are decided."""
-        verdicts = [(parts.message, parts.verdict()) for parts in decided]
-        self.acknowledge([message for message, letter in verdicts if letter is None], "ack")
-        letters = [letter for _, letter in verdicts if letter is not None]
-        self._bury([letter for letter in letters if letter.verdict == "dead_letter"])
-        self.copying.add([letter for letter in letters if letter.verdict == "delay"])
+        verdicts = [(parts.message, parts.outcome()) for parts in decided]
+        self.ack_as([message for message, failure in verdicts if failure is None], "ack")
+        failures = [failure for _, failure in verdicts if failure is not None]
+        self._reject_per_policy([failure for failure in failures if failure.verdict == "dead_letter"])
+        self.republisher.enqueue([failure for failure in failures if failure.verdict == "delay"])
 
-    def _of_their_own(self, letters: Iterable[Letter]) -> list[Letter]:
+    def _without_coalesced(self, failures: Iterable[Failure]) -> list[Failure]:
         """Return the letters of what failed by itself; what failed on behalf of others as well is taken apart."""
         own = []
-        for letter in letters:
-            if letter.message.cover is None:
-                own.append(letter)
+        for failure in failures:
+            if failure.message.coalesced is None:
+                own.append(failure)
             else:
-                self._releaser.take_apart(letter.message)
+                self._releaser.retry_uncoalesced(failure.message)
         return own
 
-    def acknowledge(self, messages: list[Message], verdict: Settled) -> None:
+    def ack_as(self, messages: list[Message], verdict: Settled) -> None:
         """Settle messages by acks: one frame up to the first that is open, in each channel."""
         self.waiting_room.leave(messages)
         session = self._session
@@ -234,22 +240,22 @@ class Settling:
         for ledger in session.ledgers:
             mine = [message for message in messages if message.ledger is ledger]
             if mine:
-                count = ledger.store(mine)
-                self._account.settle(ledger.queue, verdict, count)
-                self._write_acks(session, ledger)
-                self._consuming.settled(count)
+                count = ledger.mark_stored(mine)
+                self._counters.settle(ledger.queue, verdict, count)
+                self._flush_acks(session, ledger)
+                self._flow_control.on_settled(count)
 
-    def _leave_to_broker(self, messages: list[Message]) -> None:
+    def _basic_reject(self, messages: list[Message]) -> None:
         """Have the queue's own dead-lettering take messages: ``basic.reject``."""
         session = self._session
         if session is None:
             return
         for message in messages:
-            message.ledger.give_up(message)
+            message.ledger.mark_settled(message)
             session.reject(message.ledger, message.tag)
-            self._account.settle(message.ledger.queue, "dead_letter")
-        self._consuming.settled(len(messages))
-        self.write_acks()
+            self._counters.settle(message.ledger.queue, "dead_letter")
+        self._flow_control.on_settled(len(messages))
+        self.flush_acks()
 
     async def requeue(self, messages: list[Message]) -> None:
         """Have the broker take messages back, each by itself, in this order; nothing is counted against them.
@@ -262,23 +268,23 @@ class Settling:
         session = self._session
         for ledger in session.ledgers if session is not None else ():
             mine = [message for message in messages if message.ledger is ledger]
-            for at in range(0, len(mine), NACKS_AT_ONCE):
+            for at in range(0, len(mine), NACK_BATCH):
                 if at:
                     await asyncio.sleep(NACK_PAUSE_SECONDS)
-                await self._requeue(ledger, mine[at : at + NACKS_AT_ONCE])
+                await self._requeue(ledger, mine[at : at + NACK_BATCH])
 
     async def _requeue(self, ledger: Ledger, messages: list[Message]) -> None:
         session = self._session
         if session is None or ledger.closed:
             return
         for message in messages:
-            ledger.give_up(message)
-        self._account.settle(ledger.queue, "requeue", len(messages))
-        self._consuming.settled(len(messages))
+            ledger.mark_settled(message)
+        self._counters.settle(ledger.queue, "requeue", len(messages))
+        self._flow_control.on_settled(len(messages))
         await session.requeue(ledger, [message.tag for message in messages])
-        self.write_acks()
+        self.flush_acks()
 
-    def write_acks(self) -> None:
+    def flush_acks(self) -> None:
         """Write the acks that wait behind a hole when a hold begins: it may take long until that is filled.
 
         They would take up the room in which the broker can deliver something to probe with, run into its consumer
@@ -287,42 +293,42 @@ class Settling:
         session = self._session
         if session is not None:
             for ledger in session.ledgers:
-                self._write_acks(session, ledger)
+                self._flush_acks(session, ledger)
 
-    def _write_acks(self, session: BrokerSession, ledger: Ledger) -> None:
-        settlements = ledger.collect()
-        held = self._pacing.held is not None or self.copying.held is not None
-        if held or ledger.withheld > _WITHHELD_SHARE * self._consuming.prefetch:
-            settlements += ledger.collect(singly=True)
+    def _flush_acks(self, session: BrokerSession, ledger: Ledger) -> None:
+        settlements = ledger.take_acks()
+        held = self._limiter.held is not None or self.republisher.held is not None
+        if held or ledger.ackable > _WITHHELD_SHARE * self._flow_control.prefetch:
+            settlements += ledger.take_acks(individually=True)
         if settlements:
             session.settle(ledger, settlements)
-        if ledger.withheld and self._ack_timer is None:
-            self._ack_timer = asyncio.get_running_loop().call_later(WITHHELD_SECONDS, self._write_withheld)
+        if ledger.ackable and self._ack_timer is None:
+            self._ack_timer = asyncio.get_running_loop().call_later(WITHHELD_SECONDS, self._flush_withheld)
 
-    def _write_withheld(self) -> None:
+    def _flush_withheld(self) -> None:
         """Write all withheld acks individually: one of them has waited for `WITHHELD_SECONDS`."""
         self._ack_timer = None
         session = self._session
         for ledger in session.ledgers if session is not None else ():
-            if session is not None and ledger.withheld:
-                session.settle(ledger, ledger.collect(singly=True))
+            if session is not None and ledger.ackable:
+                session.settle(ledger, ledger.take_acks(individually=True))
 
     def _stop_ack_timer(self) -> None:
         if self._ack_timer is not None:
             self._ack_timer.cancel()
             self._ack_timer = None
 
-    def copying_changed(self) -> None:
+    def on_republished(self) -> None:
         """Take notice of copies that were confirmed, or of a route that takes none."""
-        if self.copying.held is not None:
-            self.write_acks()
-        self._releaser.changed()
+        if self.republisher.held is not None:
+            self.flush_acks()
+        self._releaser.wake()
 
     def target(self, message: Message) -> tuple[str, str, bytes]:
         """Return action, index and id, from the line that was made of the message, as far as one was."""
-        recipe = self._plan.recipe
-        if not message.line:
-            return recipe.constant_action or "", recipe.path_index or "", b""
-        ((verb, parameters),) = orjson.loads(message.line).items()
-        index = parameters.get("_index", recipe.path_index or "")
+        encoder_config = self._config.encoder_config
+        if not message.action_line:
+            return encoder_config.constant_action or "", encoder_config.path_index or "", b""
+        ((verb, parameters),) = orjson.loads(message.action_line).items()
+        index = parameters.get("_index", encoder_config.path_index or "")
         return message.action or verb, index, parameters.get("_id", "").encode()

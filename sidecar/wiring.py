@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sidecar.amqp.session import Connecting
+from sidecar.amqp.session import SessionOptions
 from sidecar.amqp.topology import Topology
-from sidecar.amqp.wire import Reach
+from sidecar.amqp.wire import ConnectOptions
 from sidecar.tls import client_context
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def sink_topology(settings: Settings) -> Topology:
     )
 
 
-def reach(settings: AmqpSettings) -> Reach:
+def connect_options(settings: AmqpSettings) -> ConnectOptions:
     """Return how to reach RabbitMQ, but for its URLs.
 
     Raises:
@@ -54,16 +54,16 @@ def reach(settings: AmqpSettings) -> Reach:
     """
     files = (settings.amqp_ca_file, settings.amqp_cert_file, settings.amqp_key_file)
     if not any(files):
-        return Reach()
+        return ConnectOptions()
     ca_file, cert_file, key_file = files
     context = client_context(prefix="SIDECAR_AMQP", ca_file=ca_file, cert_file=cert_file, key_file=key_file)
-    return Reach(tls=context, client_certificate=cert_file is not None)
+    return ConnectOptions(tls=context, client_certificate=cert_file is not None)
 
 
-def connecting(settings: AmqpSettings) -> Connecting:
+def connecting(settings: AmqpSettings) -> SessionOptions:
     """Return how to reach RabbitMQ and what to consume."""
-    return Connecting(
+    return SessionOptions(
         topology=topology(settings),
         consumer_arguments=settings.amqp_consumer_arguments,
-        reach=reach(settings),
+        connect=connect_options(settings),
     )

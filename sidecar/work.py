@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from sidecar.core.account import Account
+    from sidecar.core.account import Counters
     from sidecar.core.batcher import Batch
-    from sidecar.core.compose import Reject
+    from sidecar.core.compose import Rejection
     from sidecar.core.guard import RejectGuard
     from sidecar.core.message import Message
-    from sidecar.core.outbox import Outbox
-    from sidecar.core.pacing import Pacing
-    from sidecar.settling import Settling
+    from sidecar.core.outbox import SendQueue
+    from sidecar.core.pacing import SendLimiter
+    from sidecar.settling import Settler
 
 
-class Composing(Protocol):
+class Encoder(Protocol):
     """What prepares messages.
 
     Attributes:
@@ -37,7 +37,7 @@ class Composing(Protocol):
     room_bytes: int
     left: list[Message]
 
-    def compose(self, messages: Iterable[Message], now: float, /) -> tuple[list[Message], list[Reject]]:
+    def encode(self, messages: Iterable[Message], now: float, /) -> tuple[list[Message], list[Rejection]]:
         """Prepare a chunk; return what goes on, and what never will, with reasons.
 
         Args:
@@ -53,25 +53,25 @@ class Workplace:
 
     Attributes:
         settling: settles messages whose fate is known.
-        outbox: takes batches that go again.
-        pacing: is told what the other side thinks of our pace, and of holds.
+        send_queue: takes batches that go again.
+        limiter: is told what the other side thinks of our pace, and of holds.
         guard: says which rejects are too many of a kind in a row.
-        account: where everything is counted.
+        counters: where everything is counted.
         hold_changed: to be called when a hold began or ended.
         starved: says whether nothing more comes before something is settled.
-        dice: the only source of chance.
+        rng: the only source of chance.
         log: where state changes are told.
         wall_clock: seconds since 1970.
     """
 
-    settling: Settling
-    outbox: Outbox
-    pacing: Pacing
+    settling: Settler
+    send_queue: SendQueue
+    limiter: SendLimiter
     guard: RejectGuard
-    account: Account
+    counters: Counters
     hold_changed: Callable[[], None]
     starved: Callable[[], bool]
-    dice: random.Random
+    rng: random.Random
     log: FilteringBoundLogger
     wall_clock: Callable[[], float]
 
@@ -91,14 +91,14 @@ class Work(Protocol):
         ...
 
 
-class Trade(Protocol):
+class Sink(Protocol):
     """What messages are moved for."""
 
-    async def unavailable(self) -> str | None:
+    async def check(self) -> str | None:
         """Return why work is in vain now, or None: nothing is consumed then."""
         ...
 
-    def composer(self, make_id: Callable[[], str]) -> Composing:
+    def encoder(self, make_id: Callable[[], str]) -> Encoder:
         """Return what prepares messages.
 
         Args:

@@ -7,17 +7,17 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from sidecar.core.batcher import Batch
-from sidecar.core.compose import Composer, Recipe
+from sidecar.core.compose import BulkEncoder, EncoderConfig
 from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
-from sidecar.core.state import State
+from sidecar.core.state import Snapshot
 from sidecar.core.template import Template
 from sidecar.settings import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sidecar.core.account import Account
+    from sidecar.core.account import Counters
 
 FLAGS = {
     "content_type": 15,
@@ -94,7 +94,7 @@ def ledger(queue: str = "work", channel: int = 1, *, delivered: int = 0) -> Ledg
     """Return a ledger with so many open deliveries."""
     made = Ledger(queue, channel)
     made.next_tag = delivered + 1
-    made.admit()
+    made.open_new()
     return made
 
 
@@ -109,7 +109,7 @@ def message(
 ) -> Message:
     """Return a message as the wire gives it, but for its key."""
     made = Message(of or Ledger("work", 1), tag, 0, route, raw, body, len(raw) + len(body))
-    made.key = key
+    made.document_key = key
     return made
 
 
@@ -121,10 +121,10 @@ def messages(count: int, *, of: Ledger | None = None, size: int = 10) -> list[Me
     return made
 
 
-def batch(held: list[Message], *, mendable: bool = False, opened_at: float = 0.0, ready_at: float = 0.0) -> Batch:
+def batch(held: list[Message], *, mergeable: bool = False, opened_at: float = 0.0, ready_at: float = 0.0) -> Batch:
     """Return a complete batch."""
     made = Batch(held, sum(one.bulk_bytes for one in held), opened_at)
-    made.mendable, made.ready_at = mendable, ready_at
+    made.mergeable, made.ready_at = mergeable, ready_at
     return made
 
 
@@ -163,21 +163,23 @@ def delivery(channel: int, tag: int, body: bytes = b"{}", raw: bytes = b"\0\0", 
     return deliver(channel, tag) + content_header(channel, len(body), raw) + b"".join(pieces)
 
 
-def composer(action: str = "index", *, with_message_id: bool = True) -> Composer:
+def encoder(action: str = "index", *, with_message_id: bool = True) -> BulkEncoder:
     """Return a composer for one index, in which nothing but the id comes from the message."""
-    recipe = Recipe(index=Template("docs"), action=Template(action), id_mode="auto" if with_message_id else "none")
-    return Composer(recipe, lambda: "made")
+    encoder_config = EncoderConfig(
+        index=Template("docs"), action=Template(action), id_mode="auto" if with_message_id else "none"
+    )
+    return BulkEncoder(encoder_config, lambda: "made")
 
 
-def state(account: Account, **values: object) -> State:
+def state(account: Counters, **values: object) -> Snapshot:
     """Return the state of a sidecar that works on an empty queue, but for `values`."""
-    usual = State(
-        account=account,
+    usual = Snapshot(
+        counters=account,
         queues=("work",),
         connected=True,
         reached_broker=True,
         reached_elasticsearch=True,
-        unready=None,
+        not_ready=None,
         held=None,
         held_seconds=0.0,
         next_try_seconds=0.0,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.drawing import FURTHER_RUNS, Tally, is_property, seeded, tally_of
+from tests.drawing import FURTHER_RUNS, PublishStats, is_property, seeded, tally_of
 from tests.servers.amqp import Amqp
 from tests.servers.choose import (
     Broker,
@@ -96,8 +96,8 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Fail a property whose strategies don't draw the classes of examples that it names."""
     if not is_property(item):
         return (yield)
-    before, tally = Tally.current, tally_of(item)
-    Tally.current = tally
+    before, tally = PublishStats.current, tally_of(item)
+    PublishStats.current = tally
     try:
         yield
         for number in range(FURTHER_RUNS if tally.expected else 0):
@@ -106,7 +106,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
             with seeded(item, number):
                 item.runtest()
     finally:
-        Tally.current = before
+        PublishStats.current = before
     fault = tally.fault()
     if fault is not None:
         pytest.fail(f"{item.name} {fault}", pytrace=False)

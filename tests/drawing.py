@@ -28,14 +28,14 @@ Which examples Hypothesis draws changes with the constants in all modules that h
 """
 
 
-class Tally:
+class PublishStats:
     """Counts the examples of one property by class.
 
     Args:
         expected: the classes that the property must draw.
     """
 
-    current: Tally | None = None
+    current: PublishStats | None = None
 
     def __init__(self, expected: Iterable[str]) -> None:
         self.expected = list(expected)
@@ -69,8 +69,8 @@ class Tally:
 
 def drew(kind: str, happened: object = True) -> None:
     """Note that the present example belongs to a class, if `happened` is true."""
-    if happened and Tally.current is not None:
-        Tally.current.add(kind)
+    if happened and PublishStats.current is not None:
+        PublishStats.current.add(kind)
 
 
 def how_many(count: int, what: str) -> str:
@@ -85,9 +85,9 @@ def is_property(item: pytest.Item) -> bool:
     return getattr(test, "is_hypothesis_test", False) or (machine is not None and item.name == "runTest")
 
 
-def tally_of(item: pytest.Item) -> Tally:
+def tally_of(item: pytest.Item) -> PublishStats:
     """Return a tally for the classes that a property names."""
-    return Tally(kind for mark in item.iter_markers("draws") for kind in mark.args)
+    return PublishStats(kind for mark in item.iter_markers("draws") for kind in mark.args)
 
 
 @contextmanager

@@ -17,9 +17,9 @@ from functools import partial
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
-from sidecar.core.account import Account
+from sidecar.core.account import Counters
 from sidecar.core.batcher import Batch
-from sidecar.core.failures import Failures
+from sidecar.core.failures import FailureThrottle
 from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
 
@@ -33,39 +33,40 @@ MAY_DIFFER = {
     "*_session": "it is connected",
     "_probes": "a total",
     "_admission.probes": "a total",
-    "_settling.copying._copies": "a total, for tokens that nobody had before",
+    "_settler.republisher._copies": "a total, for tokens that nobody had before",
     "_work._published": "the same",
-    "pacing.limit": "learned: how many requests the cluster takes",
-    "pacing._usual_seconds": "learned: how long requests take",
-    "pacing._slowed_at": "a moment in the past",
-    "pacing._pause_until": "a moment in the past",
-    "pacing._refused_since": "a moment in the past; it says nothing unless a row of 429s is open",
-    "pacing.held_since": "of the last hold, as documented",
-    "pacing._held_kind": "the same",
+    "limiter.limit": "learned: how many requests the cluster takes",
+    "limiter._usual_seconds": "learned: how long requests take",
+    "limiter._slowed_at": "a moment in the past",
+    "limiter._pause_until": "a moment in the past",
+    "limiter._refused_since": "a moment in the past; it says nothing unless a row of 429s is open",
+    "limiter.held_since": "of the last hold, as documented",
+    "limiter._held_kind": "the same",
     "_admission.held_since": "the same",
     "_admission.probe_at": "a moment in the past",
     "_guard._unencoded*": "an open row of rejects, which the next message that can be encoded ends",
     "_guard._refused*": "an open row of rejects, which the next document that is stored ends",
     "_guard.releases": "belongs to the open row",
     "_guard._one_more": "the same",
-    "_composer._room": "of the last call",
-    "_composer.room_bytes": "the same",
-    "_admission._composer._room": "the same",
-    "_admission._composer.room_bytes": "the same",
+    "_encoder._room": "of the last call",
+    "_encoder.room_bytes": "the same",
+    "_admission._encoder._room": "the same",
+    "_admission._encoder.room_bytes": "the same",
     "*._names._known*": "a cache of index names; it has a bound",
     "*._lines._names._known*": "the same",
-    "_outbox.max_bytes": "learned: how large a request the cluster takes",
-    "_consuming.prefetch": "of the present consumers: learned, as the window is",
-    "_consuming._window.*": "learned: how large messages are, and a window that grows again after a hold",
-    "_consuming._look_at": "a moment in the past",
-    "_consuming._looks": "of the last wait",
-    "_consuming._give_up_at": "of the last hold",
-    "_consuming._probes_before": "the same",
-    "_consuming._asked*": "the same",
-    "_consuming._settled_items": "since the consumers began",
-    "_consuming._worn_silent_until": "a moment",
-    "_settling.copying._destinations*": "those that count as accepting copies, kept for a while; see `destinations`",
-    "_settling.failures._timer": "tells what came within ten seconds; the timers are looked at by themselves",
+    "_send_queue.max_bytes": "learned: how large a request the cluster takes",
+    "_flow_control.prefetch": "of the present consumers: learned, as the window is",
+    "_flow_control._window.*": "learned: how large messages are, and a window that grows again after a hold",
+    "_flow_control._check_at": "a moment in the past",
+    "_flow_control._checks": "of the last wait",
+    "_flow_control._requeue_at": "of the last hold",
+    "_flow_control._probes_before": "the same",
+    "_flow_control._probe_waits": "the same",
+    "_flow_control._waited_for_probe": "the same",
+    "_flow_control._settled_items": "since the consumers began",
+    "_flow_control._limit_silent_until": "a moment",
+    "_settler.republisher._destinations*": "those that count as accepting copies, kept for a while; see `destinations`",
+    "_settler.failure_log._timer": "tells what came within ten seconds; the timers are looked at by themselves",
     "_work._concluding._suspects._since*": "remembered until the message comes again; it has a bound",
     "_work._concluding._succeeded_sent_at": "a moment in the past",
     "_work._concluding._throttled_silent_until": "a moment",
@@ -76,19 +77,19 @@ MAY_DIFFER = {
 """By the place of an attribute in the tree: why it may be otherwise than in a new pipeline."""
 
 _WHILE_CONSUMING = {
-    "_consuming.reached": True,
-    "_consuming._waiting": False,
-    "_consuming.begun": True,
-    "_consuming.consuming": True,
+    "_flow_control.sink_reached": True,
+    "_flow_control._waiting": False,
+    "_flow_control.started": True,
+    "_flow_control.consuming": True,
 }
 """What is otherwise in a pipeline that consumes: it is new only for a moment."""
 _HELD_BACK = (Message, Ledger, Batch)
 _SCALARS = (bool, int, float, str, bytes, enum.Enum)
 _LOOPS = frozenset({
-    "App._serve", "Pipeline.run", "Pipeline._aggregate", "Pipeline._dispatch", "Copying.run", "Consuming.run"
+    "App._serve", "Pipeline.run", "Pipeline._aggregate", "Pipeline._dispatch", "Republisher.run", "FlowControl.run"
 })  # fmt: skip
 """The coroutines that run for as long as a sidecar does."""
-_WAITS = "_Life.wait"
+_WAITS = "_BaseConsumer.wait"
 """Somebody waits for a consumer for as long as it runs."""
 MOST_TIMERS = 10
 """Of the product at a time: each of its loops waits for one."""
@@ -144,7 +145,7 @@ def _shown(value: Any) -> object:
 
 
 def _is_constant(value: object) -> bool:
-    return isinstance(value, tuple | Account | Failures) or (
+    return isinstance(value, tuple | Counters | FailureThrottle) or (
         is_dataclass(value) and type(value).__dataclass_params__.frozen  # type: ignore[attr-defined]
     )
 
@@ -177,16 +178,16 @@ def destinations(pipeline: Pipeline) -> list[str]:
     """Return the destinations of copies that are remembered without a reason: those that refused some have one."""
     return [
         f"{one.name} has {len(one.queued)} copies, {one.refused_tries} tries, {one.refusal!r}"
-        for one in pipeline._settling.copying._destinations.values()
+        for one in pipeline._settler.republisher._destinations.values()
         if one.queued or one.refusal is not None or not one.refused_tries
     ]
 
 
 def gauges(pipeline: Pipeline) -> list[str]:
     """Return what a pipeline that has nothing to do still shows as being under way."""
-    state = pipeline.state()
+    state = pipeline.snapshot()
     idle = {
-        "unready": None,
+        "not_ready": None,
         "held": None,
         "held_seconds": 0.0,
         "next_try_seconds": 0.0,
@@ -199,7 +200,7 @@ def gauges(pipeline: Pipeline) -> list[str]:
     }
     shown = state._asdict()
     found = [f"{name} shows {shown[name]!r}" for name, value in idle.items() if shown[name] != value]
-    return found + ([f"the account has {state.account.in_flight} in flight"] if state.account.in_flight else [])
+    return found + ([f"the account has {state.counters.in_flight} in flight"] if state.counters.in_flight else [])
 
 
 def at_rest(pipeline: Pipeline, fresh: Pipeline) -> list[str]:
@@ -216,9 +217,9 @@ def at_rest(pipeline: Pipeline, fresh: Pipeline) -> list[str]:
 def session_residue(session: SimulatedSession) -> list[str]:
     """Return what a session has open though nothing is under way."""
     found = [
-        f"{ledger} holds {ledger.held_bytes} bytes, withholds {ledger.withheld} acks"
+        f"{ledger} holds {ledger.memory_bytes} bytes, withholds {ledger.ackable} acks"
         for ledger in session.ledgers
-        if ledger.held_bytes or ledger.withheld or ledger.open
+        if ledger.memory_bytes or ledger.ackable or ledger.open
     ]
     if session.paused:
         found.append("the session is paused")
@@ -232,7 +233,7 @@ def session_residue(session: SimulatedSession) -> list[str]:
 def pause(pipeline: Pipeline) -> str:
     """Say whether a pipeline's idea of a pause is not its session's; empty: it is."""
     session: SimulatedSession | None = pipeline._session  # type: ignore[assignment] # as above
-    since = pipeline._consuming._paused_at
+    since = pipeline._flow_control._paused_at
     if session is None or session.lost.done() or session.paused is (since is not None):
         return ""
     return f"paused since {since}, and the session is {'' if session.paused else 'not '}paused"
@@ -240,7 +241,7 @@ def pause(pipeline: Pipeline) -> str:
 
 def memory(ledger: Ledger) -> str:
     """Say what a ledger counts for nothing."""
-    return f"{ledger} holds {ledger.held_bytes} bytes for {ledger.open} open deliveries"
+    return f"{ledger} holds {ledger.memory_bytes} bytes for {ledger.open} open deliveries"
 
 
 def timers(loop: Any) -> list[str]:

@@ -120,8 +120,8 @@ class Floor(asyncio.Protocol):
                         at += width
                     else:
                         at += 4 + size_at(data, at)[0] if width else 1 + data[at]
-            ident = data[at + 1 : at + 1 + data[at]] if flags & MESSAGE_ID else b""
-            add((b'{"index":{"_id":"', ident, b'"}}\n', data[body + 7 : after - 1], b"\n"))
+            document_id = data[at + 1 : at + 1 + data[at]] if flags & MESSAGE_ID else b""
+            add((b'{"index":{"_id":"', document_id, b'"}}\n', data[body + 7 : after - 1], b"\n"))
             self.tag = TAG.unpack_from(data, pos + 12 + data[pos + 11])[0]
             self.items += 1
             if self.items == BATCH:

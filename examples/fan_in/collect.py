@@ -43,11 +43,11 @@ class Source(BatchConsumer):
     def envelope(self, message: Message) -> Outgoing:
         """Return what is staged: the body as text, so that anything goes, and the id, so that repeats do no harm."""
         envelope = {"source": self.source, "id": message.message_id, "payload": message.body.decode(errors="replace")}
-        ident = f"{self.source}-{message.message_id}" if message.message_id else None
+        document_id = f"{self.source}-{message.message_id}" if message.message_id else None
         return Outgoing(
             body=orjson.dumps(envelope),
             exchange=STAGING,
-            message_id=ident,
+            message_id=document_id,
             type=self.source,
             timestamp=message.timestamp,
         )

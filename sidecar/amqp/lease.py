@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from aiormq.exceptions import AMQPError
 from pamqp import commands
 
-from sidecar.amqp.wire import FAILURES, pass_on_if_ours
+from sidecar.amqp.wire import FAILURES, reraise_own_cancellation
 
 if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel, AbstractConnection
@@ -113,11 +113,11 @@ class Lease:
 
     async def end(self) -> None:
         """Stop, after returning the messages that were delivered."""
-        tasks = self.abandon()
+        tasks = self.abort()
         if tasks:
             await asyncio.wait(tasks)
 
-    def abandon(self) -> list[asyncio.Task[None]]:
+    def abort(self) -> list[asyncio.Task[None]]:
         """Stop without waiting; return the tasks that end."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
@@ -133,7 +133,7 @@ class Lease:
                 channel = await self._connection.channel(publisher_confirms=False)
                 await self._consume(channel, queue)
             except FAILURES as error:
-                pass_on_if_ours(error)
+                reraise_own_cancellation(error)
             finally:
                 self._tried[queue].set()
 

@@ -20,40 +20,49 @@ from typing import TYPE_CHECKING, Protocol
 from aiormq.exceptions import ChannelNotFoundEntity
 from yarl import URL
 
-from sidecar.amqp.producer import open_producer
+from sidecar.amqp.producer import open_publisher_connection
 from sidecar.amqp.topology import Topology
-from sidecar.amqp.wire import FAILURES, connect, end, never_called, open_first, pass_on_if_ours, reason, unopened
+from sidecar.amqp.wire import (
+    FAILURES,
+    close_quietly,
+    connect,
+    connect_error,
+    never_called,
+    open_any,
+    reason,
+    reraise_own_cancellation,
+)
 from sidecar.core import frames
 from sidecar.core.ledger import Ledger
-from sidecar.core.letters import read, renewed, replayed
+from sidecar.core.letters import read, refreshed_properties, replay_properties
 from sidecar.core.properties import PropertiesError
 from sidecar.errors import BrokerError
-from sidecar.ports import ACKS_SECONDS, Copy
+from sidecar.ports import ACK_FLUSH_SECONDS, OutboundMessage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from aiormq.abc import AbstractChannel, AbstractConnection
 
-    from sidecar.amqp.producer import Producer
-    from sidecar.amqp.wire import Reach, Wire
-    from sidecar.core.frames import Taken
-    from sidecar.core.letters import Letter
+    from sidecar.amqp.producer import PublisherConnection
+    from sidecar.amqp.wire import AmqpProtocol, ConnectOptions
+    from sidecar.core.frames import ParsedFrames
+    from sidecar.core.letters import DeadLetter
     from sidecar.core.message import Message
 
-LOOKING = 65_535
+SCAN_PREFETCH = 65_535
 """Letters unsettled at once where nothing is kept of them: as many as a consumer may have."""
 
-WORKING = 200
+REPLAY_PREFETCH = 200
 """Letters unsettled at once, beyond those that were passed over, where their bodies are kept until they are settled."""
 
-MOST_WORKING = 5_000
-RENEW_AT = 10
+MAX_REPLAY_PREFETCH = 5_000
+REFRESH_AT_DELIVERIES = 10
 """So often a letter is given back before it is renewed: half of RabbitMQ's own limit, which drops at the 21st time."""
 
 _CONSUMERS_IN_ORDER = 32  # of one channel; RabbitMQ 3.10 gives back those of more in an order of its own
 _SPARE_CONSUMERS = 8
-_AT_ONCE = 200
+_REPLAY_BATCH = 200
 _PARTS_PER_SECOND = 20  # at a limited rate: smooth enough to be called one
 _QUIET_SECONDS = 0.5
 _SILENT_SECONDS = 10.0
@@ -63,16 +72,16 @@ _RETURN_SECONDS = 10.0
 _POLL_SECONDS = 0.02
 
 
-class Verdict(Enum):
+class ScanAction(Enum):
     """What is done with a letter that was taken."""
 
-    LEAVE = "it goes back to where it was"
+    KEEP = "it goes back to where it was"
     TAKE = "it is worked on, and acked when that succeeds"
     STOP = "it goes back, and no more are wanted"
 
 
 @dataclass(slots=True)
-class Sifted:
+class ScanResult:
     """What came of letters that were taken.
 
     Attributes:
@@ -92,8 +101,8 @@ class Sifted:
     stopped: bool = False
 
 
-class Box(Protocol):
-    """What `sift` needs of `LetterBox`.
+class DeadLetterSource(Protocol):
+    """What `sift` needs of `DeadLetterQueue`.
 
     Attributes:
         ready: how many letters there were at the beginning.
@@ -103,7 +112,7 @@ class Box(Protocol):
     ready: int
     ledger: Ledger
 
-    async def widen(self, letters: int) -> None:
+    async def add_consumer(self, dead_letters: int) -> None:
         """Have so many more letters delivered, unsettled."""
         ...
 
@@ -132,8 +141,8 @@ class Box(Protocol):
         ...
 
 
-class Post(Protocol):
-    """What `Replay` needs of `LetterBox`."""
+class ReplayTarget(Protocol):
+    """What `Replay` needs of `DeadLetterQueue`."""
 
     @property
     def user(self) -> str | None:
@@ -145,26 +154,26 @@ class Post(Protocol):
         """How many bytes of properties fit into a frame."""
         ...
 
-    async def publish(self, copies: list[Copy]) -> list[str | None]:
+    async def publish(self, copies: list[OutboundMessage]) -> list[str | None]:
         """Publish mandatory copies and wait for each confirm."""
         ...
 
 
-async def sift(
-    box: Box,
-    judge: Callable[[Letter, Message], Verdict],
-    act: Callable[[list[tuple[Letter, Message]]], Awaitable[list[str | None]]] | None = None,
+async def scan(
+    source: DeadLetterSource,
+    judge: Callable[[DeadLetter, Message], ScanAction],
+    act: Callable[[list[tuple[DeadLetter, Message]]], Awaitable[list[str | None]]] | None = None,
     *,
-    window: int = LOOKING,
-    at_once: int = _AT_ONCE,
+    window: int = SCAN_PREFETCH,
+    at_once: int = _REPLAY_BATCH,
     stop: asyncio.Event | None = None,
-) -> Sifted:
+) -> ScanResult:
     """Look at each letter that was there at the beginning, in order, and act on some.
 
     Nothing is kept of letters that were passed over, but that they are unsettled.
 
     Args:
-        box: where they are.
+        source: where they are.
         judge: says what is done with a letter.
         act: works on letters; says for each None when it may be acked, or why not. It may return fewer answers than
             it was given letters: it was asked to stop, and the others go back.
@@ -175,49 +184,49 @@ async def sift(
     Raises:
         BrokerError: the connection was lost; what was not acked is in its queue, and the last acks may be lost too.
     """
-    sifted = Sifted()
+    sifted = ScanResult()
     left = capacity = consumers = 0
     wanted = True
-    while wanted and sifted.seen < box.ready:
+    while wanted and sifted.seen < source.ready:
         if left >= capacity:
             # All that may be unsettled is passed over. So whatever is delivered from now on comes after it.
             more = _more(window, left, consumers)
-            await box.widen(more)
+            await source.add_consumer(more)
             capacity, consumers = capacity + more, consumers + 1
-        chunk = await box.receive()
+        chunk = await source.receive()
         if not chunk:
-            sifted.missing = box.ready - sifted.seen
+            sifted.missing = source.ready - sifted.seen
             break
         seen = sifted.seen
-        taken: list[tuple[Letter, Message]] = []
-        wanted = _judge(chunk[: box.ready - seen], judge, sifted, taken)
-        left += sifted.seen - seen - len(taken)
-        for part in _parts(taken, at_once):
+        frames: list[tuple[DeadLetter, Message]] = []
+        wanted = _judge(chunk[: source.ready - seen], judge, sifted, frames)
+        left += sifted.seen - seen - len(frames)
+        for part in _parts(frames, at_once):
             if act is None or (stop is not None and stop.is_set()):
                 break
-            left += await _act(box, act, part, sifted)
+            left += await _act(source, act, part, sifted)
         if stop is not None and stop.is_set():
             sifted.stopped, wanted = True, False
     if sifted.done:
-        await box.give_back()
+        await source.give_back()
     return sifted
 
 
 def _judge(
     chunk: list[Message],
-    judge: Callable[[Letter, Message], Verdict],
-    sifted: Sifted,
-    taken: list[tuple[Letter, Message]],
+    judge: Callable[[DeadLetter, Message], ScanAction],
+    result: ScanResult,
+    frames: list[tuple[DeadLetter, Message]],
 ) -> bool:
-    """Have letters judged, and add those that are worked on to `taken`; return whether more are wanted."""
+    """Have letters judged, and add those that are worked on to `frames`; return whether more are wanted."""
     for message in chunk:
-        letter = read(message, sifted.seen + 1)
-        sifted.seen += 1
-        sifted.deliveries = max(sifted.deliveries, letter.deliveries)
-        verdict = judge(letter, message)
-        if verdict is Verdict.TAKE:
-            taken.append((letter, message))
-        elif verdict is Verdict.STOP:
+        dead_letter = read(message, result.seen + 1)
+        result.seen += 1
+        result.deliveries = max(result.deliveries, dead_letter.deliveries)
+        verdict = judge(dead_letter, message)
+        if verdict is ScanAction.TAKE:
+            frames.append((dead_letter, message))
+        elif verdict is ScanAction.STOP:
             return False
     return True
 
@@ -225,38 +234,38 @@ def _judge(
 def _more(window: int, left: int, consumers: int) -> int:
     """Return how many more may be unsettled: few at a time, for their bodies are kept, while consumers suffice."""
     if consumers >= _CONSUMERS_IN_ORDER - _SPARE_CONSUMERS:
-        return LOOKING
-    return max(window, min(left, MOST_WORKING))
+        return SCAN_PREFETCH
+    return max(window, min(left, MAX_REPLAY_PREFETCH))
 
 
-def _parts(taken: list[tuple[Letter, Message]], at_once: int) -> Iterator[list[tuple[Letter, Message]]]:
-    rest = iter(taken)
+def _parts(frames: list[tuple[DeadLetter, Message]], at_once: int) -> Iterator[list[tuple[DeadLetter, Message]]]:
+    rest = iter(frames)
     while part := list(islice(rest, at_once)):
         yield part
 
 
 async def _act(
-    box: Box,
-    act: Callable[[list[tuple[Letter, Message]]], Awaitable[list[str | None]]],
-    part: list[tuple[Letter, Message]],
-    sifted: Sifted,
+    source: DeadLetterSource,
+    act: Callable[[list[tuple[DeadLetter, Message]]], Awaitable[list[str | None]]],
+    part: list[tuple[DeadLetter, Message]],
+    result: ScanResult,
 ) -> int:
     """Work on letters and ack what succeeded; return how many go back."""
-    box.require_open()  # otherwise they are in their queue again, and would be replayed once more by the next command
+    source.require_open()  # otherwise they are in their queue again, and the next command would replay them too
     answers = await act(part)
     done = [message for (_, message), answer in zip(part, answers, strict=False) if answer is None]
-    box.acknowledge(done)
-    sifted.done += len(done)
-    sifted.refused += len(answers) - len(done)
+    source.acknowledge(done)
+    result.done += len(done)
+    result.refused += len(answers) - len(done)
     return len(part) - len(done)
 
 
-class LetterBox:
-    """A dead-letter queue that is looked at. Made by `open_letters`.
+class DeadLetterQueue:
+    """A dead-letter queue that is looked at. Made by `open_dead_letter_queue`.
 
     Args:
         queue: its name.
-        reach: how to reach the broker.
+        connect_options: how to reach the broker.
 
     Attributes:
         ready: how many letters there were at the beginning, or when they were last given back.
@@ -264,14 +273,14 @@ class LetterBox:
         url: of the broker that answered.
     """
 
-    def __init__(self, queue: str, reach: Reach) -> None:
+    def __init__(self, queue: str, connect_options: ConnectOptions) -> None:
         self.queue = queue
         self.ready = 0
         self.ledger = Ledger(queue, 0)
         self.url = URL()
-        self._reach = reach
+        self._connect_options = connect_options
         self._connection: AbstractConnection | None = None
-        self._wire: Wire | None = None
+        self._protocol: AmqpProtocol | None = None
         self._channel: AbstractChannel | None = None
         self._consumers = 0
         self._acked = 0
@@ -280,18 +289,18 @@ class LetterBox:
         self._chunks: list[list[Message]] = []
         self._arrived = asyncio.Event()
         self._lost: str | None = None
-        self._producer: Producer | None = None
+        self._producer: PublisherConnection | None = None
 
     @property
     def user(self) -> str | None:
         """Whom we log in as, where that is known."""
-        return None if self._reach.client_certificate and self.url.user is None else self.url.user or "guest"
+        return None if self._connect_options.client_certificate and self.url.user is None else self.url.user or "guest"
 
     @property
     def properties_limit(self) -> int:
         """How many bytes of properties fit into a frame."""
-        assert self._wire is not None
-        return frames.properties_limit(self._wire.inbound.frame_max)
+        assert self._protocol is not None
+        return frames.properties_limit(self._protocol.parser.frame_max)
 
     async def open(self, url: URL) -> None:
         """Connect, and see what there is.
@@ -301,10 +310,10 @@ class LetterBox:
         """
         self.url = url
         try:
-            self._connection, self._wire = await connect(url, "dlq", self._take, self._lose, self._reach)
+            self._connection, self._protocol = await connect(url, "dlq", self._take, self._lose, self._connect_options)
             await self._open_channel()
         except FAILURES as error:
-            raise unopened(error, url, self._reach) from error
+            raise connect_error(error, url, self._connect_options) from error
         await self._count_all()
 
     async def _count_all(self) -> None:
@@ -326,14 +335,14 @@ class LetterBox:
 
     async def _open_channel(self) -> None:
         assert self._connection is not None
-        assert self._wire is not None
+        assert self._protocol is not None
         self._channel = channel = await self._connection.channel(publisher_confirms=False)
         channel.closing.add_done_callback(self._channel_closed)
         channel.on_consumer_cancel_callbacks.add(
             lambda _: self._lose(f"RabbitMQ cancelled the consumer of {self.queue!r}")
         )
         self.ledger = Ledger(self.queue, channel.number)
-        self._wire.inbound.take_deliveries(self.ledger)
+        self._protocol.parser.register_consumer(self.ledger)
         self._consumers = self._acked = self._added = 0
 
     async def _state(self) -> tuple[int, int]:
@@ -353,9 +362,9 @@ class LetterBox:
 
     # What comes in --------------------------------------------------------------------------------------------------
 
-    def _take(self, taken: Taken) -> None:
-        if taken.messages:
-            self._chunks.append(taken.messages)
+    def _take(self, frames: ParsedFrames) -> None:
+        if frames.messages:
+            self._chunks.append(frames.messages)
             self._arrived.set()
 
     def _channel_closed(self, closing: asyncio.Future[object]) -> None:
@@ -366,7 +375,7 @@ class LetterBox:
             self._lost = reason
             self._arrived.set()
 
-    async def widen(self, letters: int) -> None:
+    async def add_consumer(self, dead_letters: int) -> None:
         """Have so many more letters delivered, unsettled, by one more consumer.
 
         Consumers are told apart by numbers of equal length: RabbitMQ gives back in the order of their names.
@@ -377,7 +386,7 @@ class LetterBox:
         channel = self._channel
         assert channel is not None
         try:
-            await channel.basic_qos(prefetch_count=min(letters, LOOKING))
+            await channel.basic_qos(prefetch_count=min(dead_letters, SCAN_PREFETCH))
             tag = f"dlq.{self._consumers:04}"
             await channel.basic_consume(self.queue, never_called, consumer_tag=tag)
         except FAILURES as error:
@@ -430,22 +439,24 @@ class LetterBox:
             BrokerError: the channel is gone: they are in their queue again.
         """
         self.require_open()
-        if self._wire is None or not messages or self.ledger.closed:
+        if self._protocol is None or not messages or self.ledger.closed:
             return
-        self._acked += self.ledger.store(messages)
-        settlements = self.ledger.collect(singly=True)
+        self._acked += self.ledger.mark_stored(messages)
+        settlements = self.ledger.take_acks(individually=True)
         number = self.ledger.channel
-        self._acks_safe_at = asyncio.get_running_loop().time() + ACKS_SECONDS
-        self._wire.write(b"".join(frames.ack(number, tag, multiple=multiple) for tag, multiple in settlements))
+        self._acks_safe_at = asyncio.get_running_loop().time() + ACK_FLUSH_SECONDS
+        self._protocol.write(b"".join(frames.ack(number, tag, multiple=multiple) for tag, multiple in settlements))
 
-    async def publish(self, copies: list[Copy]) -> list[str | None]:
+    async def publish(self, copies: list[OutboundMessage]) -> list[str | None]:
         """Publish mandatory copies and wait for each confirm, on a connection of its own.
 
         Raises:
             BrokerError: that connection was lost; what became of the copies is unknown.
         """
         if self._producer is None:
-            self._producer = await open_producer((str(self.url),), Topology(queues=(), declare=False), self._reach)
+            self._producer = await open_publisher_connection(
+                (str(self.url),), Topology(queues=(), declare=False), self._connect_options
+            )
         answers = await self._producer.publish(copies)
         own = self.queue.encode()
         self._added += sum(
@@ -461,15 +472,15 @@ class LetterBox:
             BrokerError: RabbitMQ was lost; it takes back all the same.
         """
         self.require_open()
-        channel, wire = self._channel, self._wire
-        if channel is None or wire is None:
+        channel, protocol = self._channel, self._protocol
+        if channel is None or protocol is None:
             return
         await asyncio.sleep(self._acks_safe_at - asyncio.get_running_loop().time())
         try:
             # Without cancelling first: what is on its way to a consumer that was cancelled comes back in any order.
             self._channel = None  # its end is no loss
             await channel.close()
-            wire.inbound.release(channel.number)
+            protocol.parser.unregister(channel.number)
             self.ledger.close()
             self._chunks.clear()
             self.ready = await self._wait_for(self.ready - self._acked + self._added)
@@ -477,11 +488,11 @@ class LetterBox:
         except FAILURES as error:
             raise self._translated(error) from error
 
-    async def _wait_for(self, letters: int) -> int:
+    async def _wait_for(self, dead_letters: int) -> int:
         """Wait until so many are ready, as long as they become more: somebody else may take some; return how many."""
         loop = asyncio.get_running_loop()
         most, deadline = -1, loop.time() + _RETURN_SECONDS
-        while (ready := (await self._state())[0]) < letters and loop.time() < deadline:
+        while (ready := (await self._state())[0]) < dead_letters and loop.time() < deadline:
             if ready > most:
                 most, deadline = ready, loop.time() + _RETURN_SECONDS
             await asyncio.sleep(_POLL_SECONDS)
@@ -499,30 +510,30 @@ class LetterBox:
         if self._producer is not None:
             await self._producer.close()
         self._channel = None
-        await end(self._connection, self._wire)
+        await close_quietly(self._connection, self._protocol)
 
-    def abandon(self) -> None:
+    def abort(self) -> None:
         """Drop the connections without a word."""
         if self._producer is not None:
-            self._producer.abandon()
-        if self._wire is not None:
-            self._wire.abort()
+            self._producer.abort()
+        if self._protocol is not None:
+            self._protocol.abort()
 
     def _translated(self, error: BaseException) -> BrokerError:
-        pass_on_if_ours(error)
+        reraise_own_cancellation(error)
         return BrokerError(self._lost or reason(error))
 
 
-async def renew(
-    box: LetterBox, on_progress: Callable[[int], None] | None = None, stop: asyncio.Event | None = None
-) -> Sifted:
+async def refresh_queue(
+    source: DeadLetterQueue, on_progress: Callable[[int], None] | None = None, stop: asyncio.Event | None = None
+) -> ScanResult:
     """Move all letters that are there to the tail of their queue, in order, so that their deliveries count anew.
 
     Each copy is confirmed before its letter is acked. An end in the middle leaves letters in the order of a cut pack of
     cards, and at worst some of them twice.
 
     Args:
-        box: the queue, with nothing taken.
+        source: the queue, with nothing taken.
         on_progress: called with how many were moved.
         stop: ends it early.
 
@@ -532,7 +543,7 @@ async def renew(
     copies = 0
     moved = 0
 
-    async def move(part: list[tuple[Letter, Message]]) -> list[str | None]:
+    async def move(part: list[tuple[DeadLetter, Message]]) -> list[str | None]:
         nonlocal copies, moved
         answers: list[str | None] = []
         made = []
@@ -540,20 +551,20 @@ async def renew(
             copies += 1
             token = b"%d" % copies
             try:
-                properties = renewed(message, token=token, limit_bytes=box.properties_limit)
+                properties = refreshed_properties(message, token=token, limit_bytes=source.properties_limit)
             except PropertiesError:
                 properties = message.properties  # the broker vouches for what it delivers
-            made.append(Copy(b"", box.queue.encode(), properties, message.body, token))
-        answers = await box.publish(made)
+            made.append(OutboundMessage(b"", source.queue.encode(), properties, message.body, token))
+        answers = await source.publish(made)
         moved += answers.count(None)
         if on_progress is not None:
             on_progress(moved)
         return answers
 
-    return await sift(box, lambda _, __: Verdict.TAKE, move, window=WORKING, stop=stop)
+    return await scan(source, lambda _, __: ScanAction.TAKE, move, window=REPLAY_PREFETCH, stop=stop)
 
 
-class Replay:
+class Replayer:
     """Publishes letters to the queues that they came from.
 
     Args:
@@ -570,7 +581,7 @@ class Replay:
 
     def __init__(
         self,
-        post: Post,
+        post: ReplayTarget,
         *,
         rate: float = 0.0,
         stop: asyncio.Event | None = None,
@@ -579,7 +590,7 @@ class Replay:
         self.queues: Counter[str] = Counter()
         self.expiring = 0
         self.refusals: Counter[tuple[str, str]] = Counter()
-        self.at_once = min(_AT_ONCE, max(1, int(rate / _PARTS_PER_SECOND))) if rate else _AT_ONCE
+        self.at_once = min(_REPLAY_BATCH, max(1, int(rate / _PARTS_PER_SECOND))) if rate else _REPLAY_BATCH
         self._post = post
         self._rate = rate
         self._stop = stop or asyncio.Event()
@@ -587,7 +598,7 @@ class Replay:
         self._began: float | None = None
         self._sent = 0
 
-    async def act(self, part: list[tuple[Letter, Message]]) -> list[str | None]:
+    async def act(self, part: list[tuple[DeadLetter, Message]]) -> list[str | None]:
         """Publish letters, when it is their time; see `sift`.
 
         Raises:
@@ -597,20 +608,20 @@ class Replay:
         if self._stop.is_set():
             return []
         answers: list[str | None] = [None] * len(part)
-        copies: list[Copy] = []
+        copies: list[OutboundMessage] = []
         places: list[int] = []
-        for at, (letter, message) in enumerate(part):
+        for at, (dead_letter, message) in enumerate(part):
             self._sent += 1
             token = b"%d" % self._sent
             try:
-                properties = replayed(message, letter, token=token, user=self._post.user)
+                properties = replay_properties(message, dead_letter, token=token, user=self._post.user)
             except PropertiesError as error:
                 answers[at] = f"its properties are malformed: {error}"
                 continue
             if len(properties) > self._post.properties_limit:
                 answers[at] = f"its headers have {len(properties):,} bytes, more than fit into RabbitMQ's frame"
                 continue
-            copies.append(Copy(b"", letter.queue.encode(), properties, message.body, token))
+            copies.append(OutboundMessage(b"", dead_letter.queue.encode(), properties, message.body, token))
             places.append(at)
         for at, answer in zip(places, await self._post.publish(copies), strict=True):
             answers[at] = answer
@@ -626,21 +637,21 @@ class Replay:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), pause)
 
-    def _note(self, part: list[tuple[Letter, Message]], answers: list[str | None]) -> None:
-        for (letter, _), answer in zip(part, answers, strict=True):
+    def _note(self, part: list[tuple[DeadLetter, Message]], answers: list[str | None]) -> None:
+        for (dead_letter, _), answer in zip(part, answers, strict=True):
             if answer is None:
-                self.queues[letter.queue] += 1
-                self.expiring += letter.expires
+                self.queues[dead_letter.queue] += 1
+                self.expiring += dead_letter.expires
             else:
-                self.refusals[letter.queue, answer] += 1
+                self.refusals[dead_letter.queue, answer] += 1
         if self._on_progress is not None:
             self._on_progress(self.queues.total())
 
 
-async def open_letters(urls: tuple[str, ...], queue: str, reach: Reach) -> LetterBox:
+async def open_dead_letter_queue(urls: tuple[str, ...], queue: str, connect_options: ConnectOptions) -> DeadLetterQueue:
     """Open a dead-letter queue at the first of `urls` that answers.
 
     Raises:
         BrokerError: none of them did; the text names each with its reason, without passwords.
     """
-    return await open_first(urls, lambda: LetterBox(queue, reach))
+    return await open_any(urls, lambda: DeadLetterQueue(queue, connect_options))

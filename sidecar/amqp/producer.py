@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from sidecar.amqp.publisher import Publisher, open_publisher
+from sidecar.amqp.publisher import ConfirmChannel, open_confirm_channel
 from sidecar.amqp.topology import declare
-from sidecar.amqp.wire import FAILURES, Reach, connect, end, open_first, unopened
+from sidecar.amqp.wire import FAILURES, ConnectOptions, close_quietly, connect, connect_error, open_any
 from sidecar.errors import BrokerError
-from sidecar.ports import DURABLE_SECONDS
+from sidecar.ports import QUEUE_DURABLE_AFTER_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from yarl import URL
 
     from sidecar.amqp.topology import Topology
-    from sidecar.amqp.wire import Wire
-    from sidecar.core.frames import Taken
-    from sidecar.ports import Copy
+    from sidecar.amqp.wire import AmqpProtocol
+    from sidecar.core.frames import ParsedFrames
+    from sidecar.ports import OutboundMessage
 
 CONFIRM_SECONDS = 30.0
 
 
-class Producer:
-    """A publishing connection. Made by `open_producer`.
+class PublisherConnection:
+    """A publishing connection. Made by `open_publisher_connection`.
 
     Args:
         topology: what to declare.
-        reach: how to reach the broker.
+        connect_options: how to reach the broker.
         confirm_timeout_seconds: how long a confirm may take; the connection ends with one that takes longer.
 
     Attributes:
@@ -43,16 +43,18 @@ class Producer:
         on_blocked: told why the broker takes nothing for now (a resource alarm), or None when it takes messages again.
     """
 
-    def __init__(self, topology: Topology, reach: Reach, *, confirm_timeout_seconds: float = CONFIRM_SECONDS) -> None:
+    def __init__(
+        self, topology: Topology, connect_options: ConnectOptions, *, confirm_timeout_seconds: float = CONFIRM_SECONDS
+    ) -> None:
         self.frame_max = 0
         self.lost: str | None = None
-        self.on_blocked: Callable[[str | None], None] = _nobody_cares
+        self.on_blocked: Callable[[str | None], None] = _ignore
         self._topology = topology
-        self._reach = reach
+        self._connect_options = connect_options
         self._confirm_timeout_seconds = confirm_timeout_seconds
         self._connection: AbstractConnection | None = None
-        self._wire: Wire | None = None
-        self._publisher: Publisher | None = None
+        self._protocol: AmqpProtocol | None = None
+        self._channel: ConfirmChannel | None = None
 
     async def open(self, url: URL) -> None:
         """Connect, declare, and open the channel.
@@ -61,79 +63,84 @@ class Producer:
             BrokerError: RabbitMQ can't be reached, or refused something.
         """
         try:
-            self._connection, self._wire = await connect(url, "produce", self._take, self._lose, self._reach)
+            self._connection, self._protocol = await connect(
+                url, "produce", self._on_frames, self._on_lost, self._connect_options
+            )
             if await declare(self._connection, self._topology):
-                await asyncio.sleep(DURABLE_SECONDS)
-            self.frame_max = self._wire.inbound.frame_max
-            self._wire.on_blocked = self._blocked
-            self._publisher, channel = await open_publisher(
+                await asyncio.sleep(QUEUE_DURABLE_AFTER_SECONDS)
+            self.frame_max = self._protocol.parser.frame_max
+            self._protocol.on_blocked = self._on_blocked
+            self._channel, channel = await open_confirm_channel(
                 self._connection,
-                self._wire,
+                self._protocol,
                 self._confirm_timeout_seconds,
-                on_silence=self._lose,
-                on_closed=lambda text: self._lose(f"channel closed: {text}"),
+                on_silence=self._on_lost,
+                on_closed=lambda text: self._on_lost(f"channel closed: {text}"),
             )
             channel.closing.add_done_callback(self._channel_closed)
         except FAILURES as error:
-            raise unopened(error, url, self._reach) from error
+            raise connect_error(error, url, self._connect_options) from error
 
-    async def publish(self, messages: list[Copy]) -> list[str | None]:
+    async def publish(self, messages: list[OutboundMessage]) -> list[str | None]:
         """Publish messages and wait for their confirms; see `Publisher.publish`. Several calls may be under way."""
-        if self._publisher is None:
+        if self._channel is None:
             raise BrokerError("the connection is closed")
-        return await self._publisher.publish(messages)
+        return await self._channel.publish(messages)
 
     async def close(self) -> None:
         """Close the connection; what is unconfirmed then has an unknown fate."""
-        if self._publisher is not None:
-            self._publisher.lose("the connection was closed")
-        await end(self._connection, self._wire)
+        if self._channel is not None:
+            self._channel.fail_pending("the connection was closed")
+        await close_quietly(self._connection, self._protocol)
 
-    def abandon(self) -> None:
+    def abort(self) -> None:
         """Drop the connection without a word."""
-        if self._wire is not None:
-            self._wire.abort()
+        if self._protocol is not None:
+            self._protocol.abort()
 
-    def _take(self, taken: Taken) -> None:
-        if self._publisher is not None:
-            self._publisher.answered(taken.answers)
+    def _on_frames(self, frames: ParsedFrames) -> None:
+        if self._channel is not None:
+            self._channel.on_frames(frames.answers)
 
     def _channel_closed(self, closing: asyncio.Future[object]) -> None:
-        self._lose("channel closed" if closing.cancelled() else f"channel closed: {closing.exception()}")
+        self._on_lost("channel closed" if closing.cancelled() else f"channel closed: {closing.exception()}")
 
-    def _blocked(self, reason: str | None) -> None:
-        if self._publisher is not None:
-            self._publisher.block(reason)
+    def _on_blocked(self, reason: str | None) -> None:
+        if self._channel is not None:
+            self._channel.set_blocked(reason)
         self.on_blocked(reason)
 
-    def _lose(self, reason: str) -> None:
+    def _on_lost(self, reason: str) -> None:
         self.lost = self.lost or reason
-        if self._publisher is not None:
-            self._publisher.lose(reason)
+        if self._channel is not None:
+            self._channel.fail_pending(reason)
 
 
-def _nobody_cares(_: str | None) -> None:
+def _ignore(_: str | None) -> None:
     """Until somebody does."""
 
 
-async def open_producer(
+async def open_publisher_connection(
     urls: tuple[str, ...],
     topology: Topology,
-    reach: Reach | None = None,
+    connect_options: ConnectOptions | None = None,
     *,
     confirm_timeout_seconds: float = CONFIRM_SECONDS,
-) -> Producer:
+) -> PublisherConnection:
     """Open a producer with the first of `urls` that answers, and declare what is absent.
 
     Args:
         urls: of brokers.
         topology: what to declare.
-        reach: how to reach them.
-        confirm_timeout_seconds: see `Producer`.
+        connect_options: how to reach them.
+        confirm_timeout_seconds: see `PublisherConnection`.
 
     Raises:
         BrokerError: none of them answered; the text names each with its reason, without passwords.
     """
-    return await open_first(
-        urls, lambda: Producer(topology, reach or Reach(), confirm_timeout_seconds=confirm_timeout_seconds)
+    return await open_any(
+        urls,
+        lambda: PublisherConnection(
+            topology, connect_options or ConnectOptions(), confirm_timeout_seconds=confirm_timeout_seconds
+        ),
     )

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from aiormq.abc import AbstractChannel, AbstractConnection
 
-    from sidecar.amqp.wire import Wire
+    from sidecar.amqp.wire import AmqpProtocol
     from sidecar.core.frames import Answer
-    from sidecar.ports import Copy
+    from sidecar.ports import OutboundMessage
 
 REFUSED = "RabbitMQ refused it (basic.nack): the queue is full or unavailable"
 
@@ -37,7 +37,7 @@ _WRITE_BYTES = 64 * 1024
 class Pending:
     """Copies that were published together, and what the broker said of each."""
 
-    def __init__(self, copies: list[Copy]) -> None:
+    def __init__(self, copies: list[OutboundMessage]) -> None:
         self.copies = copies
         self.first_tag = 0  # until they are written
         self.refusals: list[str | None] = [None] * len(copies)
@@ -45,23 +45,23 @@ class Pending:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
-class Publisher:
+class ConfirmChannel:
     """Publishes on a channel in confirm mode; several calls at once make a pipeline.
 
     Args:
-        wire: the connection.
+        protocol: the connection.
         channel: the channel's number.
         frame_max: the largest frame agreed on, in bytes.
         confirm_timeout_seconds: a confirm that takes longer is not waited for; the session has to end then, for only
             the end of the connection settles what became of the copy.
         on_silence: called when confirms failed to come.
-        on_closed: called with the reason when RabbitMQ has closed the channel; it is to `refuse` or `lose` what is
-            open.
+        on_closed: called with the reason when RabbitMQ has closed the channel; it is to `refuse` or `fail_pending`
+            what is open.
     """
 
     def __init__(
         self,
-        wire: Wire,
+        protocol: AmqpProtocol,
         channel: int,
         frame_max: int,
         *,
@@ -69,7 +69,7 @@ class Publisher:
         on_silence: Callable[[str], None],
         on_closed: Callable[[str], None],
     ) -> None:
-        self._wire = wire
+        self._protocol = protocol
         self._channel = channel
         self._frame_max = frame_max
         self._confirm_timeout_seconds = confirm_timeout_seconds
@@ -86,7 +86,7 @@ class Publisher:
         self._unblocked.set()
         self._limits: dict[Pending, asyncio.Timeout] = {}  # of each publish that waits
 
-    async def publish(self, copies: list[Copy]) -> list[str | None]:
+    async def publish(self, copies: list[OutboundMessage]) -> list[str | None]:
         """Publish mandatory copies and wait for each confirm.
 
         Returns:
@@ -118,7 +118,7 @@ class Publisher:
             self._limits.pop(pending, None)
         return pending.refusals
 
-    def block(self, reason: str | None) -> None:
+    def set_blocked(self, reason: str | None) -> None:
         """Note that RabbitMQ takes no publishes now (a resource alarm), or, with None, that it does again.
 
         While it takes none, the time for confirms stands still: a copy that waits for the end of an alarm isn't lost,
@@ -160,15 +160,15 @@ class Publisher:
                 self._tokens.add(copy.token)
             self._next_tag += 1
             if bytes_due >= _WRITE_BYTES:
-                self._wire.write(frames_due)
+                self._protocol.write(frames_due)
                 frames_due, bytes_due = [], 0
-                await self._wire.drained()
+                await self._protocol.drain()
                 if self._lost is not None and self._refused is None:
                     raise BrokerError(self._lost)
         if frames_due:
-            self._wire.write(frames_due)
+            self._protocol.write(frames_due)
 
-    def answered(self, answers: list[Answer]) -> None:
+    def on_frames(self, answers: list[Answer]) -> None:
         """Take the broker's answers, in order: a return comes before the confirm of its copy."""
         for answer in answers:
             if isinstance(answer, Returned):
@@ -224,7 +224,7 @@ class Publisher:
         self._open.clear()
         self._tokens.clear()
 
-    def lose(self, reason: str) -> None:
+    def fail_pending(self, reason: str) -> None:
         """Fail what is open: what became of it is unknown."""
         self._lost = reason
         self._unblocked.set()
@@ -241,29 +241,29 @@ def _resolve(done: asyncio.Future[None]) -> None:
         done.set_result(None)
 
 
-async def open_publisher(
+async def open_confirm_channel(
     connection: AbstractConnection,
-    wire: Wire,
+    protocol: AmqpProtocol,
     confirm_timeout_seconds: float,
     *,
     on_silence: Callable[[str], None],
     on_closed: Callable[[str], None],
-) -> tuple[Publisher, AbstractChannel]:
+) -> tuple[ConfirmChannel, AbstractChannel]:
     """Open a channel in confirm mode on `connection`; its answers are to be passed to `Publisher.answered`.
 
     Args:
-        connection: from `sidecar.amqp.wire.connect`, with `wire`.
-        wire: the connection's.
+        connection: from `sidecar.amqp.wire.connect`, with `protocol`.
+        protocol: the connection's.
         confirm_timeout_seconds: see `Publisher`.
         on_silence: see `Publisher`.
         on_closed: see `Publisher`.
     """
     channel = await connection.channel(publisher_confirms=True)
-    wire.inbound.take_confirms(channel.number)
-    publisher = Publisher(
-        wire,
+    protocol.parser.register_publisher(channel.number)
+    publisher = ConfirmChannel(
+        protocol,
         channel.number,
-        wire.inbound.frame_max,
+        protocol.parser.frame_max,
         confirm_timeout_seconds=confirm_timeout_seconds,
         on_silence=on_silence,
         on_closed=on_closed,

@@ -118,8 +118,8 @@ def _max_length(properties: QueueProperties, _: int) -> tuple[Severity, str, str
     limits_text = " and ".join(f"{name}={properties.arguments[name]}" for name in limits)
     if _drops(properties):
         what = f"it drops messages when it is full ({limits_text}, drop-head), also requeued ones"
-        mend = "set x-overflow to reject-publish, so that publishers get a nack, or remove the limit"
-        return "warning", what, mend
+        fix = "set x-overflow to reject-publish, so that publishers get a nack, or remove the limit"
+        return "warning", what, fix
     what = (
         f"it refuses messages when it is full ({limits_text}), also delayed retries, which then wait in the delay queue"
     )
@@ -163,11 +163,11 @@ def _delivery_limit(properties: QueueProperties, major_version: int) -> tuple[Se
         f"RabbitMQ drops (or dead-letters) a message that is redelivered more than {limit} times (x-delivery-limit), "
         "and each long outage of Elasticsearch is a redelivery or more"
     )
-    mend = (
+    fix = (
         "give it a large x-delivery-limit (a new queue, or a policy); otherwise RabbitMQ drops messages, or "
         "dead-letters them without a reason"
     )
-    return "warning", what, mend
+    return "warning", what, fix
 
 
 def _own_dead_lettering(properties: QueueProperties, _: int) -> tuple[Severity, str, str] | None:

@@ -14,29 +14,29 @@ from typing import TYPE_CHECKING
 
 from sidecar.amqp.channels import refusal_of
 from sidecar.amqp.lease import Lease
-from sidecar.amqp.publisher import Publisher, open_publisher
+from sidecar.amqp.publisher import ConfirmChannel, open_confirm_channel
 from sidecar.amqp.queue_properties import major_version, read_properties, version
 from sidecar.amqp.queue_rules import expires_seconds, queue_findings
 from sidecar.amqp.topology import Seen, Topology, declare, declare_delay_queue, work_arguments
 from sidecar.amqp.wire import (
     FAILURES,
-    Reach,
+    ConnectOptions,
+    close_quietly,
     connect,
-    end,
+    connect_error,
     never_called,
-    open_first,
-    pass_on_if_ours,
+    open_any,
     reason,
-    unopened,
+    reraise_own_cancellation,
 )
 from sidecar.core import frames
 from sidecar.core.ledger import Ledger
 from sidecar.errors import BrokerError, BrokerRefusedError, QueueError
 from sidecar.ports import (
-    ACKS_SECONDS,
-    DURABLE_SECONDS,
+    ACK_FLUSH_SECONDS,
+    NACK_BATCH,
     NACK_PAUSE_SECONDS,
-    NACKS_AT_ONCE,
+    QUEUE_DURABLE_AFTER_SECONDS,
     Undeclared,
     Unroutable,
 )
@@ -48,21 +48,21 @@ if TYPE_CHECKING:
     from yarl import URL
 
     from sidecar.amqp.queue_properties import QueueProperties
-    from sidecar.amqp.wire import Wire
-    from sidecar.core.frames import Taken
+    from sidecar.amqp.wire import AmqpProtocol
+    from sidecar.core.frames import ParsedFrames
     from sidecar.core.ledger import Settlement
     from sidecar.core.message import Message
-    from sidecar.ports import Copy, Receive
+    from sidecar.ports import OutboundMessage, Receive
 
 _CANCEL_SECONDS = 5.0
 _NACK_IS_FREE_FROM = [4, 3]
 _CREDIT_IGNORED_SINCE = 4  # RabbitMQ's major version; it ignores the consumer argument x-credit
-_AT_ONCE = 32
+_ORDERED_NACKS = 32
 """So many messages that come back by one command keep their order: as Erlang keeps that of a small map."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Connecting:
+class SessionOptions:
     """How to reach RabbitMQ and what to consume; the meaning of each is that of the setting of its name.
 
     Attributes:
@@ -72,27 +72,27 @@ class Connecting:
     topology: Topology
     consumer_arguments: dict[str, object] = field(default_factory=dict)
     confirm_timeout_seconds: float = 30.0
-    reach: Reach = field(default_factory=Reach)
+    connect: ConnectOptions = field(default_factory=ConnectOptions)
     seen: Seen = field(default_factory=Seen)
 
 
 class Session:
     """The port `sidecar.ports.BrokerSession` over aiormq and our own wire. Made by `open_session`."""
 
-    def __init__(self, connecting: Connecting, receive: Receive) -> None:
+    def __init__(self, options: SessionOptions, receive: Receive) -> None:
         self.ledgers: list[Ledger] = []
         self.frame_max = 0
-        self.notes: list[str] = []
+        self.warnings: list[str] = []
         self.recreated: list[str] = []
-        self.on_blocked: Callable[[str | None], None] = _nobody_cares
+        self.on_blocked: Callable[[str | None], None] = _ignore
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._connecting = connecting
+        self._options = options
         self._receive = receive
         self._consuming: AbstractConnection | None = None
         self._publishing: AbstractConnection | None = None
-        self._consume_wire: Wire | None = None
-        self._publish_wire: Wire | None = None
-        self._publisher: Publisher | None = None
+        self._consume_protocol: AmqpProtocol | None = None
+        self._publish_protocol: AmqpProtocol | None = None
+        self._publisher: ConfirmChannel | None = None
         self._channels: dict[int, AbstractChannel] = {}
         self._observers: dict[int, asyncio.Future[object]] = {}  # of the ends of these channels
         self._consumer_tags: dict[int, str] = {}
@@ -112,27 +112,27 @@ class Session:
             BrokerError: RabbitMQ can't be reached, or refused something.
         """
         try:
-            connecting = self._connecting
-            self._consuming, self._consume_wire = await connect(
-                url, "consume", self._take_deliveries, self._lose, connecting.reach
+            connecting = self._options
+            self._consuming, self._consume_protocol = await connect(
+                url, "consume", self._on_deliveries, self._lose, connecting.connect
             )
-            self.frame_max = self._consume_wire.inbound.frame_max
+            self.frame_max = self._consume_protocol.parser.frame_max
             await declare(self._consuming, connecting.topology, connecting.seen)
             self.recreated, connecting.seen.recreated = connecting.seen.recreated, []
-            self._safe_at = asyncio.get_running_loop().time() + DURABLE_SECONDS
+            self._safe_at = asyncio.get_running_loop().time() + QUEUE_DURABLE_AFTER_SECONDS
             self._lease = await self._inspect_queues(self._consuming)
             self._lease.begin(at_once=True)
             for queue in connecting.topology.queues:
-                self.ledgers.append(await self._open_channel(self._consuming, self._consume_wire, queue))
-            self._publishing, self._publish_wire = await connect(
-                url, "publish", self._take_answers, self._lose, connecting.reach
+                self.ledgers.append(await self._open_channel(self._consuming, self._consume_protocol, queue))
+            self._publishing, self._publish_protocol = await connect(
+                url, "publish", self._on_answers, self._lose, connecting.connect
             )
-            self._publish_wire.on_blocked = self._publishing_blocked
-            await self._open_publisher(self._publishing, self._publish_wire)
+            self._publish_protocol.on_blocked = self._publishing_blocked
+            await self._open_publisher(self._publishing, self._publish_protocol)
         except FAILURES as error:
-            raise unopened(error, url, self._connecting.reach) from error
+            raise connect_error(error, url, self._options.connect) from error
 
-    async def _open_publisher(self, connection: AbstractConnection, wire: Wire) -> Publisher:
+    async def _open_publisher(self, connection: AbstractConnection, protocol: AmqpProtocol) -> ConfirmChannel:
         def refused(text: str) -> None:
             self._publisher = None
             publisher.refuse(f"RabbitMQ refused it: {text}")
@@ -141,10 +141,10 @@ class Session:
             if self._publisher is publisher:  # otherwise RabbitMQ refused a copy, which costs the channel only
                 self._channel_closed(closing)
 
-        publisher, channel = await open_publisher(
-            connection, wire, self._connecting.confirm_timeout_seconds, on_silence=self._lose, on_closed=refused
+        publisher, channel = await open_confirm_channel(
+            connection, protocol, self._options.confirm_timeout_seconds, on_silence=self._lose, on_closed=refused
         )
-        publisher.block(self._blocked)
+        publisher.set_blocked(self._blocked)
         self._publisher = publisher
         channel.closing.add_done_callback(closed)
         return publisher
@@ -155,7 +155,7 @@ class Session:
         Raises:
             QueueError: consuming from one of them would lose messages.
         """
-        topology, major = self._connecting.topology, major_version(connection)
+        topology, major = self._options.topology, major_version(connection)
         kept: dict[str, float | None] = {}
         unknown: set[str] = set()
         for queue in topology.queues:
@@ -163,10 +163,10 @@ class Session:
             for finding in queue_findings(queue, properties, major) if properties is not None else []:
                 if finding.severity == "problem":
                     raise QueueError(
-                        "queue-refused", f"the {finding.where} can't be used: {finding.what}; {finding.mend}"
+                        "queue-refused", f"the {finding.where} can't be used: {finding.what}; {finding.fix}"
                     )
                 if finding.severity == "warning":
-                    self.notes.append(f"the {finding.where}: {finding.what}; {finding.mend}")
+                    self.warnings.append(f"the {finding.where}: {finding.what}; {finding.fix}")
             seconds = _expires_seconds(properties, topology)
             keeping_is_free = _keeping_is_free(properties, major)
             if seconds is not None or keeping_is_free:
@@ -175,31 +175,31 @@ class Session:
                 unknown.add(queue)
         return Lease(connection, kept, frozenset(unknown))
 
-    async def _open_channel(self, connection: AbstractConnection, wire: Wire, queue: str) -> Ledger:
+    async def _open_channel(self, connection: AbstractConnection, protocol: AmqpProtocol, queue: str) -> Ledger:
         channel = await connection.channel(publisher_confirms=False)
         observer = self._observers[channel.number] = channel.closing  # another one each time that it is asked for
         observer.add_done_callback(self._channel_closed)
         channel.on_consumer_cancel_callbacks.add(lambda _: self._lose(f"RabbitMQ cancelled the consumer of {queue!r}"))
         ledger = Ledger(queue, channel.number)
-        wire.inbound.take_deliveries(ledger)
+        protocol.parser.register_consumer(ledger)
         self._channels[channel.number] = channel
         return ledger
 
     # What comes in --------------------------------------------------------------------------------------------------
 
-    def _take_deliveries(self, taken: Taken) -> None:
-        messages: list[Message] = taken.messages
+    def _on_deliveries(self, frames: ParsedFrames) -> None:
+        messages: list[Message] = frames.messages
         if messages and not messages[0].ledger.closed:
             self._receive(messages)
 
-    def _take_answers(self, taken: Taken) -> None:
+    def _on_answers(self, frames: ParsedFrames) -> None:
         if self._publisher is not None:
-            self._publisher.answered(taken.answers)
+            self._publisher.on_frames(frames.answers)
 
     def _publishing_blocked(self, reason: str | None) -> None:
         self._blocked = reason
         if self._publisher is not None:
-            self._publisher.block(reason)
+            self._publisher.set_blocked(reason)
         self.on_blocked(reason)
 
     def _channel_closed(self, closing: asyncio.Future[object]) -> None:
@@ -213,7 +213,7 @@ class Session:
             return
         self.lost.set_result(reason)
         if self._publisher is not None:
-            self._publisher.lose(reason)
+            self._publisher.fail_pending(reason)
 
     # What goes out --------------------------------------------------------------------------------------------------
 
@@ -238,7 +238,7 @@ class Session:
                 ok = await channel.basic_consume(
                     ledger.queue,
                     never_called,
-                    arguments=self._connecting.consumer_arguments,  # type: ignore[arg-type]
+                    arguments=self._options.consumer_arguments,  # type: ignore[arg-type]
                 )
                 self._consumer_tags[ledger.channel] = ok.consumer_tag or ""
             if lease is not None and lease.overlaps:
@@ -270,26 +270,28 @@ class Session:
 
     def settle(self, ledger: Ledger, settlements: list[Settlement]) -> None:
         """Write acks at once; void when the epoch is over or RabbitMQ has closed the channel."""
-        wire = self._consume_wire
-        if wire is not None and settlements and ledger.is_writable:
-            if len(settlements) > NACKS_AT_ONCE:
-                self._acks_safe_at = asyncio.get_running_loop().time() + ACKS_SECONDS
-            wire.write(b"".join(frames.ack(ledger.channel, tag, multiple=multiple) for tag, multiple in settlements))
+        protocol = self._consume_protocol
+        if protocol is not None and settlements and ledger.is_writable:
+            if len(settlements) > NACK_BATCH:
+                self._acks_safe_at = asyncio.get_running_loop().time() + ACK_FLUSH_SECONDS
+            protocol.write(
+                b"".join(frames.ack(ledger.channel, tag, multiple=multiple) for tag, multiple in settlements)
+            )
 
     def reject(self, ledger: Ledger, tag: int) -> None:
         """Have the queue's own dead-lettering take one delivery; void like acks."""
-        if self._consume_wire is not None and ledger.is_writable:
-            self._consume_wire.write(frames.reject(ledger.channel, tag))
+        if self._consume_protocol is not None and ledger.is_writable:
+            self._consume_protocol.write(frames.reject(ledger.channel, tag))
 
     def pause(self) -> None:
         """Read no deliveries for now."""
-        if self._consume_wire is not None:
-            self._consume_wire.pause()
+        if self._consume_protocol is not None:
+            self._consume_protocol.pause()
 
     def resume(self) -> None:
         """Read on."""
-        if self._consume_wire is not None:
-            self._consume_wire.resume()
+        if self._consume_protocol is not None:
+            self._consume_protocol.resume()
 
     async def requeue(self, ledger: Ledger, tags: list[int]) -> None:
         """Have the broker take back single deliveries, in this order; void like acks."""
@@ -306,20 +308,22 @@ class Session:
         Raises:
             BrokerError: the session was lost, which comes to the same.
         """
-        wire, connection = self._consume_wire, self._consuming
-        if self.lost.done() or wire is None or connection is None:
+        protocol, connection = self._consume_protocol, self._consuming
+        if self.lost.done() or protocol is None or connection is None:
             raise BrokerError(self.lost.result() if self.lost.done() else "the session is closed")
         try:
             for ledger, tags in outstanding:
                 if _nack_is_free(connection):
-                    await self._nack(ledger, [(tag, True) for tag in [*tags[_AT_ONCE - 1 :: _AT_ONCE], *tags[-1:]]])
-                    self._follow(ledger, ledger.successor())
+                    await self._nack(
+                        ledger, [(tag, True) for tag in [*tags[_ORDERED_NACKS - 1 :: _ORDERED_NACKS], *tags[-1:]]]
+                    )
+                    self._follow(ledger, ledger.next_epoch())
                 elif tags:
                     await self._acks_are_safe()
                     await self._end_channel(ledger)
-                    self._follow(ledger, await self._open_channel(connection, wire, ledger.queue))
+                    self._follow(ledger, await self._open_channel(connection, protocol, ledger.queue))
                 else:
-                    self._follow(ledger, ledger.successor())
+                    self._follow(ledger, ledger.next_epoch())
         except FAILURES as error:
             raise self._failed(error) from error
 
@@ -328,15 +332,15 @@ class Session:
 
         It takes single commands in their order, and joins those that pile up.
         """
-        wire = self._consume_wire
+        protocol = self._consume_protocol
         settlements = list(dict.fromkeys(settlements))
-        for at in range(0, len(settlements), NACKS_AT_ONCE):
+        for at in range(0, len(settlements), NACK_BATCH):
             if at:
                 await asyncio.sleep(NACK_PAUSE_SECONDS)
-            if wire is not None and not ledger.channel_closed:
-                some = settlements[at : at + NACKS_AT_ONCE]
+            if protocol is not None and not ledger.channel_closed:
+                some = settlements[at : at + NACK_BATCH]
                 nacks = (frames.nack(ledger.channel, tag, multiple=all_up_to, requeue=True) for tag, all_up_to in some)
-                wire.write(b"".join(nacks))
+                protocol.write(b"".join(nacks))
 
     async def _acks_are_safe(self) -> None:
         """Wait until RabbitMQ has passed on the acks of a channel that is about to end."""
@@ -346,15 +350,15 @@ class Session:
         channel = self._channels.pop(ledger.channel)
         self._observers.pop(ledger.channel).remove_done_callback(self._channel_closed)
         await channel.close()
-        assert self._consume_wire is not None
-        self._consume_wire.inbound.release(ledger.channel)
+        assert self._consume_protocol is not None
+        self._consume_protocol.parser.unregister(ledger.channel)
 
-    def _follow(self, ledger: Ledger, successor: Ledger) -> None:
-        assert self._consume_wire is not None
-        self.ledgers[self.ledgers.index(ledger)] = successor
-        self._consume_wire.inbound.take_deliveries(successor)
+    def _follow(self, ledger: Ledger, next_epoch: Ledger) -> None:
+        assert self._consume_protocol is not None
+        self.ledgers[self.ledgers.index(ledger)] = next_epoch
+        self._consume_protocol.parser.register_consumer(next_epoch)
 
-    async def publish(self, copies: list[Copy]) -> list[str | None]:
+    async def publish(self, copies: list[OutboundMessage]) -> list[str | None]:
         """Publish mandatory copies and wait for the broker to confirm each.
 
         Returns:
@@ -383,13 +387,13 @@ class Session:
                 refusals[at] = Unroutable(f"the delay queue {name!r} was deleted, with its messages")
         return list(refusals.values())
 
-    async def _publish(self, copies: list[Copy]) -> list[str | None]:
+    async def _publish(self, copies: list[OutboundMessage]) -> list[str | None]:
         """Publish copies on the channel, or on a new one if RabbitMQ closed it."""
-        connection, wire = self._publishing, self._publish_wire
-        if self.lost.done() or self._closing or connection is None or wire is None:
+        connection, protocol = self._publishing, self._publish_protocol
+        if self.lost.done() or self._closing or connection is None or protocol is None:
             raise BrokerError(self.lost.result() if self.lost.done() else "the session is closed")
         try:
-            publisher = self._publisher or await self._open_publisher(connection, wire)
+            publisher = self._publisher or await self._open_publisher(connection, protocol)
             return await publisher.publish(copies)
         except (*FAILURES, BrokerError) as error:
             raise self._failed(error) from error
@@ -404,12 +408,12 @@ class Session:
         if self.lost.done() or self._publishing is None:
             raise BrokerError(self.lost.result() if self.lost.done() else "the session is closed")
         try:
-            await declare_delay_queue(self._publishing, self._connecting.topology, queue, milliseconds)
+            await declare_delay_queue(self._publishing, self._options.topology, queue, milliseconds)
         except BrokerRefusedError as refusal:
             return Undeclared(str(refusal))
         except (*FAILURES, BrokerError) as error:
             raise self._failed(error) from error
-        self._delay_queues[queue, milliseconds] = asyncio.get_running_loop().time() + DURABLE_SECONDS
+        self._delay_queues[queue, milliseconds] = asyncio.get_running_loop().time() + QUEUE_DURABLE_AFTER_SECONDS
         return None
 
     def _failed(self, error: BaseException) -> BrokerError:
@@ -423,34 +427,34 @@ class Session:
         self._closing = True
         self.resume()  # or the answer to the close would not be read
         if self._publisher is not None:
-            self._publisher.lose("the session was closed")
+            self._publisher.fail_pending("the session was closed")
         try:
             if self._lease is not None:
                 await self._lease.end()
             if not self.lost.done():
                 await self._acks_are_safe()
-            await end(self._publishing, self._publish_wire)
-            await end(self._consuming, self._consume_wire)
+            await close_quietly(self._publishing, self._publish_protocol)
+            await close_quietly(self._consuming, self._consume_protocol)
         except asyncio.CancelledError:
-            self.abandon()
+            self.abort()
             raise
 
-    def abandon(self) -> None:
+    def abort(self) -> None:
         """Drop both connections without a word."""
         if self._lease is not None:
-            self._lease.abandon()
-        for wire in (self._publish_wire, self._consume_wire):
-            if wire is not None:
-                wire.abort()
+            self._lease.abort()
+        for protocol in (self._publish_protocol, self._consume_protocol):
+            if protocol is not None:
+                protocol.abort()
 
 
-async def open_session(urls: tuple[str, ...], connecting: Connecting, receive: Receive) -> Session:
+async def open_session(urls: tuple[str, ...], options: SessionOptions, receive: Receive) -> Session:
     """Open a session with the first of `urls` that answers.
 
     Raises:
         BrokerError: none of them did; the text names each with its reason, without passwords.
     """
-    return await open_first(urls, lambda: Session(connecting, receive))
+    return await open_any(urls, lambda: Session(options, receive))
 
 
 def _nack_is_free(connection: AbstractConnection) -> bool:
@@ -474,10 +478,10 @@ def _keeping_is_free(properties: QueueProperties | None, major: int) -> bool:
     return 0 < major < _CREDIT_IGNORED_SINCE and not single
 
 
-def _nobody_cares(_: str | None) -> None:
+def _ignore(_: str | None) -> None:
     """Until somebody does."""
 
 
 def _translate(error: BaseException) -> BrokerError:
-    pass_on_if_ours(error)
+    reraise_own_cancellation(error)
     return BrokerError(reason(error))

@@ -114,7 +114,7 @@ async def declare(connection: AbstractConnection, topology: Topology, seen: Seen
         seen: what existed before.
 
     Returns:
-        Whether a queue was created: messages in it are safe after `sidecar.ports.DURABLE_SECONDS`.
+        Whether a queue was created: messages in it are safe after `sidecar.ports.QUEUE_DURABLE_AFTER_SECONDS`.
 
     Raises:
         QueueError: a work queue was deleted, or belongs to another connection.

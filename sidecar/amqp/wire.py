@@ -1,7 +1,7 @@
 """Between the socket and aiormq: a protocol of ours that sees the bytes first.
 
-aiormq offers `transport_factory` for this. What `Inbound` takes for us never reaches aiormq; the rest does, frame by
-frame, so that RPCs, heartbeats and closes work as ever on the same connection.
+aiormq offers `transport_factory` for this. What `FrameParser` takes for us never reaches aiormq; the rest does, frame
+by frame, so that RPCs, heartbeats and closes work as ever on the same connection.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from yarl import URL
 from sidecar import tls
 from sidecar.amqp.methods import leave_names_to_the_broker
 from sidecar.core import frames
-from sidecar.core.frames import HEARTBEAT, Inbound
-from sidecar.errors import BrokerError, QueueError, WireError
+from sidecar.core.frames import HEARTBEAT, FrameParser
+from sidecar.errors import BrokerError, ProtocolError, QueueError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aiormq.abc import AbstractConnection
 
-    from sidecar.core.frames import Taken
+    from sidecar.core.frames import ParsedFrames
 
 # What it has to say about a lost connection we say ourselves, once and with the reason; its debug lines hold bodies.
 logging.getLogger("aiormq").setLevel(logging.CRITICAL)
@@ -77,30 +77,30 @@ class _Reader(asyncio.StreamReader):
         return False
 
 
-class Wire(asyncio.StreamReaderProtocol):
+class AmqpProtocol(asyncio.StreamReaderProtocol):
     """The protocol on a connection's transport.
 
     Args:
-        on_taken: gets what was taken out of a piece of the stream, synchronously.
+        on_frames: gets what was taken out of a piece of the stream, synchronously.
         on_lost: gets the reason once the connection can't be used any more.
 
     Attributes:
-        inbound: says what is taken.
+        parser: says what is taken.
         close_reason: what RabbitMQ said when it closed the connection.
         heard: the first bytes of the stream.
         writer: asyncio's writer on the same transport, for its flow control.
         on_blocked: gets the reason why RabbitMQ takes no publishes (a resource alarm), or None when it does again.
     """
 
-    def __init__(self, on_taken: Callable[[Taken], None], on_lost: Callable[[str], None]) -> None:
+    def __init__(self, on_frames: Callable[[ParsedFrames], None], on_lost: Callable[[str], None]) -> None:
         loop = asyncio.get_running_loop()
         # Without a limit the reader never pauses the transport: pausing has one owner, and that is not aiormq.
         self.reader = _Reader(limit=_UNLIMITED, loop=loop)
         super().__init__(self.reader, loop=loop)
-        self.inbound = Inbound()
+        self.parser = FrameParser()
         self.writer: asyncio.StreamWriter | None = None
         self.on_blocked: Callable[[str | None], None] | None = None
-        self._on_taken = on_taken
+        self._on_frames = on_frames
         self._on_lost = on_lost
         self._passed_at = loop.time()
         self._transport: asyncio.Transport | None = None
@@ -125,15 +125,15 @@ class Wire(asyncio.StreamReaderProtocol):
                 self._end_by(SPEAKS_TLS)
                 return
         try:
-            taken = self.inbound.feed(data)
-        except WireError as error:
+            taken = self.parser.feed(data)
+        except ProtocolError as error:
             self._end_by(f"RabbitMQ sent something that is not AMQP: {error}")
             return
-        if taken.passed:
-            self._look_at_passed(taken.passed)
-            super().data_received(taken.passed)
+        if taken.passthrough:
+            self._look_at_passed(taken.passthrough)
+            super().data_received(taken.passthrough)
         if taken.messages or taken.answers:
-            self._on_taken(taken)
+            self._on_frames(taken)
             # The broker sends no heartbeats while it sends deliveries; aiormq, which sees none of them, would
             # take the connection for dead after three heartbeats.
             now = self._clock()
@@ -174,7 +174,7 @@ class Wire(asyncio.StreamReaderProtocol):
         else:
             transport.writelines(due)
 
-    async def drained(self) -> None:
+    async def drain(self) -> None:
         """Wait until the socket has taken most of what was written.
 
         Raises:
@@ -208,29 +208,29 @@ class Wire(asyncio.StreamReaderProtocol):
             self._transport.abort()
 
 
-class WireFactory(TransportFactory):
+class AmqpTransportFactory(TransportFactory):
     """Gives aiormq a stream behind a `Wire`.
 
     Args:
-        on_taken: see `Wire`.
+        on_frames: see `Wire`.
         on_lost: see `Wire`.
         connect_timeout_seconds: how long to wait for the TCP and TLS handshakes.
 
     Attributes:
-        wire: the protocol of the connection, once there is one.
+        protocol: the protocol of the connection, once there is one.
     """
 
     def __init__(
         self,
-        on_taken: Callable[[Taken], None],
+        on_frames: Callable[[ParsedFrames], None],
         on_lost: Callable[[str], None],
         *,
         connect_timeout_seconds: float = 10.0,
     ) -> None:
-        self._on_taken = on_taken
+        self._on_frames = on_frames
         self._on_lost = on_lost
         self._connect_timeout_seconds = connect_timeout_seconds
-        self.wire: Wire | None = None
+        self.protocol: AmqpProtocol | None = None
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:  # noqa: ANN401
         """Connect, with TLS for ``amqps``.
@@ -244,20 +244,20 @@ class WireFactory(TransportFactory):
         try:
             async with asyncio.timeout(self._connect_timeout_seconds):
                 transport, wire = await loop.create_connection(
-                    lambda: Wire(self._on_taken, self._on_lost), url.host or "", url.port or 0, ssl=context
+                    lambda: AmqpProtocol(self._on_frames, self._on_lost), url.host or "", url.port or 0, ssl=context
                 )
         except TimeoutError as error:
             raise AMQPConnectionError(f"no connection within {self._connect_timeout_seconds:g} s") from error
         except OSError as error:
             explained = isinstance(error, ssl.SSLError) or not error.args
             raise AMQPConnectionError(*((tls.explain(error),) if explained else error.args)) from error
-        self.wire = wire
+        self.protocol = wire
         wire.writer = asyncio.StreamWriter(transport, wire, wire.reader, loop)
         return wire.reader, wire.writer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reach:
+class ConnectOptions:
     """How to reach a broker, but for its URL.
 
     Attributes:
@@ -272,46 +272,50 @@ class Reach:
 
 
 async def connect(
-    url: URL, purpose: str, on_taken: Callable[[Taken], None], on_lost: Callable[[str], None], reach: Reach
-) -> tuple[AbstractConnection, Wire]:
+    url: URL,
+    purpose: str,
+    on_frames: Callable[[ParsedFrames], None],
+    on_lost: Callable[[str], None],
+    options: ConnectOptions,
+) -> tuple[AbstractConnection, AmqpProtocol]:
     """Open a connection whose stream we see first.
 
     Args:
         url: of the broker.
         purpose: tells the connection from others in the broker's list of them.
-        on_taken: see `Wire`.
+        on_frames: see `Wire`.
         on_lost: see `Wire`.
-        reach: how.
+        options: how.
 
     Raises:
         AMQPError, OSError, TimeoutError: it can't be reached, or refuses the login or the virtual host.
     """
-    factory = WireFactory(on_taken, on_lost, connect_timeout_seconds=reach.timeout_seconds)
+    factory = AmqpTransportFactory(on_frames, on_lost, connect_timeout_seconds=options.timeout_seconds)
     named = url if "name" in url.query else url.update_query(name=f"sidecar {purpose}")
-    if reach.client_certificate and url.scheme == "amqps" and url.user is None and "auth" not in url.query:
+    if options.client_certificate and url.scheme == "amqps" and url.user is None and "auth" not in url.query:
         named = named.update_query(auth="external")
-    connection = aiormq.Connection(named, context=reach.tls, transport_factory=factory)
+    connection = aiormq.Connection(named, context=options.tls, transport_factory=factory)
     try:
-        async with asyncio.timeout(reach.timeout_seconds):
+        async with asyncio.timeout(options.timeout_seconds):
             await connection.connect()
     except AuthenticationError as error:
         raise AuthenticationError(f"RabbitMQ offers {error.args[0]}: {_HOW_TO_LOG_IN}") from error
     except InvalidFrameError as error:
         # aiormq expected another frame than the one that says why, over a virtual host that isn't there for instance.
-        reason = factory.wire.close_reason if factory.wire is not None else None
+        reason = factory.protocol.close_reason if factory.protocol is not None else None
         kind = ConnectionNotAllowed if reason is not None and reason.startswith(_NOT_ALLOWED) else AMQPConnectionError
         raise kind(f"RabbitMQ closed the connection: {reason or error}") from error
     except AMQPConnectionError as error:
-        made = factory.wire
+        made = factory.protocol
         if url.scheme == "amqp" and made is not None and (not made.heard or made.heard.startswith(_TLS_ALERT)):
             raise TlsPortError(SPEAKS_TLS if made.heard else _SAYS_NOTHING) from error
         raise
-    wire = factory.wire
+    wire = factory.protocol
     assert wire is not None
     if not isinstance(connection.server_properties.get("capabilities"), dict):
-        await end(connection, wire)
+        await close_quietly(connection, wire)
         raise AMQPConnectionError("the server isn't RabbitMQ: it names no capabilities")
-    wire.inbound.frame_max = connection.connection_tune.frame_max or 0
+    wire.parser.frame_max = connection.connection_tune.frame_max or 0
     return connection, wire
 
 
@@ -330,7 +334,7 @@ class Openable(Protocol):
         """Close what was opened."""
         ...
 
-    def abandon(self) -> None:
+    def abort(self) -> None:
         """Drop what was opened without a word."""
         ...
 
@@ -338,7 +342,7 @@ class Openable(Protocol):
 _Opened = TypeVar("_Opened", bound=Openable)
 
 
-async def open_first(urls: tuple[str, ...], make: Callable[[], _Opened]) -> _Opened:
+async def open_any(urls: tuple[str, ...], make: Callable[[], _Opened]) -> _Opened:
     """Return what `make` makes, opened at the first of `urls` that answers.
 
     Raises:
@@ -353,7 +357,7 @@ async def open_first(urls: tuple[str, ...], make: Callable[[], _Opened]) -> _Ope
             failures.append(error)
             await made.close()
         except asyncio.CancelledError:
-            made.abandon()
+            made.abort()
             raise
         else:
             return made
@@ -362,7 +366,7 @@ async def open_first(urls: tuple[str, ...], make: Callable[[], _Opened]) -> _Ope
     raise BrokerError(reasons) if queue_error is None else QueueError(queue_error.reason, reasons)
 
 
-async def end(connection: AbstractConnection | None, wire: Wire | None) -> None:
+async def close_quietly(connection: AbstractConnection | None, wire: AmqpProtocol | None) -> None:
     """Close a connection in good order; drop it where that takes too long, or where who closes it is cancelled."""
     # aiormq may wait for a socket that takes nothing, also when it is cancelled: so nobody waits for aiormq.
     closing = asyncio.ensure_future(connection.close()) if connection is not None else None
@@ -383,7 +387,7 @@ def _note_end(closing: asyncio.Future[None]) -> None:
         closing.exception()
 
 
-def pass_on_if_ours(error: BaseException) -> None:
+def reraise_own_cancellation(error: BaseException) -> None:
     """Raise a cancellation of our own.
 
     aiormq cancels what waits for a connection that ends, too; and if both happen at once, it raises the end.
@@ -411,10 +415,10 @@ def reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def unopened(error: BaseException, url: URL, reach: Reach) -> BrokerError:
+def connect_error(error: BaseException, url: URL, options: ConnectOptions) -> BrokerError:
     """Return what to raise where a connection couldn't be opened; a cancellation of our own goes on as it is."""
-    pass_on_if_ours(error)
-    why = f"no answer within {reach.timeout_seconds:g} s" if isinstance(error, TimeoutError) else reason(error)
+    reraise_own_cancellation(error)
+    why = f"no answer within {options.timeout_seconds:g} s" if isinstance(error, TimeoutError) else reason(error)
     return BrokerError(f"{censor_url(url)}: {why}")
 
 

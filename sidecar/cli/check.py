@@ -13,25 +13,25 @@ import click
 
 from sidecar.amqp import check as amqp
 from sidecar.cli import EXIT_FAILED
-from sidecar.cli.recipe import recipe
+from sidecar.cli.recipe import encoder_config
 from sidecar.core.check import SEVERITIES, Finding, Traits, by_severity, traps
 from sidecar.core.copies import delay_lengths
 from sidecar.core.template import Template
 from sidecar.errors import ConfigError
 from sidecar.settings import Settings, load
-from sidecar.wiring import reach, sink_topology, sink_urls, topology
+from sidecar.wiring import connect_options, sink_topology, sink_urls, topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
-    from sidecar.amqp.wire import Reach
+    from sidecar.amqp.wire import ConnectOptions
 
-    Look = Callable[[Reach], Coroutine[None, None, list[Finding]]]
+    Look = Callable[[ConnectOptions], Coroutine[None, None, list[Finding]]]
 
 _ARROW = f"{'':<7}  -> "
 
 
-async def _check(settings: Settings, reaching: Reach, far_side: Look) -> list[Finding]:
+async def _check(settings: Settings, reaching: ConnectOptions, far_side: Look) -> list[Finding]:
     urls = tuple(url.get_secret_value() for url in settings.amqp_url)
     # As many as sidecar run opens at this broker. The sink is checked afterwards, so that no more are open at once.
     connections = 3 if settings.sink == "amqp" and settings.sink_is_here else 2
@@ -45,13 +45,18 @@ async def _check(settings: Settings, reaching: Reach, far_side: Look) -> list[Fi
         consumer_arguments=settings.amqp_consumer_arguments,
     )
     sides = near, await far_side(reaching)
-    own = (traps(_traits(settings)), _circles(settings), _without_effect(settings), _proxies(settings, os.environ))
+    own = (
+        traps(_check_traits(settings)),
+        _forwarding_loop(settings),
+        _without_effect(settings),
+        _proxies(settings, os.environ),
+    )
     return by_severity([finding for side in (*sides, *own) for finding in side])
 
 
 def _without_effect(settings: Settings) -> list[Finding]:
-    mend = "unset it, or set the setting that it needs"
-    return [Finding("warning", what.partition(" ")[0], what, mend) for what in settings.without_effect]
+    fix = "unset it, or set the setting that it needs"
+    return [Finding("warning", what.partition(" ")[0], what, fix) for what in settings.without_effect]
 
 
 def _proxies(settings: Settings, environment: Mapping[str, str]) -> list[Finding]:
@@ -62,13 +67,13 @@ def _proxies(settings: Settings, environment: Mapping[str, str]) -> list[Finding
     schemes = {url.get_secret_value().partition("://")[0] for url in settings.elasticsearch_url}
     named = [name for scheme in sorted(schemes) for name in variables.get(scheme, ()) if environment.get(name)]
     what = "the sidecar connects to Elasticsearch directly: it doesn't use HTTP proxies"
-    mend = (
+    fix = (
         "if only the proxy can reach Elasticsearch, put a reverse proxy there and name it in SIDECAR_ELASTICSEARCH_URL"
     )
-    return [Finding("note", name, what, mend) for name in named]
+    return [Finding("note", name, what, fix) for name in named]
 
 
-def _circles(settings: Settings) -> list[Finding]:
+def _forwarding_loop(settings: Settings) -> list[Finding]:
     """Return whether messages that are passed on may come back to where they were taken from."""
     exchange = settings.sink_exchange
     if settings.sink != "amqp" or not exchange or exchange != settings.amqp_exchange or not settings.sink_is_here:
@@ -77,13 +82,13 @@ def _circles(settings: Settings) -> list[Finding]:
         f"messages are published to {exchange!r}, which is SIDECAR_AMQP_EXCHANGE as well: those that the bindings of "
         "SIDECAR_AMQP_QUEUE take come back, again and again"
     )
-    mend = "publish to another exchange, or with a routing key that SIDECAR_AMQP_ROUTING_KEYS doesn't take"
-    return [Finding("warning", "SIDECAR_SINK_EXCHANGE", what, mend)]
+    fix = "publish to another exchange, or with a routing key that SIDECAR_AMQP_ROUTING_KEYS doesn't take"
+    return [Finding("warning", "SIDECAR_SINK_EXCHANGE", what, fix)]
 
 
-def _traits(settings: Settings) -> Traits:
+def _check_traits(settings: Settings) -> Traits:
     return Traits(
-        recipe=recipe(settings),
+        encoder_config=encoder_config(settings),
         prefetch=settings.prefetch,
         batch_max_items=settings.batch_max_items,
         bulk_concurrency=settings.bulk_concurrency,
@@ -96,7 +101,7 @@ def _traits(settings: Settings) -> Traits:
     )
 
 
-def _ways(settings: Settings) -> tuple[Reach, Look]:
+def _checks(settings: Settings) -> tuple[ConnectOptions, Look]:
     """Return how to reach RabbitMQ, and what looks at the far side.
 
     Raises:
@@ -105,7 +110,7 @@ def _ways(settings: Settings) -> tuple[Reach, Look]:
     problems: list[str] = []
     reaching = far_side = None
     try:
-        reaching = reach(settings)
+        reaching = connect_options(settings)
     except ConfigError as error:
         problems += error.problems
     try:
@@ -126,7 +131,7 @@ def _look_at_elasticsearch(settings: Settings) -> Look:
     connection = elasticsearch(settings)
     authorization(connection)
     nodes(connection)
-    made = recipe(settings)
+    made = encoder_config(settings)
     applies = settings.mappings_apply and settings.mappings_dir
     templates = mappings.load(Path(settings.mappings_dir or "")) if applies else []
     return lambda _: elastic.check(connection, made, templates=templates)
@@ -153,7 +158,7 @@ def as_text(findings: list[Finding]) -> str:
         findings: in the order wanted.
     """
     lines = [
-        f"{finding.severity:<7}  {_one_line(f'{finding.where}: {finding.what}')}\n{_ARROW}{_one_line(finding.mend)}\n"
+        f"{finding.severity:<7}  {_one_line(f'{finding.where}: {finding.what}')}\n{_ARROW}{_one_line(finding.fix)}\n"
         for finding in findings
     ]
     counted = [f"{count} {name if count != 1 else name[:-1]}" for name, count in _counts(findings).items() if count]
@@ -190,7 +195,7 @@ def command(*, style: str) -> None:
     settings are wrong.
     """
     settings = load(os.environ)
-    reaching, far_side = _ways(settings)
+    reaching, far_side = _checks(settings)
     findings = asyncio.run(_check(settings, reaching, far_side))
     click.echo(FORMATS[style](findings), nl=False)
     if _counts(findings)["problems"]:

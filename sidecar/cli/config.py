@@ -22,14 +22,14 @@ from sidecar.core import dotenv
 from sidecar.errors import ConfigError
 from sidecar.settings import (
     PREFIX,
-    Given,
-    Kind,
-    Otherwise,
+    DefaultText,
+    RawSettings,
     Settings,
-    given,
+    ValueKind,
     join_list,
     load,
     load_without_required,
+    read_raw,
     split_list,
 )
 
@@ -71,7 +71,7 @@ class Row(NamedTuple):
     meaning: str
 
 
-def rows(found: Given, kind: type[AmqpSettings] = Settings) -> list[Row]:
+def rows(found: RawSettings, kind: type[AmqpSettings] = Settings) -> list[Row]:
     """Return a row for each setting, in the order in which they are explained.
 
     Args:
@@ -81,7 +81,7 @@ def rows(found: Given, kind: type[AmqpSettings] = Settings) -> list[Row]:
     return [_row(name, field, found) for name, field in kind.model_fields.items()]
 
 
-def _row(name: str, field: FieldInfo, found: Given) -> Row:
+def _row(name: str, field: FieldInfo, found: RawSettings) -> Row:
     text = found.texts.get(name)
     shown = _shown(text, field) if text is not None else _spelled(field)
     return Row(
@@ -105,14 +105,14 @@ def _marks(field: FieldInfo) -> Iterator[object]:
         if get_origin(kind) is Annotated:
             yield from kind.__metadata__
         if get_origin(kind) is Literal:
-            yield Kind("choice")
+            yield ValueKind("choice")
         yield kind
         pending += [inner for inner in get_args(kind) if get_origin(kind) is not Literal]
 
 
 def _type(field: FieldInfo) -> str:
     marks = list(_marks(field))
-    named = [mark.name for mark in marks if isinstance(mark, Kind)]
+    named = [mark.name for mark in marks if isinstance(mark, ValueKind)]
     plain = [_PLAIN_TYPES[mark] for mark in marks if isinstance(mark, type) and mark in _PLAIN_TYPES]
     return (named + plain)[0]
 
@@ -149,7 +149,7 @@ def _url(text: str) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return REQUIRED
-    otherwise = next((mark.text for mark in field.metadata if isinstance(mark, Otherwise)), None)
+    otherwise = next((mark.text for mark in field.metadata if isinstance(mark, DefaultText)), None)
     spelled = _spelled(field)
     if otherwise is not None or spelled is None:
         return otherwise or NONE
@@ -197,7 +197,7 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 def readme_table() -> str:
     """Return the table that stands in README.md: all but the present values, in Markdown."""
-    listed = rows(Given({}, {}, {}))
+    listed = rows(RawSettings({}, {}, {}))
     return markdown(
         [
             ("setting", "type", "default", "meaning"),
@@ -310,7 +310,7 @@ def command(*, style: str) -> None:
     there too, with exit status 0.
     """
     try:
-        found = given(os.environ)
+        found = read_raw(os.environ)
     except ConfigError as error:
         fail(error)
     click.echo(FORMATS[style](rows(found)), nl=False)

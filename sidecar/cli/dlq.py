@@ -19,23 +19,33 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
 
 import click
 
-from sidecar.amqp.letters import LOOKING, RENEW_AT, WORKING, Replay, Sifted, Verdict, open_letters, renew, sift
+from sidecar.amqp.letters import (
+    REFRESH_AT_DELIVERIES,
+    REPLAY_PREFETCH,
+    SCAN_PREFETCH,
+    Replayer,
+    ScanAction,
+    ScanResult,
+    open_dead_letter_queue,
+    refresh_queue,
+    scan,
+)
 from sidecar.cli import EXIT_FAILED
-from sidecar.core.letters import Choice, Grouping, header_values, obstacle, property_values
+from sidecar.core.letters import DeadLetterFilter, DeadLetterSummary, header_values, property_values, replay_obstacle
 from sidecar.core.names import dead_letter_queue
 from sidecar.core.properties import PropertiesError
 from sidecar.errors import BrokerError
 from sidecar.settings import PREFIX, load_amqp
-from sidecar.wiring import reach
+from sidecar.wiring import connect_options
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from rich.progress import Progress
 
-    from sidecar.amqp.letters import LetterBox
-    from sidecar.amqp.wire import Reach
-    from sidecar.core.letters import Group, Letter
+    from sidecar.amqp.letters import DeadLetterQueue
+    from sidecar.amqp.wire import ConnectOptions
+    from sidecar.core.letters import DeadLetter, DeadLetterGroup
     from sidecar.core.message import Message
     from sidecar.settings import AmqpSettings
 
@@ -88,31 +98,31 @@ def command() -> None:
 @_format_option
 def list_letters(*, queue: str | None, style: str, **choice: tuple[str, ...]) -> None:
     """Group the letters by reason, error type and index."""
-    wanted = Choice(**choice)
-    desk = _Desk.of(queue)
+    wanted = DeadLetterFilter(**choice)
+    dlq = _DlqCommand.of(queue)
 
-    async def look(box: LetterBox, stop: asyncio.Event) -> Grouping:
-        grouping = Grouping()
+    async def look(box: DeadLetterQueue, stop: asyncio.Event) -> DeadLetterSummary:
+        grouping = DeadLetterSummary()
         with _progress("looking", box.ready) as advance:
 
-            def judge(letter: Letter, _: Message) -> Verdict:
-                if wanted.takes(letter):
-                    grouping.add(letter)
-                advance(letter.position)
-                return Verdict.LEAVE
+            def judge(dead_letter: DeadLetter, _: Message) -> ScanAction:
+                if wanted.matches(dead_letter):
+                    grouping.add(dead_letter)
+                advance(dead_letter.position)
+                return ScanAction.KEEP
 
-            await desk.look(box, judge, stop)
+            await dlq.look(box, judge, stop)
         return grouping
 
-    grouping = desk.run(look)
+    grouping = dlq.run(look)
     if style == "json":
         groups = [_group(group) for group in grouping.groups()]
-        _write_json({"queue": desk.queue, "letters": grouping.count, "groups": groups})
+        _write_json({"queue": dlq.queue, "letters": grouping.count, "groups": groups})
     else:
-        _print_groups(desk.queue, grouping)
+        _print_groups(dlq.queue, grouping)
 
 
-def _group(group: Group) -> dict[str, object]:
+def _group(group: DeadLetterGroup) -> dict[str, object]:
     example = group.example
     return {
         "reason": example.reason,
@@ -130,7 +140,7 @@ def _group(group: Group) -> dict[str, object]:
     }
 
 
-def _print_groups(queue: str, grouping: Grouping) -> None:
+def _print_groups(queue: str, grouping: DeadLetterSummary) -> None:
     if not grouping.count:
         click.echo(f"No dead letters in {queue}.")
         return
@@ -167,42 +177,42 @@ def show_letter(*, position: int | None, pattern: str | None, only_body: bool, q
     """Show one letter in full, by its POSITION in the queue (1: the next) or by --id."""
     if (position is None) == (pattern is None):
         raise click.UsageError("say which letter: its POSITION, or --id PATTERN")
-    desk = _Desk.of(queue)
-    choice = Choice(ids=(pattern,) if pattern is not None else ())
+    dlq = _DlqCommand.of(queue)
+    choice = DeadLetterFilter(ids=(pattern,) if pattern is not None else ())
 
-    async def look(box: LetterBox, stop: asyncio.Event) -> tuple[Letter, Message] | None:
-        found: list[tuple[Letter, Message]] = []
+    async def look(box: DeadLetterQueue, stop: asyncio.Event) -> tuple[DeadLetter, Message] | None:
+        found: list[tuple[DeadLetter, Message]] = []
 
-        def judge(letter: Letter, message: Message) -> Verdict:
-            if letter.position != position if position is not None else not choice.takes(letter):
-                return Verdict.LEAVE
-            found.append((letter, message))
-            return Verdict.STOP
+        def judge(dead_letter: DeadLetter, message: Message) -> ScanAction:
+            if dead_letter.position != position if position is not None else not choice.matches(dead_letter):
+                return ScanAction.KEEP
+            found.append((dead_letter, message))
+            return ScanAction.STOP
 
-        await desk.look(box, judge, stop, window=WORKING)
+        await dlq.look(box, judge, stop, window=REPLAY_PREFETCH)
         return found[0] if found else None
 
-    found = desk.run(look)
+    found = dlq.run(look)
     if found is None:
         which = f"at position {position}" if position is not None else f"with an id like {pattern!r}"
-        _fail(f"there is no letter {which} in {desk.queue!r}")
-    letter, message = found
+        _fail(f"there is no letter {which} in {dlq.queue!r}")
+    dead_letter, message = found
     if only_body:
         sys.stdout.buffer.write(message.body)
         sys.stdout.buffer.flush()
     elif style == "json":
-        _write_json(_whole(letter, message))
+        _write_json(_whole(dead_letter, message))
     else:
-        _print_letter(letter, message)
+        _print_letter(dead_letter, message)
 
 
-def _whole(letter: Letter, message: Message) -> dict[str, object]:
+def _whole(dead_letter: DeadLetter, message: Message) -> dict[str, object]:
     try:
         properties, headers = property_values(message), header_values(message)
     except PropertiesError:
         properties, headers = {}, []
     told: dict[str, object] = {
-        "position": letter.position,
+        "position": dead_letter.position,
         "exchange": message.exchange.decode(errors="backslashreplace"),
         "routing_key": message.routing_key.decode(errors="backslashreplace"),
         "properties": properties,
@@ -214,9 +224,9 @@ def _whole(letter: Letter, message: Message) -> dict[str, object]:
         return {**told, "body_base64": base64.b64encode(message.body).decode()}
 
 
-def _print_letter(letter: Letter, message: Message) -> None:
-    told = _whole(letter, message)
-    rows = [("position", str(letter.position)), *((name, str(told[name])) for name in ("exchange", "routing_key"))]
+def _print_letter(dead_letter: DeadLetter, message: Message) -> None:
+    told = _whole(dead_letter, message)
+    rows = [("position", str(dead_letter.position)), *((name, str(told[name])) for name in ("exchange", "routing_key"))]
     properties, headers = told["properties"], told["headers"]
     assert isinstance(properties, dict)
     assert isinstance(headers, list)
@@ -263,16 +273,16 @@ def replay(
     Each is published, confirmed, and only then removed here: an end in the middle loses nothing; at worst the last ones
     are in both places. Exit status: 1 where a letter couldn't be published; skipped ones are no failure.
     """
-    desk = _Desk.of(queue)
-    plan = _Plan(Choice(**choice), limit, max_replays, dry_run=dry_run)
-    sender, stopped = desk.run(lambda box, stop: _replay(desk, box, plan, rate, stop))
+    dlq = _DlqCommand.of(queue)
+    plan = _ReplaySelection(DeadLetterFilter(**choice), limit, max_replays, dry_run=dry_run)
+    sender, stopped = dlq.run(lambda box, stop: _replay(dlq, box, plan, rate, stop))
     queues, skipped = plan.queues if dry_run else sender.queues, plan.skipped
-    told = _Told("would replay" if dry_run else "replayed", queues, skipped, sender.refusals)
+    told = _ReplayReport("would replay" if dry_run else "replayed", queues, skipped, sender.refusals)
     done = queues.total()
     if style == "json":
         _write_json(
             {
-                "queue": desk.queue,
+                "queue": dlq.queue,
                 "dry_run": dry_run,
                 "replayed": 0 if dry_run else done,
                 "would_replay": done if dry_run else 0,
@@ -286,14 +296,14 @@ def replay(
             }
         )
     else:
-        _print_replay(desk.queue, told, done, sender.expiring)
+        _print_replay(dlq.queue, told, done, sender.expiring)
     if stopped:
         click.echo("sidecar: stopped before the end; the other letters are where they were", err=True)
     if sender.refusals or stopped:
         sys.exit(EXIT_FAILED)
 
 
-class _Plan:
+class _ReplaySelection:
     """Which letters are replayed.
 
     Args:
@@ -307,7 +317,7 @@ class _Plan:
         skipped: how many don't go, and why.
     """
 
-    def __init__(self, choice: Choice, limit: int | None, max_replays: int, *, dry_run: bool) -> None:
+    def __init__(self, choice: DeadLetterFilter, limit: int | None, max_replays: int, *, dry_run: bool) -> None:
         self.queues: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
         self.limit = limit
@@ -316,45 +326,47 @@ class _Plan:
         self._max_replays = max_replays
         self._chosen = 0
 
-    def judge(self, letter: Letter, _: Message) -> Verdict:
+    def judge(self, dead_letter: DeadLetter, _: Message) -> ScanAction:
         """Say what is done with a letter."""
         if self.limit is not None and self._chosen >= self.limit:
-            return Verdict.STOP
-        if not self._choice.takes(letter):
-            return Verdict.LEAVE
-        why = obstacle(letter, self._max_replays)
+            return ScanAction.STOP
+        if not self._choice.matches(dead_letter):
+            return ScanAction.KEEP
+        why = replay_obstacle(dead_letter, self._max_replays)
         if why is not None:
             self.skipped[why] += 1
-            return Verdict.LEAVE
+            return ScanAction.KEEP
         self._chosen += 1
-        self.queues[letter.queue] += 1
-        return Verdict.LEAVE if self.dry_run else Verdict.TAKE
+        self.queues[dead_letter.queue] += 1
+        return ScanAction.KEEP if self.dry_run else ScanAction.TAKE
 
 
-async def _replay(desk: _Desk, box: LetterBox, plan: _Plan, rate: float, stop: asyncio.Event) -> tuple[Replay, bool]:
+async def _replay(
+    dlq: _DlqCommand, box: DeadLetterQueue, plan: _ReplaySelection, rate: float, stop: asyncio.Event
+) -> tuple[Replayer, bool]:
     """Replay letters; return what came of them, and whether it was stopped before the end."""
     with _progress("replaying", min(box.ready, plan.limit or box.ready)) as advance:
-        sender = Replay(box, rate=rate, stop=stop, on_progress=advance)
+        sender = Replayer(box, rate=rate, stop=stop, on_progress=advance)
         if plan.dry_run:
-            await desk.look(box, plan.judge, stop)
+            await dlq.look(box, plan.judge, stop)
             return sender, False
         try:
-            sifted = await sift(box, plan.judge, sender.act, window=WORKING, at_once=sender.at_once, stop=stop)
-            await desk.refresh(box, sifted, stop)
+            result = await scan(box, plan.judge, sender.act, window=REPLAY_PREFETCH, at_once=sender.at_once, stop=stop)
+            await dlq.refresh(box, result, stop)
         except BrokerError as error:
             told = f"{sender.queues.total():,} letters were replayed; a few more may be in both places"
             raise BrokerError(f"{error} ({told})") from error
-    return sender, sifted.stopped
+    return sender, result.stopped
 
 
-class _Told(NamedTuple):
+class _ReplayReport(NamedTuple):
     verb: str
     queues: Counter[str]
     skipped: Counter[str]
     refusals: Counter[tuple[str, str]]
 
 
-def _print_replay(queue: str, told: _Told, done: int, expiring: int) -> None:
+def _print_replay(queue: str, told: _ReplayReport, done: int, expiring: int) -> None:
     where = ", ".join(f"{count:,} to {name}" for name, count in told.queues.most_common() if len(told.queues) > 1)
     to = next(iter(told.queues), "") if len(told.queues) == 1 else ""
     click.echo(
@@ -386,19 +398,19 @@ def purge(*, queue: str | None, yes: bool, style: str, **choice: tuple[str, ...]
 
     Only what was counted before the question is removed, not what arrives meanwhile.
     """
-    wanted = Choice(**choice)
-    desk = _Desk.of(queue)
-    found, counted = desk.run(lambda box, stop: _count(box, wanted, stop))
-    refused = bool(found) and not yes and not _confirm(f"Remove {found:,} letters from {desk.queue} for good?")
+    wanted = DeadLetterFilter(**choice)
+    dlq = _DlqCommand.of(queue)
+    found, counted = dlq.run(lambda box, stop: _count(box, wanted, stop))
+    refused = bool(found) and not yes and not _confirm(f"Remove {found:,} letters from {dlq.queue} for good?")
     if counted.seen and (refused or not found):
-        desk.run(lambda box, stop: desk.refresh(box, counted, stop))
+        dlq.run(lambda box, stop: dlq.refresh(box, counted, stop))
     if refused:
         _fail("nothing was removed")
-    removed = desk.run(lambda box, stop: _remove(desk, box, wanted, found, stop)) if found else 0
+    removed = dlq.run(lambda box, stop: _remove(dlq, box, wanted, found, stop)) if found else 0
     if style == "json":
-        _write_json({"queue": desk.queue, "purged": removed})
+        _write_json({"queue": dlq.queue, "purged": removed})
     else:
-        click.echo(f"Removed {removed:,} letters from {desk.queue}.")
+        click.echo(f"Removed {removed:,} letters from {dlq.queue}.")
     if removed < found:
         _fail(f"{found - removed:,} letters were not removed: stopped, or somebody else took them")
 
@@ -412,67 +424,73 @@ def _confirm(question: str) -> bool:
 
 
 async def _look(
-    box: LetterBox, judge: Callable[[Letter, Message], Verdict], stop: asyncio.Event, *, window: int = LOOKING
-) -> Sifted:
+    box: DeadLetterQueue,
+    judge: Callable[[DeadLetter, Message], ScanAction],
+    stop: asyncio.Event,
+    *,
+    window: int = SCAN_PREFETCH,
+) -> ScanResult:
     """Have letters judged, and return what was seen of them.
 
     Raises:
         _StoppedError: SIGTERM or SIGINT came first.
     """
-    sifted = await sift(box, judge, window=window, stop=stop)
-    if sifted.stopped:
+    result = await scan(box, judge, window=window, stop=stop)
+    if result.stopped:
         raise _StoppedError
-    return sifted
+    return result
 
 
-async def _count(box: LetterBox, wanted: Choice, stop: asyncio.Event) -> tuple[int, Sifted]:
+async def _count(box: DeadLetterQueue, wanted: DeadLetterFilter, stop: asyncio.Event) -> tuple[int, ScanResult]:
     """Return how many letters are meant. None is refreshed yet: they would go behind those that arrive meanwhile."""
     if not any(wanted):
-        return box.ready, Sifted()
+        return box.ready, ScanResult()
     found = 0
 
-    def judge(letter: Letter, _: Message) -> Verdict:
+    def judge(dead_letter: DeadLetter, _: Message) -> ScanAction:
         nonlocal found
-        found += wanted.takes(letter)
-        return Verdict.LEAVE
+        found += wanted.matches(dead_letter)
+        return ScanAction.KEEP
 
-    sifted = await _look(box, judge, stop)
-    return found, sifted
+    result = await _look(box, judge, stop)
+    return found, result
 
 
-async def _remove(desk: _Desk, box: LetterBox, wanted: Choice, most: int, stop: asyncio.Event) -> int:
+async def _remove(
+    dlq: _DlqCommand, box: DeadLetterQueue, wanted: DeadLetterFilter, most: int, stop: asyncio.Event
+) -> int:
     chosen = 0
 
-    def judge(letter: Letter, _: Message) -> Verdict:
+    def judge(dead_letter: DeadLetter, _: Message) -> ScanAction:
         nonlocal chosen
         if chosen >= most:
-            return Verdict.STOP
-        if not wanted.takes(letter):
-            return Verdict.LEAVE
+            return ScanAction.STOP
+        if not wanted.matches(dead_letter):
+            return ScanAction.KEEP
         chosen += 1
-        return Verdict.TAKE
+        return ScanAction.TAKE
 
     with _progress("removing", most) as advance:
         removed = 0
 
-        async def act(part: list[tuple[Letter, Message]]) -> list[str | None]:
+        async def act(part: list[tuple[DeadLetter, Message]]) -> list[str | None]:
             nonlocal removed
             removed += len(part)
             advance(removed)
             return [None] * len(part)
 
         try:
-            sifted = await sift(box, judge, act, stop=stop)
-            await desk.refresh(box, sifted, stop)
+            result = await scan(box, judge, act, stop=stop)
+            await dlq.refresh(box, result, stop)
         except BrokerError as error:
             raise BrokerError(f"{error} (up to {removed:,} letters were removed)") from error
-    return sifted.done
+    return result.done
 
 
 # What they share -----------------------------------------------------------------------------------------------------
 
 
-class _Desk:
+class _DlqCommand:
     """Where a command works: a dead-letter queue.
 
     Args:
@@ -485,22 +503,24 @@ class _Desk:
         self._settings = settings
 
     @classmethod
-    def of(cls, queue: str | None) -> _Desk:
+    def of(cls, queue: str | None) -> _DlqCommand:
         """Return the desk for a queue that was named, or for that of the settings."""
         # A queue that is named here is the dead-letter queue itself: nothing is added to its name.
         settings = load_amqp(os.environ, amqp_queue=(queue,) if queue else None, dead_letter_routing_key=queue or None)
         return cls(settings, queue or _dead_letter_queue(settings))
 
-    def run(self, work: Callable[[LetterBox, asyncio.Event], Awaitable[Returned]]) -> Returned:
+    def run(self, work: Callable[[DeadLetterQueue, asyncio.Event], Awaitable[Returned]]) -> Returned:
         """Do some work on the queue and return what comes of it, or tell why it failed and exit."""
         try:
-            return asyncio.run(self._work(reach(self._settings), work))
+            return asyncio.run(self._work(connect_options(self._settings), work))
         except BrokerError as error:
             _fail(f"{self.queue!r}: {error}")
         except (_StoppedError, KeyboardInterrupt):
             _fail("stopped before the end; what was not told as done is where it was")
 
-    async def _work(self, reaching: Reach, work: Callable[[LetterBox, asyncio.Event], Awaitable[Returned]]) -> Returned:
+    async def _work(
+        self, reaching: ConnectOptions, work: Callable[[DeadLetterQueue, asyncio.Event], Awaitable[Returned]]
+    ) -> Returned:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
 
@@ -512,7 +532,7 @@ class _Desk:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, end)
         urls = tuple(url.get_secret_value() for url in self._settings.amqp_url)
-        box = await open_letters(urls, self.queue, reaching)
+        box = await open_dead_letter_queue(urls, self.queue, reaching)
         try:
             return await work(box, stop)
         finally:
@@ -520,25 +540,25 @@ class _Desk:
 
     async def look(
         self,
-        box: LetterBox,
-        judge: Callable[[Letter, Message], Verdict],
+        box: DeadLetterQueue,
+        judge: Callable[[DeadLetter, Message], ScanAction],
         stop: asyncio.Event,
         *,
-        window: int = LOOKING,
+        window: int = SCAN_PREFETCH,
     ) -> None:
         """Look at the letters that are there, and see that they aren't worn out by it."""
         await self.refresh(box, await _look(box, judge, stop, window=window), stop)
 
-    async def refresh(self, box: LetterBox, sifted: Sifted, stop: asyncio.Event) -> None:
+    async def refresh(self, box: DeadLetterQueue, result: ScanResult, stop: asyncio.Event) -> None:
         """Give back what was taken, and renew all where one was given back often."""
-        if sifted.missing:
-            click.echo(f"sidecar: {sifted.missing:,} letters went meanwhile: somebody else took them", err=True)
-        deliveries = sifted.deliveries
-        if deliveries + 1 < RENEW_AT or stop.is_set():
+        if result.missing:
+            click.echo(f"sidecar: {result.missing:,} letters went meanwhile: somebody else took them", err=True)
+        deliveries = result.deliveries
+        if deliveries + 1 < REFRESH_AT_DELIVERIES or stop.is_set():
             return
         await box.begin_again()
         with _progress("renewing", box.ready) as advance:
-            renewal = await renew(box, advance, stop)
+            renewal = await refresh_queue(box, advance, stop)
         if renewal.refused:
             click.echo(
                 f"sidecar: {renewal.refused:,} letters of {self.queue!r} were given back {deliveries + 1} times, and"

@@ -17,26 +17,26 @@ import click
 import orjson
 
 from sidecar.cli import EXIT_FAILED
-from sidecar.cli.recipe import choices, recipe, staging
+from sidecar.cli.recipe import encoder_config, error_policy, forward_config
 from sidecar.core import bulk, exact_json, policy, properties
-from sidecar.core.compose import Composer, Reject
-from sidecar.core.copies import delay_seconds, may_go_round, own_doing
+from sidecar.core.compose import BulkEncoder, Rejection
+from sidecar.core.copies import delay_seconds, may_be_own_write, may_delay
 from sidecar.core.correlation import whole_number
 from sidecar.core.document import has_metadata, metadata_name
 from sidecar.core.ledger import Ledger
 from sidecar.core.letters import header_values, property_values
 from sidecar.core.message import Message
 from sidecar.core.names import dead_letter_queue
-from sidecar.core.policy import Course, Fate, Verdict
-from sidecar.core.staging import Stager, Stamp
-from sidecar.settings import PREFIX, Settings, given, join_list, load
+from sidecar.core.policy import Disposition, RequestOutcome, ResultClass
+from sidecar.core.staging import ForwardEncoder, ForwardProperties
+from sidecar.settings import PREFIX, Settings, join_list, load, read_raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from sidecar.core.compose import Recipe
+    from sidecar.core.compose import EncoderConfig
     from sidecar.core.policy import Rule
-    from sidecar.core.staging import Staging
+    from sidecar.core.staging import ForwardConfig
 
 QUEUE_SETTING = f"{PREFIX}AMQP_QUEUE"
 _NO_QUEUE = "<queue>"  # stands where no name matters
@@ -45,11 +45,13 @@ _MAX_SHORT_STRING = 255
 _CREATED = 201
 
 COURSES = {
-    Course.UNKNOWN: "whether it was applied is unknown: a hold, and the same items again after a pause; nothing counts",
-    Course.THROTTLED: "the same items again after a pause, and slower",
-    Course.SPLIT_SIZE: "split in two, and the size is learned; one item alone is rejected as too-large",
-    Course.SPLIT_FAULT: "halved until the item at fault is alone; it is rejected once another request has succeeded",
-    Course.HOLD: "nobody's message is at fault, but the configuration or a right: a hold, with probes",
+    RequestOutcome.OUTCOME_UNKNOWN: (
+        "whether it was applied is unknown: a hold, and the same items again after a pause; nothing counts"
+    ),
+    RequestOutcome.THROTTLED: "the same items again after a pause, and slower",
+    RequestOutcome.SPLIT_SIZE: "split in two, and the size is learned; one item alone is rejected as too-large",
+    RequestOutcome.BISECT: "halved until the item at fault is alone; it is rejected once another request has succeeded",
+    RequestOutcome.HOLD: "nobody's message is at fault, but the configuration or a right: a hold, with probes",
 }
 
 
@@ -126,7 +128,7 @@ def command(
     """
     result = _result(status, error_type, error_reason, failure_store=failure_store, whole=whole)
     settings = _settings(queue)
-    made = recipe(settings)
+    made = encoder_config(settings)
     of_queue = {"queue"} if routing_key is not None or exchange else {"queue", "routing_key"}
     if queue is None and not _knows_queue() and (wanted := of_queue & _fields(made)):
         raise click.UsageError(f"the settings ask for {', '.join(sorted(wanted))}: give --queue or {QUEUE_SETTING}")
@@ -140,16 +142,16 @@ def command(
     passes_on = settings.sink == "amqp"
     if passes_on and result is not None:
         raise click.UsageError("--status is Elasticsearch's, and SIDECAR_SINK=amqp publishes to RabbitMQ")
-    accepted, rejects = _stage(made, message, settings) if passes_on else _compose(made, message)
-    if rejects:
-        _tell_reject(rejects[0], settings, style)
+    accepted, rejections = _stage(made, message, settings) if passes_on else _compose(made, message)
+    if rejections:
+        _tell_reject(rejections[0], settings, style)
     message = accepted[-1]  # of several documents in it the last: what completes a group does so with that
     group = _group(message) if made.correlates else {}
     if made.correlates and message.correlation.is_signal:
         _tell_signal(group, style)
         return
     if passes_on:
-        _tell_staged(message, staging(settings), group, style)
+        _tell_staged(message, forward_config(settings), group, style)
         return
     answer: dict[str, object] = {}
     if result is not None:
@@ -185,11 +187,11 @@ def _settings(queue: str | None) -> Settings:
 
 
 def _knows_queue() -> bool:
-    found = given(os.environ)
+    found = read_raw(os.environ)
     return bool({"amqp_queue"} & (found.texts.keys() | found.files.keys()))
 
 
-def _fields(made: Recipe) -> set[str]:
+def _fields(made: EncoderConfig) -> set[str]:
     return {field for template in made.templates for field in template.fields}
 
 
@@ -251,7 +253,7 @@ def _group(message: Message) -> dict[str, object]:
     correlation = message.correlation
     told = {
         "key": correlation.key.decode(),
-        "complete_count": correlation.set_items or None,
+        "complete_count": correlation.expected_items or None,
         "completes": correlation.completes,
     }
     return {"group": told}
@@ -261,12 +263,12 @@ def _told_group(message: Message) -> str:
     """Return the same for people."""
     correlation = message.correlation
     told = f"belongs to the group {correlation.key.decode()!r}" if correlation.key else "belongs to the one group"
-    if correlation.set_items:
-        told += f", which is complete with {correlation.set_items:,} messages"
+    if correlation.expected_items:
+        told += f", which is complete with {correlation.expected_items:,} messages"
     return told + (", and completes it" if correlation.completes else "")
 
 
-def _compose(made: Recipe, message: Message) -> tuple[list[Message], list[Reject]]:
+def _compose(made: EncoderConfig, message: Message) -> tuple[list[Message], list[Rejection]]:
     """Return what would be sent of a message, or why nothing would."""
     prepare = made.prepare
     if prepare is not None:
@@ -275,7 +277,7 @@ def _compose(made: Recipe, message: Message) -> tuple[list[Message], list[Reject
             await prepare([message])
 
         asyncio.run(wait())
-    return Composer(made, lambda: f"{random.getrandbits(128):032x}").compose([message], time.time())
+    return BulkEncoder(made, lambda: f"{random.getrandbits(128):032x}").encode([message], time.time())
 
 
 def _tell_signal(group: dict[str, object], style: str) -> None:
@@ -286,16 +288,16 @@ def _tell_signal(group: dict[str, object], style: str) -> None:
         click.echo(done)
 
 
-def _stage(made: Recipe, message: Message, settings: Settings) -> tuple[list[Message], list[Reject]]:
+def _stage(made: EncoderConfig, message: Message, settings: Settings) -> tuple[list[Message], list[Rejection]]:
     """Return what would be published of a message (``SIDECAR_SINK=amqp``), or why nothing would."""
-    return Stager(made, staging(settings)).compose([message], time.time())
+    return ForwardEncoder(made, forward_config(settings)).encode([message], time.time())
 
 
-def _tell_staged(message: Message, staged: Staging, group: dict[str, object], style: str) -> None:
+def _tell_staged(message: Message, forwarded: ForwardConfig, group: dict[str, object], style: str) -> None:
     """Show where a message would be published, with which properties and headers, and which body."""
-    raw = Stamp(staged).properties(message, b"1")
+    raw = ForwardProperties(forwarded).properties(message, b"1")
     published = Message(message.ledger, 1, 0, message.route, raw, message.source or b"", 0)
-    exchange, routing_key = staged.exchange.decode(), cast("bytes", message.made).decode(errors="replace")
+    exchange, routing_key = forwarded.exchange.decode(), cast("bytes", message.made).decode(errors="replace")
     told = {
         "exchange": exchange,
         "routing_key": routing_key,
@@ -348,25 +350,23 @@ def _refused(message: Message) -> str:
 # What would be done --------------------------------------------------------------------------------------------------
 
 
-def _verdict(message: Message, result: bulk.Result, made: Recipe, settings: Settings) -> dict[str, object]:
+def _verdict(message: Message, result: bulk.Result, made: EncoderConfig, settings: Settings) -> dict[str, object]:
     """Return the verdict of a first attempt, and where attempts count, what follows the last one."""
-    rule = policy.judge(result, message.action or made.constant_action or "")
-    chosen = choices(settings)
-    ours = own_doing(message)
-    round_left = may_go_round(
-        message, versioned=made.version is not None, most_rounds=settings.delayed_retry_max_rounds
-    )
+    rule = policy.classify_item(result, message.action or made.constant_action or "")
+    chosen = error_policy(settings)
+    ours = may_be_own_write(message)
+    round_left = may_delay(message, versioned=made.version is not None, max_rounds=settings.delayed_retry_max_rounds)
 
-    def fate(*, may_try: bool) -> Fate:
-        return policy.decide(rule, chosen, own_doing=ours, may_try=may_try, may_go_round=round_left)
+    def fate(*, may_try: bool) -> Disposition:
+        return policy.decide(rule, chosen, may_be_own_write=ours, may_retry=may_try, may_delay=round_left)
 
     outcomes = [_outcome(fate(may_try=settings.retry_max_attempts > 1), rule, message, settings)]
-    if rule.verdict is Verdict.COUNTED and settings.retry_max_attempts > 1:
+    if rule.result_class is ResultClass.RETRYABLE and settings.retry_max_attempts > 1:
         outcomes.append(_outcome(fate(may_try=False), rule, message, settings))
     told: dict[str, object] = {
         "status": result.status,
         "error_type": result.error_type,
-        "rule": rule.verdict.value,
+        "rule": rule.result_class.value,
         "why": rule.why,
         "fate": outcomes[0].name,
         "done": outcomes[0].told,
@@ -377,7 +377,7 @@ def _verdict(message: Message, result: bulk.Result, made: Recipe, settings: Sett
 
 
 def _course(result: bulk.Result) -> dict[str, object]:
-    course = policy.judge_request(bulk.Fault(result.status, result.error_type, result.reason))
+    course = policy.classify_request(bulk.Fault(result.status, result.error_type, result.reason))
     return {
         "status": result.status,
         "error_type": result.error_type,
@@ -387,26 +387,26 @@ def _course(result: bulk.Result) -> dict[str, object]:
     }
 
 
-def _outcome(fate: Fate, rule: Rule, message: Message, settings: Settings) -> Outcome:
+def _outcome(fate: Disposition, rule: Rule, message: Message, settings: Settings) -> Outcome:
     name = fate.value
-    if fate is Fate.STORED:
+    if fate is Disposition.STORED:
         return Outcome(name, "acked")
-    if fate is Fate.THROTTLED:
+    if fate is Disposition.THROTTLED:
         return Outcome(name, "again in place without limit, and slower")
-    if fate is Fate.WAIT:
+    if fate is Disposition.RETRY_UNTIL_ROUTABLE:
         return Outcome(name, "again in place after a pause, until its target takes it")
-    if fate is Fate.AGAIN:
-        counted = rule.verdict is Verdict.COUNTED
+    if fate is Disposition.RETRY:
+        counted = rule.result_class is ResultClass.RETRYABLE
         limit = f"at most {settings.retry_max_attempts} attempts" if counted else "without limit"
         return Outcome(name, f"again in place after a pause, {limit}")
-    if fate is Fate.DELAY:
-        counted = rule.verdict is Verdict.COUNTED
+    if fate is Disposition.DELAY:
+        counted = rule.result_class is ResultClass.RETRYABLE
         seconds = delay_seconds(message, settings.delayed_retry_delay, counted=counted, now=time.time())
         return Outcome(name, f"round by the delay queue, back after {seconds:g} s")
-    return Outcome(name, _burial(rule.reason or "retries-exhausted", message, settings))
+    return Outcome(name, _reject_outcome(rule.reason or "retries-exhausted", message, settings))
 
 
-def _burial(reason: str, message: Message, settings: Settings) -> str:
+def _reject_outcome(reason: str, message: Message, settings: Settings) -> str:
     if settings.on_reject == "discard":
         return f"discarded: {reason}"
     if settings.on_reject == "broker":
@@ -429,13 +429,13 @@ def _tell_nothing(style: str) -> NoReturn:
     sys.exit(EXIT_FAILED)
 
 
-def _tell_reject(reject: Reject, settings: Settings, style: str) -> NoReturn:
-    done = _burial(reject.reason, reject.message, settings)
+def _tell_reject(reject: Rejection, settings: Settings, style: str) -> NoReturn:
+    done = _reject_outcome(reject.reason, reject.message, settings)
     if not reject.reason:
         _tell_nothing(style)
     several = settings.split != "none" or settings.transform is not None
-    part = reject.message.parts if several else None
-    which = f"document {reject.message.item} of {part.count}: " if part is not None else ""
+    part = reject.message.split if several else None
+    which = f"document {reject.message.split_index} of {part.count}: " if part is not None else ""
     if style == "json":
         told = {"reason": reject.reason, "detail": which + reject.detail, "done": done}
         _write_json({"accepted": False, "reject": told})

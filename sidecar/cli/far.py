@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable, Mapping
 
-    from sidecar.core.state import Unready
-    from sidecar.work import Trade
+    from sidecar.core.state import NotReady
+    from sidecar.work import Sink
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,14 +18,14 @@ class FarSide:
     """What takes the messages.
 
     Attributes:
-        trade: the pipeline's.
+        sink: the pipeline's.
         told: what the first line of the log says of it.
         prepare: to be awaited before anything is consumed; it returns at once when the event is set, and tells why it
             takes long.
         close: to be awaited at the end.
     """
 
-    trade: Trade
+    sink: Sink
     told: Mapping[str, object]
-    prepare: Callable[[asyncio.Event, Callable[[Unready | None], None]], Awaitable[None]]
+    prepare: Callable[[asyncio.Event, Callable[[NotReady | None], None]], Awaitable[None]]
     close: Callable[[], Awaitable[None]]

@@ -5,38 +5,38 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from sidecar.amqp.outlet import Outlet
+from sidecar.amqp.outlet import ReconnectingPublisher
 from sidecar.cli.far import FarSide
-from sidecar.cli.recipe import staging
-from sidecar.forwarding import Forwarding
+from sidecar.cli.recipe import forward_config
+from sidecar.forwarding import AmqpSink
 from sidecar.ops.tracing import exporters
-from sidecar.wiring import reach, sink_topology, sink_urls
+from sidecar.wiring import connect_options, sink_topology, sink_urls
 
 if TYPE_CHECKING:
     import asyncio
 
     from structlog.typing import FilteringBoundLogger
 
-    from sidecar.plan import Plan
+    from sidecar.plan import PipelineConfig
     from sidecar.settings import Settings
 
 
-def far_side(settings: Settings, planned: Plan, log: FilteringBoundLogger) -> FarSide:
+def far_side(settings: Settings, config: PipelineConfig, log: FilteringBoundLogger) -> FarSide:
     """Return an exchange as the far side.
 
     Raises:
         ConfigError: files for TLS that can't be used.
     """
-    outlet = Outlet(
+    outlet = ReconnectingPublisher(
         sink_urls(settings),
         sink_topology(settings),
-        reach(settings),
+        connect_options(settings),
         confirm_timeout_seconds=settings.bulk_timeout,
     )
     if exporters(os.environ):
         log.warning("tracing.off", reason="spans are made of bulk requests; trace headers of messages are passed on")
     return FarSide(
-        trade=Forwarding(planned, staging(settings), outlet),
+        sink=AmqpSink(config, forward_config(settings), outlet),
         told={"exchange": settings.sink_exchange, "routing_key": settings.sink_routing_key},
         prepare=_nothing_to_prepare,
         close=outlet.close,

@@ -74,9 +74,9 @@ def _given() -> str:
         return os.environ[_VARIABLE]
     if f"{_VARIABLE}_FILE" not in os.environ and not Path(".env").exists():
         return DEFAULT_HTTP_ADDRESS
-    from sidecar.settings import given  # reads files as the sidecar itself does, and takes ten times as long to load
+    from sidecar.settings import read_raw  # reads files as the sidecar itself does, and takes ten times as long to load
 
-    found = given(os.environ)
+    found = read_raw(os.environ)
     if "http_address" in found.problems:
         raise ConfigError([found.problems["http_address"]])
     return found.texts.get("http_address", DEFAULT_HTTP_ADDRESS)

@@ -13,11 +13,11 @@ from sidecar.cli.far import FarSide
 from sidecar.cli.wiring import elasticsearch
 from sidecar.core import bulk
 from sidecar.core.far import ELASTICSEARCH
-from sidecar.core.state import Unready
+from sidecar.core.state import NotReady
 from sidecar.elastic import mappings
-from sidecar.elastic.sink import ElasticSink
+from sidecar.elastic.sink import ElasticsearchClient
 from sidecar.errors import SinkError
-from sidecar.indexing import Indexing
+from sidecar.indexing import ElasticsearchSink
 from sidecar.ops.tracing import open_tracing
 
 if TYPE_CHECKING:
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from sidecar.elastic.mappings import Template
-    from sidecar.plan import Plan
+    from sidecar.elastic.mappings import IndexTemplate
+    from sidecar.plan import PipelineConfig
     from sidecar.settings import Settings
 
 _MAPPINGS_PAUSE_SECONDS = 2.0
 
 
-def far_side(settings: Settings, planned: Plan, log: FilteringBoundLogger) -> FarSide:
+def far_side(settings: Settings, config: PipelineConfig, log: FilteringBoundLogger) -> FarSide:
     """Return Elasticsearch as the far side.
 
     Raises:
         ConfigError: templates or files for TLS that can't be used, several logins.
     """
     templates = mappings.load(Path(settings.mappings_dir)) if settings.mappings_apply and settings.mappings_dir else []
-    sink = ElasticSink(elasticsearch(settings), bulk_path=bulk.path(planned.recipe.path_index))
-    tracing = open_tracing(os.environ, planned.recipe, log)
+    sink = ElasticsearchClient(elasticsearch(settings), bulk_path=bulk.path(config.encoder_config.path_index))
+    tracing = open_tracing(os.environ, config.encoder_config, log)
 
     async def close() -> None:
         await sink.close()
@@ -48,7 +48,7 @@ def far_side(settings: Settings, planned: Plan, log: FilteringBoundLogger) -> Fa
             await asyncio.to_thread(tracing.close)
 
     return FarSide(
-        trade=Indexing(planned, sink, tracing.spans if tracing is not None else None),
+        sink=ElasticsearchSink(config, sink, tracing.spans if tracing is not None else None),
         told={"index": settings.index},
         prepare=partial(_install, templates, sink, log),
         close=close,
@@ -56,11 +56,11 @@ def far_side(settings: Settings, planned: Plan, log: FilteringBoundLogger) -> Fa
 
 
 async def _install(
-    templates: list[Template],
-    sink: ElasticSink,
+    templates: list[IndexTemplate],
+    sink: ElasticsearchClient,
     log: FilteringBoundLogger,
     stop: asyncio.Event,
-    tell: Callable[[Unready | None], None],
+    tell: Callable[[NotReady | None], None],
 ) -> None:
     """Install templates, however long Elasticsearch is away: without them documents would make mappings of their own.
 
@@ -75,7 +75,7 @@ async def _install(
                 log.info("mappings.applied", kind=template.kind, template=template.name, was=change.state)
         except SinkError as error:
             tries += 1
-            tell(Unready(ELASTICSEARCH.waiting, str(error)))
+            tell(NotReady(ELASTICSEARCH.waiting, str(error)))
             if tries == 1:
                 log.warning("elasticsearch.unreachable", reason=str(error))
             with suppress(TimeoutError):

@@ -13,14 +13,14 @@ import click
 from sidecar.cli import EXIT_FAILED
 from sidecar.cli.wiring import elasticsearch
 from sidecar.elastic import mappings
-from sidecar.elastic.sink import ElasticSink
+from sidecar.elastic.sink import ElasticsearchClient
 from sidecar.errors import RefusedTemplateError, SinkError
 from sidecar.settings import load_without_required
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from sidecar.elastic.mappings import Ask, Change, Template
+    from sidecar.elastic.mappings import Ask, IndexTemplate, TemplateDiff
 
 DEFAULT_FOLDER = "mappings"
 _DONE = {"same": "unchanged", "missing": "installed", "different": "changed", "newer": "left as it is"}
@@ -61,13 +61,15 @@ def apply(*, folder: Path | None) -> None:
         _tell(change, f"{_DONE[change.state]}{f': {_state(change)}' if change.state == 'newer' else ''}")
 
 
-def _do(work: Callable[[Ask, list[Template]], Awaitable[list[Change]]], folder: Path | None) -> list[Change]:
+def _do(
+    work: Callable[[Ask, list[IndexTemplate]], Awaitable[list[TemplateDiff]]], folder: Path | None
+) -> list[TemplateDiff]:
     settings, _ = load_without_required(os.environ)
     templates = mappings.load(folder or Path(settings.mappings_dir or DEFAULT_FOLDER))
     connection = elasticsearch(settings)
 
-    async def done() -> list[Change]:
-        sink = ElasticSink(connection)
+    async def done() -> list[TemplateDiff]:
+        sink = ElasticsearchClient(connection)
         try:
             return await mappings.when_available(sink, work, templates)
         finally:
@@ -80,18 +82,18 @@ def _do(work: Callable[[Ask, list[Template]], Awaitable[list[Change]]], folder: 
         sys.exit(EXIT_FAILED)
 
 
-def _state(change: Change) -> str:
+def _state(change: TemplateDiff) -> str:
     if change.state == "newer":
         own = mappings.version(change.template.content)
         return f"the cluster has a higher version than {own}, which stays"
     return change.state
 
 
-def _tell(change: Change, told: str) -> None:
+def _tell(change: TemplateDiff, told: str) -> None:
     click.echo(f"{change.template.kind} template {click.style(change.template.name, bold=True)}: {told}")
     if change.state == "missing":
         return
-    for path in sorted(change.there.keys() | change.wanted.keys()):
-        for sign, side, colour in (("-", change.there, "red"), ("+", change.wanted, "green")):
+    for path in sorted(change.actual.keys() | change.expected.keys()):
+        for sign, side, colour in (("-", change.actual, "red"), ("+", change.expected, "green")):
             if path in side:
                 click.secho(f"  {sign} {path}: {side[path]}", fg=colour)

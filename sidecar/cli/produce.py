@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 import click
 
-from sidecar.amqp.producer import open_producer
+from sidecar.amqp.producer import open_publisher_connection
 from sidecar.errors import BrokerError, ConfigError
-from sidecar.ports import Copy
+from sidecar.ports import OutboundMessage
 from sidecar.samples import BAD, STRANGE, Samples
 from sidecar.settings import load_amqp
-from sidecar.wiring import reach, topology
+from sidecar.wiring import connect_options, topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,7 +57,7 @@ class Route(NamedTuple):
         return f"the exchange {self.exchange!r} with the routing key {self.routing_key!r}"
 
 
-class Tally:
+class PublishStats:
     """What was published so far.
 
     Attributes:
@@ -79,7 +79,7 @@ class Tally:
 class PublishPort(Protocol):
     """What is needed of `sidecar.amqp.producer.Producer`."""
 
-    async def publish(self, messages: list[Copy]) -> list[str | None]:
+    async def publish(self, messages: list[OutboundMessage]) -> list[str | None]:
         """Publish messages; return for each None, or why the broker refused it."""
         ...
 
@@ -101,10 +101,10 @@ class Sender:
         route: Route,
         *,
         rate: float = 0.0,
-        tally: Tally | None = None,
-        on_progress: Callable[[Tally], None] | None = None,
+        tally: PublishStats | None = None,
+        on_progress: Callable[[PublishStats], None] | None = None,
     ) -> None:
-        self.tally = tally or Tally()
+        self.tally = tally or PublishStats()
         self._port = port
         self._exchange = route.exchange.encode()
         self._routing_key = route.routing_key.encode()
@@ -153,7 +153,7 @@ class Sender:
 
     async def _publish(self, chunk: list[Sample]) -> None:
         exchange, routing_key = self._exchange, self._routing_key
-        copies = [Copy(exchange, routing_key, sample.properties, sample.body, b"") for sample in chunk]
+        copies = [OutboundMessage(exchange, routing_key, sample.properties, sample.body, b"") for sample in chunk]
         self.tally.published += len(chunk)
         self.tally.body_bytes += sum(len(sample.body) for sample in chunk)
         self.tally.kinds.update(sample.kind.name for sample in chunk)
@@ -235,7 +235,7 @@ def command(
     if seed is None:
         seed = random.SystemRandom().getrandbits(32)
     samples = iter(Samples(seed, size_bytes=size, bad_ratio=bad_ratio, keys=keys, with_ids=not no_ids))
-    tally = Tally()
+    tally = PublishStats()
     began = time.monotonic()
     failure = None
     with _Progress(count, shown=not quiet) as progress:
@@ -247,7 +247,7 @@ def command(
         except KeyboardInterrupt:  # asked twice
             failure = "stopped before RabbitMQ had confirmed everything"
     if tally.published:
-        click.echo(account(tally, str(route), seed, time.monotonic() - began))
+        click.echo(format_summary(tally, str(route), seed, time.monotonic() - began))
     if failure is not None:
         what = f"publishing to {route} ended" if tally.published else f"can't publish to {route}"
         click.echo(f"sidecar: {what}: {failure}", err=True)
@@ -271,7 +271,7 @@ async def _produce(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
     urls = tuple(url.get_secret_value() for url in settings.amqp_url)
-    producer = await open_producer(urls, topology(settings), reach(settings))
+    producer = await open_publisher_connection(urls, topology(settings), connect_options(settings))
     try:
         await make_sender(producer).send(samples, stop)
     finally:
@@ -293,7 +293,7 @@ def _route(settings: AmqpSettings) -> Route:
     return route
 
 
-def account(tally: Tally, where: str, seed: int, seconds: float) -> str:
+def format_summary(tally: PublishStats, where: str, seed: int, seconds: float) -> str:
     """Return what was published, in sentences for people.
 
     Args:
@@ -339,7 +339,7 @@ class _Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def show(self, tally: Tally) -> None:
+    def show(self, tally: PublishStats) -> None:
         """Show how far it is; cheap enough to be called for each chunk."""
         now = time.monotonic()
         rate = tally.confirmed / max(now - self._began, 1e-3)

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sidecar.core.compose import IdMode, Recipe
+from sidecar.core.compose import EncoderConfig, IdMode
 from sidecar.core.document import MAX_DOCUMENT_BYTES
 from sidecar.core.fields import Fields
-from sidecar.core.policy import Choices
-from sidecar.core.staging import ACTION, Staging
+from sidecar.core.policy import ErrorPolicy
+from sidecar.core.staging import ACTION, ForwardConfig
 from sidecar.core.template import Template
 
 if TYPE_CHECKING:
     from sidecar.settings import Settings
 
 
-def recipe(settings: Settings) -> Recipe:
+def encoder_config(settings: Settings) -> EncoderConfig:
     """Return what becomes of messages; the templates were checked with the settings."""
     if settings.sink == "amqp":
         return _of_passing_on(settings)
-    most_bytes = min(MAX_DOCUMENT_BYTES, settings.memory_limit)
+    max_bytes = min(MAX_DOCUMENT_BYTES, settings.memory_limit)
     hook = None
     if settings.transform is not None:
         from sidecar.library.transforming import load
 
-        hook = load(settings.transform, most_bytes)
+        hook = load(settings.transform, max_bytes)
     modes: dict[str, IdMode] = {"auto": "auto", "generated": "generated", "none": "none"}
-    return Recipe(
+    return EncoderConfig(
         index=Template(settings.index),
         action=Template(settings.action),
         id_mode=modes.get(settings.id, "template"),
@@ -38,7 +38,7 @@ def recipe(settings: Settings) -> Recipe:
         index_allow=settings.index_allow,
         content=settings.content,
         fields=Fields({name: Template(text) for name, text in settings.fields.items()}) if settings.fields else None,
-        most_bytes=most_bytes,
+        max_bytes=max_bytes,
         batch_key=_template(settings.batch_key),
         batch_flush_when=_template(settings.batch_flush_when),
         batch_complete_count=_template(settings.batch_complete_count),
@@ -53,31 +53,31 @@ def _template(text: str | None) -> Template | None:
     return Template(text) if text is not None else None
 
 
-def _of_passing_on(settings: Settings) -> Recipe:
+def _of_passing_on(settings: Settings) -> EncoderConfig:
     """Return what `SIDECAR_SINK=amqp` makes of messages: groups. The target is the routing key."""
-    return Recipe(
+    return EncoderConfig(
         index=Template(settings.sink_routing_key),
         action=Template(ACTION),
         id_mode="none",
-        most_bytes=min(MAX_DOCUMENT_BYTES, settings.memory_limit),
+        max_bytes=min(MAX_DOCUMENT_BYTES, settings.memory_limit),
         batch_key=_template(settings.batch_key),
         batch_flush_when=_template(settings.batch_flush_when),
         batch_complete_count=_template(settings.batch_complete_count),
     )
 
 
-def staging(settings: Settings) -> Staging:
+def forward_config(settings: Settings) -> ForwardConfig:
     """Return as what messages are passed on (``SIDECAR_SINK=amqp``)."""
-    return Staging(
+    return ForwardConfig(
         exchange=settings.sink_exchange.encode(),
         routing_key=Template(settings.sink_routing_key),
         envelope=settings.sink_envelope == "json",
     )
 
 
-def choices(settings: Settings) -> Choices:
+def error_policy(settings: Settings) -> ErrorPolicy:
     """Return what users decide about verdicts."""
-    return Choices(
+    return ErrorPolicy(
         on_conflict=settings.on_conflict,
         on_failure_store=settings.on_failure_store,
         on_index_missing=settings.on_index_missing,

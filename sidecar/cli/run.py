@@ -19,14 +19,14 @@ from sidecar.amqp.session import open_session
 from sidecar.amqp.wire import forget_leftovers
 from sidecar.app import App
 from sidecar.cli import EXIT_FAILED
-from sidecar.cli.recipe import choices, recipe
+from sidecar.cli.recipe import encoder_config, error_policy
 from sidecar.core.address import split_address
 from sidecar.core.far import ELASTICSEARCH, SINK
 from sidecar.errors import RefusedTemplateError
 from sidecar.ops.logs import configure
-from sidecar.ops.status import About
+from sidecar.ops.status import StaticInfo
 from sidecar.pipeline import Pipeline
-from sidecar.plan import Plan
+from sidecar.plan import PipelineConfig
 from sidecar.settings import Settings, load
 from sidecar.wiring import connecting
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sidecar.cli.far import FarSide
     from sidecar.ops.http import Server
 
-_TOLD_SETTINGS = (
+_STATUS_SETTINGS = (
     "batch_max_items",
     "batch_max_bytes",
     "batch_max_age",
@@ -89,13 +89,13 @@ async def _run(settings: Settings, log: FilteringBoundLogger) -> None:
     loop.set_exception_handler(forget_leftovers)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop_or_exit, stop)
-    dice = random.Random()
-    planned = plan(settings)
+    rng = random.Random()
+    config = pipeline_config(settings)
     urls = tuple(url.get_secret_value() for url in settings.amqp_url)
     connect = partial(open_session, urls, connecting(settings))
-    far = _far_side(settings, planned, log)  # after all that may fail: from here on there is something to close
-    pipeline = Pipeline(planned, far.trade, dice=dice, log=log, wall_clock=time.time)
-    app = App(pipeline, connect, dice=dice, log=log, shutdown_seconds=settings.shutdown_timeout)
+    far = _far_side(settings, config, log)  # after all that may fail: from here on there is something to close
+    pipeline = Pipeline(config, far.sink, rng=rng, log=log, wall_clock=time.time)
+    app = App(pipeline, connect, rng=rng, log=log, shutdown_seconds=settings.shutdown_timeout)
     server = None
     try:
         server, address = await _serve(settings, app)
@@ -111,7 +111,7 @@ async def _run(settings: Settings, log: FilteringBoundLogger) -> None:
             await server.close()  # last: until then a probe is told that the sidecar drains
 
 
-def _far_side(settings: Settings, planned: Plan, log: FilteringBoundLogger) -> FarSide:
+def _far_side(settings: Settings, config: PipelineConfig, log: FilteringBoundLogger) -> FarSide:
     """Return what takes the messages; the other one's client isn't even loaded.
 
     Raises:
@@ -120,10 +120,10 @@ def _far_side(settings: Settings, planned: Plan, log: FilteringBoundLogger) -> F
     if settings.sink == "amqp":
         from sidecar.cli import forwarding
 
-        return forwarding.far_side(settings, planned, log)
+        return forwarding.far_side(settings, config, log)
     from sidecar.cli import indexing
 
-    return indexing.far_side(settings, planned, log)
+    return indexing.far_side(settings, config, log)
 
 
 async def _serve(settings: Settings, app: App) -> tuple[Server | None, str | None]:
@@ -139,15 +139,15 @@ async def _serve(settings: Settings, app: App) -> tuple[Server | None, str | Non
     from sidecar.ops.metrics import Metrics
     from sidecar.ops.status import Status
 
-    status = Status(app.state, about(settings), clock=time.monotonic, wall_clock=time.time)
-    return await open_server(address, status, Metrics(app.state))
+    status = Status(app.snapshot, about(settings), clock=time.monotonic, wall_clock=time.time)
+    return await open_server(address, status, Metrics(app.snapshot))
 
 
-def about(settings: Settings) -> About:
+def about(settings: Settings) -> StaticInfo:
     """Return what the status page tells of the settings: what explains the figures, and nothing that can be secret."""
     names = _TOLD_OF_FORWARDING if settings.sink == "amqp" else _TOLD_OF_INDEXING
-    told: dict[str, object] = {name: getattr(settings, name) for name in (*names, *_TOLD_SETTINGS)}
-    return About(settings.amqp_queue, told | {"amqp_prefetch": settings.prefetch})
+    told: dict[str, object] = {name: getattr(settings, name) for name in (*names, *_STATUS_SETTINGS)}
+    return StaticInfo(settings.amqp_queue, told | {"amqp_prefetch": settings.prefetch})
 
 
 def _tune_garbage_collection() -> None:
@@ -162,10 +162,10 @@ def _stop_or_exit(stop: asyncio.Event) -> None:
     stop.set()
 
 
-def plan(settings: Settings) -> Plan:
+def pipeline_config(settings: Settings) -> PipelineConfig:
     """Return what the pipeline is to do."""
-    return Plan(
-        recipe=recipe(settings),
+    return PipelineConfig(
+        encoder_config=encoder_config(settings),
         batch_max_items=settings.batch_max_items,
         batch_max_bytes=settings.batch_max_bytes,
         batch_max_age_seconds=settings.batch_max_age,
@@ -178,11 +178,11 @@ def plan(settings: Settings) -> Plan:
         retry_delay_max_seconds=settings.retry_delay_max,
         delayed_retry_max_rounds=settings.delayed_retry_max_rounds,
         delayed_retry_delay_seconds=settings.delayed_retry_delay,
-        choices=choices(settings),
+        error_policy=error_policy(settings),
         on_reject=settings.on_reject,
         reject_guard=settings.reject_guard,
         dead_letter_exchange=settings.dead_letter_exchange,
         dead_letter_routing_key=settings.dead_letter_routing_key,
-        batches_join=settings.sink != "amqp",  # they leave in the order in which they were complete
+        merges_batches=settings.sink != "amqp",  # they leave in the order in which they were complete
         far=SINK if settings.sink == "amqp" else ELASTICSEARCH,
     )

@@ -11,7 +11,7 @@ Settled = Literal["ack", "delay", "requeue", "dead_letter", "discard", "stale"]
 SETTLED: tuple[Settled, ...] = ("ack", "delay", "requeue", "dead_letter", "discard", "stale")
 
 
-class Account:
+class Counters:
     """What came in and what became of it, and how the work was done.
 
     Attributes:

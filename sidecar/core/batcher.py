@@ -28,79 +28,79 @@ class Batch:
 
     Attributes:
         messages: in the order of their arrival; each is an item of the request.
-        covered: messages that have no item of their own, as others do what they would have done.
+        coalesced_count: messages that have no item of their own, as others do what they would have done.
         body_bytes: what they take in a request's body.
         opened_at: when the first item came, in seconds of the loop's clock.
         trigger: what completed it; None while it is open.
-        set_items: how many messages its complete set has, where one of them has told; else 0.
-        earlier_items: messages of its set that left before it, since all don't fit into one request by bytes.
-        mendable: whether it may share a request with others. A set that is complete by count, bytes or message stays
+        expected_items: how many messages its complete set has, where one of them has told; else 0.
+        items_sent_before: messages of its set that left before it, since all don't fit into one request by bytes.
+        mergeable: whether it may share a request with others. A set that is complete by count, bytes or message stays
             as it is; what was cut short by age or pressure, or was refused and goes again, may be joined.
         tries: how often it was sent and throttled or not answered, which sets the backoff.
         ready_at: not to be sent before, in seconds of the loop's clock.
-        unanswered: how often it went without an answer while others had one; it is halved then.
-        suspected_at: when this one (or the one that it was halved from) was first refused as a whole, in seconds of
+        times_unanswered: how often it went without an answer while others had one; it is halved then.
+        suspect_since: when this one (or the one that it was halved from) was first refused as a whole, in seconds of
             the loop's clock; -1 while it never was.
-        waits: its messages wait in place for targets that accept nothing.
+        waits_for_target: its messages wait in place for targets that accept nothing.
     """
 
     __slots__ = (
         "body_bytes",
-        "covered",
-        "earlier_items",
-        "mendable",
+        "coalesced_count",
+        "expected_items",
+        "items_sent_before",
+        "mergeable",
         "messages",
         "opened_at",
         "ready_at",
-        "set_items",
-        "suspected_at",
+        "suspect_since",
+        "times_unanswered",
         "tries",
         "trigger",
-        "unanswered",
-        "waits",
+        "waits_for_target",
     )
 
     def __init__(self, messages: list[Message], body_bytes: int, opened_at: float) -> None:
         self.messages = messages
-        self.covered = 0
+        self.coalesced_count = 0
         self.body_bytes = body_bytes
         self.opened_at = opened_at
         self.trigger: Trigger | None = None
-        self.mendable = False
-        self.set_items = 0
-        self.earlier_items = 0
+        self.mergeable = False
+        self.expected_items = 0
+        self.items_sent_before = 0
         self.tries = 0
         self.ready_at = 0.0
-        self.unanswered = 0
-        self.suspected_at = -1.0
-        self.waits = False
+        self.times_unanswered = 0
+        self.suspect_since = -1.0
+        self.waits_for_target = False
 
     def __repr__(self) -> str:
         """Show its size and history, for tests and traces."""
         return f"<Batch of {len(self.messages)}, {self.trigger or 'open'}, tries {self.tries}>"
 
     @property
-    def gathered(self) -> int:
+    def message_count(self) -> int:
         """How many messages were gathered, covered ones among them."""
-        return len(self.messages) + self.covered
+        return len(self.messages) + self.coalesced_count
 
-    def again(self, messages: list[Message]) -> Batch:
+    def subset(self, messages: list[Message]) -> Batch:
         """Return a batch of those of its messages that go again; it remembers what this one has seen."""
         batch = Batch(messages, sum(message.bulk_bytes for message in messages), self.opened_at)
-        batch.trigger, batch.mendable = self.trigger, True
+        batch.trigger, batch.mergeable = self.trigger, True
         batch.tries, batch.ready_at = self.tries, self.ready_at
-        batch.unanswered, batch.suspected_at = self.unanswered, self.suspected_at
+        batch.times_unanswered, batch.suspect_since = self.times_unanswered, self.suspect_since
         return batch
 
     def halves(self) -> tuple[Batch, Batch]:
         """Return two batches with the first and the second half of its messages."""
         middle = len(self.messages) // 2
-        return self.again(self.messages[:middle]), self.again(self.messages[middle:])
+        return self.subset(self.messages[:middle]), self.subset(self.messages[middle:])
 
     @property
-    def suspect(self) -> bool:
+    def is_suspect(self) -> bool:
         """Whether it may hold an item that spoils whole requests, so that it must not take others down with it."""
-        return bool(self.unanswered) or self.suspected_at >= 0
+        return bool(self.times_unanswered) or self.suspect_since >= 0
 
 
 class Batcher:
@@ -111,7 +111,7 @@ class Batcher:
         max_bytes: bytes of request body that a group doesn't exceed, unless its first item does so alone.
         max_age_seconds: the age of the first item that completes a group.
         max_groups: open groups, of messages that say by themselves which one they belong to.
-        folds: whether later messages may be folded into those of open groups.
+        coalesces: whether later messages may be folded into those of open groups.
     """
 
     def __init__(
@@ -121,13 +121,13 @@ class Batcher:
         max_age_seconds: float,
         max_groups: int = MAX_OPEN_GROUPS,
         *,
-        folds: bool = False,
+        coalesces: bool = False,
     ) -> None:
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._max_age_seconds = max_age_seconds
         self._max_groups = max_groups
-        self._folds = folds
+        self._coalesces = coalesces
         self._groups: dict[bytes, Batch] = {}  # in order of their first items: a dict remembers insertion
 
     @property
@@ -174,7 +174,7 @@ class Batcher:
                 return piece[:count]
         return piece
 
-    def correlate(self, messages: Iterable[Message], now: float) -> list[Batch]:
+    def add_correlated(self, messages: Iterable[Message], now: float) -> list[Batch]:
         """Add messages to the groups that they say they belong to; return the batches that this completes, in order.
 
         Of a set whose size is told, that is what completes it, and not the number of items that a batch has otherwise.
@@ -183,7 +183,7 @@ class Batcher:
         complete: list[Batch] = []
         groups = self._groups
         for message in messages:
-            key, set_items, completes, is_signal = message.correlation
+            key, expected_items, completes, is_signal = message.correlation
             group = groups.get(key)
             if is_signal:
                 if group is not None:
@@ -199,27 +199,27 @@ class Batcher:
                 group = groups[key] = self._rest_of(group, now)
             group.messages.append(message)
             group.body_bytes += size_bytes
-            group.set_items = set_items or group.set_items
-            if self._folds:
-                message.gathered = True
-                group.covered += len(message.cover.messages) if message.cover is not None else 0
+            group.expected_items = expected_items or group.expected_items
+            if self._coalesces:
+                message.in_open_batch = True
+                group.coalesced_count += len(message.coalesced.messages) if message.coalesced is not None else 0
             trigger = self._completion(group, completes=completes)
             if trigger is not None:
                 complete.append(self._close(key, trigger))
         return complete
 
-    def cover(self, correlation: Correlation, more_bytes: int) -> list[Batch]:
+    def add_coalesced(self, correlation: Correlation, more_bytes: int) -> list[Batch]:
         """Note that a message of an open group covers one more; return the batch that this completes, if any.
 
         Args:
             correlation: what the one that it covers says of the group.
             more_bytes: what the message that covers it takes more of a request's body.
         """
-        key, set_items, completes, _ = correlation
+        key, expected_items, completes, _ = correlation
         group = self._groups[key]
-        group.covered += 1
+        group.coalesced_count += 1
         group.body_bytes += more_bytes
-        group.set_items = set_items or group.set_items
+        group.expected_items = expected_items or group.expected_items
         trigger = self._completion(group, completes=completes)
         if trigger is None and group.body_bytes > self._max_bytes:
             trigger = "bytes"
@@ -229,40 +229,40 @@ class Batcher:
     def _rest_of(group: Batch, now: float) -> Batch:
         """Return the group of what comes of the same set after `group` was full by bytes."""
         rest = Batch([], 0, now)
-        if group.set_items:
-            rest.set_items = group.set_items
-            rest.earlier_items = group.earlier_items + group.gathered
+        if group.expected_items:
+            rest.expected_items = group.expected_items
+            rest.items_sent_before = group.items_sent_before + group.message_count
         return rest
 
     def _completion(self, group: Batch, *, completes: bool) -> Trigger | None:
         if completes:
             return "message"
-        if group.set_items:
-            return "complete" if group.earlier_items + group.gathered >= group.set_items else None
-        return "count" if group.gathered >= self._max_items else None
+        if group.expected_items:
+            return "complete" if group.items_sent_before + group.message_count >= group.expected_items else None
+        return "count" if group.message_count >= self._max_items else None
 
     def _close(self, correlation: bytes, trigger: Trigger) -> Batch:
         batch = self._groups.pop(correlation)
         batch.trigger = trigger
-        if self._folds:
+        if self._coalesces:
             for message in batch.messages:
                 message.operation = None  # from now on it is as good as sent
         return batch
 
-    def due(self) -> float | None:
+    def next_deadline(self) -> float | None:
         """Return when the oldest group comes of age, in seconds of the clock that `add` was told; None without one."""
         for group in self._groups.values():
             return group.opened_at + self._max_age_seconds
         return None
 
-    def take_aged(self, now: float) -> list[Batch]:
+    def take_expired(self, now: float) -> list[Batch]:
         """Take the groups that are of age at `now`, oldest first."""
         aged = []
         while self._groups:
             correlation, group = next(iter(self._groups.items()))
             if group.opened_at + self._max_age_seconds > now:
                 break
-            aged.append(self._cut_short(correlation, "age"))
+            aged.append(self._flush(correlation, "age"))
         return aged
 
     def take_oldest(self) -> list[Batch]:
@@ -280,22 +280,22 @@ class Batcher:
             if taken and not fits:
                 break
             taken.append(correlation)
-        return [self._cut_short(correlation, "pressure") for correlation in taken]
+        return [self._flush(correlation, "pressure") for correlation in taken]
 
     def take_all(self) -> list[Batch]:
         """Take all groups, oldest first, because no more messages will be read (``drain``)."""
-        return [self._cut_short(correlation, "drain") for correlation in list(self._groups)]
+        return [self._flush(correlation, "drain") for correlation in list(self._groups)]
 
-    def _cut_short(self, correlation: bytes, trigger: Trigger) -> Batch:
+    def _flush(self, correlation: bytes, trigger: Trigger) -> Batch:
         group = self._close(correlation, trigger)
-        group.mendable = True
+        group.mergeable = True
         return group
 
     def drop_closed(self) -> list[Message]:
         """Drop and return the messages whose epoch is over."""
         dropped: list[Message] = []
         for correlation, group in list(self._groups.items()):
-            gone = keep_live(group)
+            gone = drop_stale(group)
             dropped += gone
             if not group.messages:
                 del self._groups[correlation]
@@ -303,14 +303,16 @@ class Batcher:
 
 
 def _total_bytes(messages: list[Message]) -> int:
-    return sum([len(one.line) + (len(one.source) + 1 if one.source is not None else 0) for one in messages])
+    return sum([len(one.action_line) + (len(one.source) + 1 if one.source is not None else 0) for one in messages])
 
 
-def keep_live(batch: Batch) -> list[Message]:
+def drop_stale(batch: Batch) -> list[Message]:
     """Take the messages whose epoch is over out of `batch` and return them."""
     gone = [message for message in batch.messages if message.ledger.closed]
     if gone:
         batch.messages = [message for message in batch.messages if not message.ledger.closed]
         batch.body_bytes = sum(message.bulk_bytes for message in batch.messages)
-        batch.covered = sum(len(message.cover.messages) for message in batch.messages if message.cover is not None)
+        batch.coalesced_count = sum(
+            len(message.coalesced.messages) for message in batch.messages if message.coalesced is not None
+        )
     return gone

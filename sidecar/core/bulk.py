@@ -79,7 +79,7 @@ def body(messages: list[Message]) -> bytes:
     parts: list[bytes] = []
     add = parts.append
     for message in messages:
-        add(message.line)
+        add(message.action_line)
         source = message.source
         if source is not None:
             add(source)
@@ -188,7 +188,7 @@ _BLANK = "…"
 _CLOSING = frozenset("'\"])")
 
 
-def blank(reason: str, document: bytes) -> str:
+def redact(reason: str, document: bytes) -> str:
     """Return a reason without what it quotes from `document`, for headers and logs; at most 1 KiB.
 
     Elasticsearch quotes values ("Preview of field's value: …"), and a dead letter's headers and our log go where

@@ -18,7 +18,7 @@ from sidecar.core.merge import merged
 if TYPE_CHECKING:
     from sidecar.core.batcher import Batch, Batcher
     from sidecar.core.message import Message
-    from sidecar.core.order import Order
+    from sidecar.core.order import DocumentOrder
 
 Mode = Literal["none", "latest", "merge"]
 
@@ -66,18 +66,18 @@ def source_line(action: str, document: bytes | None, upsert: bytes | None = None
 
 
 @dataclass(slots=True)
-class Cover:
+class Coalesced:
     """What a message covers, and what it was by itself.
 
     Attributes:
-        line: its own action line.
+        action_line: its own action line.
         source: its own document line.
         action: its own action.
         messages: those that its result settles as well, in order.
         made_bytes: what a document takes that was made by folding, beside those that came.
     """
 
-    line: bytes
+    action_line: bytes
     source: bytes | None
     action: str
     messages: list[Message] = field(default_factory=list)
@@ -95,7 +95,9 @@ class Coalescer:
         batcher: has the open groups.
     """
 
-    def __init__(self, mode: Mode, order: Order, batcher: Batcher, *, conflicts_matter: bool, equal_wins: bool) -> None:
+    def __init__(
+        self, mode: Mode, order: DocumentOrder, batcher: Batcher, *, conflicts_matter: bool, equal_wins: bool
+    ) -> None:
         self._merges = mode == "merge"
         self._conflicts_matter = conflicts_matter
         self._newer = operator.ge if equal_wins else operator.gt
@@ -113,15 +115,15 @@ class Coalescer:
         for message in messages:
             earlier = self._order.last(message)
             size_bytes = earlier.bulk_bytes if earlier is not None else 0
-            if earlier is None or not self._absorb(earlier, message):
-                complete += self._batcher.correlate(self._order.enter([message]), now)
+            if earlier is None or not self._coalesce_into(earlier, message):
+                complete += self._batcher.add_correlated(self._order.admit([message]), now)
                 continue
             folded += 1
-            if earlier.gathered:
-                complete += self._batcher.cover(message.correlation, earlier.bulk_bytes - size_bytes)
+            if earlier.in_open_batch:
+                complete += self._batcher.add_coalesced(message.correlation, earlier.bulk_bytes - size_bytes)
         return folded, complete
 
-    def _absorb(self, earlier: Message, later: Message) -> bool:
+    def _coalesce_into(self, earlier: Message, later: Message) -> bool:
         """Have `earlier` cover `later`, if one operation can do what both do, and return whether it can."""
         first, second = earlier.operation, later.operation
         if first is None or second is None or earlier.ledger.closed:
@@ -131,14 +133,14 @@ class Coalescer:
         folded = self.fold(first, second)
         if folded is None:
             return False
-        if earlier.cover is None:
-            earlier.cover = Cover(earlier.line, earlier.source, earlier.action)
-        earlier.cover.messages.append(later)
+        if earlier.coalesced is None:
+            earlier.coalesced = Coalesced(earlier.action_line, earlier.source, earlier.action)
+        earlier.coalesced.messages.append(later)
         if folded is not first:
-            _take_over(earlier, earlier.cover, later, folded)
+            _adopt(earlier, earlier.coalesced, later, folded)
         ours, theirs = earlier.correlation, later.correlation
         earlier.correlation = ours._replace(
-            set_items=theirs.set_items or ours.set_items, completes=ours.completes or theirs.completes
+            expected_items=theirs.expected_items or ours.expected_items, completes=ours.completes or theirs.completes
         )
         return True
 
@@ -164,19 +166,19 @@ class Coalescer:
         return None if self._conflicts_matter else first
 
 
-def _take_over(earlier: Message, cover: Cover, later: Message, folded: Operation) -> None:
+def _adopt(earlier: Message, coalesced: Coalesced, later: Message, operation: Operation) -> None:
     """Have `earlier` send what the two were folded into."""
     made_bytes = 0
-    if folded is later.operation:
-        earlier.line, earlier.source, earlier.action = later.line, later.source, later.action
+    if operation is later.operation:
+        earlier.action_line, earlier.source, earlier.action = later.action_line, later.source, later.action
     else:
-        if folded.action != earlier.action:
-            earlier.line, earlier.action = later.line, folded.action
-        earlier.source = source_line(folded.action, folded.document, folded.upsert)
+        if operation.action != earlier.action:
+            earlier.action_line, earlier.action = later.action_line, operation.action
+        earlier.source = source_line(operation.action, operation.document, operation.upsert)
         made_bytes = len(earlier.source or b"")
-    earlier.operation = folded
-    earlier.ledger.hold(earlier, made_bytes - cover.made_bytes)
-    cover.made_bytes = made_bytes
+    earlier.operation = operation
+    earlier.ledger.charge_memory(earlier, made_bytes - coalesced.made_bytes)
+    coalesced.made_bytes = made_bytes
 
 
 def _merge(first: Operation, later: Operation) -> Operation | None:
@@ -202,18 +204,18 @@ def _merge(first: Operation, later: Operation) -> Operation | None:
     return first._replace(document=document)
 
 
-def uncover(message: Message) -> list[Message]:
+def undo_coalesce(message: Message) -> list[Message]:
     """Give back to a message what it was by itself; return those that it covered, in order.
 
     None of them is folded again.
     """
-    cover = message.cover
+    cover = message.coalesced
     assert cover is not None
-    message.ledger.hold(message, -cover.made_bytes)
-    message.line, message.source, message.action = cover.line, cover.source, cover.action
-    message.cover = message.operation = None
+    message.ledger.charge_memory(message, -cover.made_bytes)
+    message.action_line, message.source, message.action = cover.action_line, cover.source, cover.action
+    message.coalesced = message.operation = None
     message.attempts = 0
     for one in cover.messages:
         one.operation = None
-        one.unanswered = one.unanswered or message.unanswered
+        one.times_unanswered = one.times_unanswered or message.times_unanswered
     return cover.messages

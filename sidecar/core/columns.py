@@ -23,7 +23,7 @@ from sidecar.core.template import (
     RECEIVED_AT,
     SHORT_PROPERTIES,
     MissingFieldError,
-    Scene,
+    TemplateContext,
     format_time,
     lowered,
     text_of,
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from sidecar.core.message import Message
-    from sidecar.core.template import Hole, Template
+    from sidecar.core.template import Placeholder, Template
 
     Values = list[bytes | Exception | None]
     """A value of each message: None where it is absent, an error where that is for somebody else to find out."""
     Read = Callable[["Chunk"], Values]
     Column = Callable[["Chunk"], list[bytes]]
 
-LOOKING_BACK = frozenset({"now", "exchange", "routing_key"})
+ORIGIN_FIELDS = frozenset({"now", "exchange", "routing_key"})
 """Fields that a copy from the delay queue answers as at its first delivery."""
 
 _ORDINARY = bytes(octet for octet in range(0x20, 0x7F) if octet not in b'"\\')
@@ -54,29 +54,29 @@ class Chunk:
     Args:
         messages: one or more.
         now: seconds since 1970.
-        looks_back: whether it matters that one is a copy that remembers its first delivery.
+        needs_origin: whether it matters that one is a copy that remembers its first delivery.
 
     Attributes:
         properties: of each message, raw.
-        odd: places of messages that must be looked at one by one; reading columns adds to them.
+        fallback: places of messages that must be looked at one by one; reading columns adds to them.
     """
 
-    __slots__ = ("messages", "now", "odd", "properties")
+    __slots__ = ("fallback", "messages", "now", "properties")
 
-    def __init__(self, messages: list[Message], now: float, *, looks_back: bool) -> None:
+    def __init__(self, messages: list[Message], now: float, *, needs_origin: bool) -> None:
         self.messages = messages
         self.now = now
         self.properties = sets = [message.properties for message in messages]
-        self.odd: set[int] = set()
+        self.fallback: set[int] = set()
         if any(not octet or octet[0] & IS_ENCODED for octet in set(map(_first, sets))):
             self._note_encoded()
-        if looks_back and any(map(contains, sets, repeat(RECEIVED_AT))):
-            self.odd.update(place for place, raw in enumerate(sets) if RECEIVED_AT in raw)
+        if needs_origin and any(map(contains, sets, repeat(RECEIVED_AT))):
+            self.fallback.update(place for place, raw in enumerate(sets) if RECEIVED_AT in raw)
 
     def _note_encoded(self) -> None:
         for place, encoding in enumerate(_read_encodings(self.properties)):
             if encoding is not None and (isinstance(encoding, Exception) or not is_plain(encoding)):
-                self.odd.add(place)
+                self.fallback.add(place)
 
 
 def column(template: Template) -> Column:
@@ -84,7 +84,7 @@ def column(template: Template) -> Column:
     if template.constant is not None:
         value = template.constant
         return lambda chunk: [value] * len(chunk.messages)
-    fills = [_filler(hole) for hole in template.holes]
+    fills = [_filler(hole) for hole in template.placeholders]
     pattern = template.pattern
     if pattern == b"%b":
         return fills[0]
@@ -104,7 +104,7 @@ def as_json(values: Sequence[bytes]) -> tuple[bytes, Iterable[bytes]]:
     return b'"', values
 
 
-def _filler(hole: Hole) -> Column:
+def _filler(hole: Placeholder) -> Column:
     read, default = _reader(hole), hole.default
 
     def fill(chunk: Chunk) -> list[bytes]:
@@ -115,7 +115,7 @@ def _filler(hole: Hole) -> Column:
                     values[place] = default
                 elif type(value) is not bytes:
                     values[place] = b""
-                    chunk.odd.add(place)
+                    chunk.fallback.add(place)
         texts: list[bytes] = values  # type: ignore[assignment] # by now
         if not all(map(bytes.isascii, texts)):
             _note_what_is_no_text(texts, chunk)
@@ -130,11 +130,11 @@ def _note_what_is_no_text(values: list[bytes], chunk: Chunk) -> None:
             value.decode()
         except UnicodeDecodeError:
             values[place] = b""
-            chunk.odd.add(place)
+            chunk.fallback.add(place)
 
 
-def _reader(hole: Hole) -> Read:
-    field, style = hole.field, hole.style
+def _reader(hole: Placeholder) -> Read:
+    field, style = hole.field, hole.format
     if field in SHORT_PROPERTIES:
         read_short = short_column(field)
         return lambda chunk: list(read_short(chunk.properties))
@@ -203,21 +203,21 @@ def _body_reader(path: list[str]) -> Read:
     return read
 
 
-def _one_by_one(hole: Hole) -> Read:
+def _one_by_one(hole: Placeholder) -> Read:
     def read(chunk: Chunk) -> Values:
         values: Values = []
-        scene: Scene | None = None
+        context: TemplateContext | None = None
         for place, message in enumerate(chunk.messages):
-            if place in chunk.odd:
+            if place in chunk.fallback:
                 values.append(None)
                 continue
-            if scene is None:
-                scene = Scene(message, chunk.now)
+            if context is None:
+                context = TemplateContext(message, chunk.now)
             else:
-                scene.turn_to(message)
+                context.reset(message)
             try:
-                value = hole.fill(scene)
-                values.append(TypeError() if metadata_name(scene.parsed) else value)
+                value = hole.render(context)
+                values.append(TypeError() if metadata_name(context.parsed) else value)
             except MissingFieldError:
                 values.append(None)
             except (RefusedError, properties.PropertiesError) as error:

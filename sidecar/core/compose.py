@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 from sidecar.core.coalesce import Operation, source_line
 from sidecar.core.columns import column
 from sidecar.core.content import text_document
-from sidecar.core.correlation import Correlation, set_size, whole_number
+from sidecar.core.correlation import Correlation, expected_items, whole_number
 from sidecar.core.document import (
     LINE_BREAK,
     MAX_DOCUMENT_BYTES,
@@ -26,11 +26,11 @@ from sidecar.core.document import (
     json_string,
     metadata_name,
 )
-from sidecar.core.lines import CLOSING, MAX_ID_BYTES, IndexNames, Lines
+from sidecar.core.lines import CLOSING, MAX_ID_BYTES, ActionLineEncoder, IndexParameterCache
 from sidecar.core.properties import STRING_OVERHEAD, PropertiesError, header, short_reader
-from sidecar.core.split import Parts, split
-from sidecar.core.template import MissingFieldError, Scene, Template, came_back
-from sidecar.core.transform import NothingError, TransformError
+from sidecar.core.split import SplitMessage, split
+from sidecar.core.template import MissingFieldError, Template, TemplateContext, came_back
+from sidecar.core.transform import NoDocumentError, TransformError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from sidecar.core.split import Mode as SplitMode
     from sidecar.core.transform import Prepare, Transform
 
-    _Way = Callable[[Iterator[Message], float], tuple[list[Message], list["Reject"]]]
+    _Way = Callable[[Iterator[Message], float], tuple[list[Message], list["Rejection"]]]
 
 ACTIONS = ("index", "create", "update", "upsert", "delete")
 ACTIONS_WITH_VERSION = ("index", "delete")
@@ -60,7 +60,7 @@ IdMode = Literal["auto", "generated", "none", "template"]
 Content = Literal["json", "text"]
 
 
-class Reject(NamedTuple):
+class Rejection(NamedTuple):
     """Why a message never becomes part of a request.
 
     Attributes:
@@ -75,29 +75,29 @@ class Reject(NamedTuple):
     error_type: str = ""
 
 
-REFUSALS = (RefusedError, MissingFieldError, PropertiesError, TransformError, NothingError)
+REFUSALS = (RefusedError, MissingFieldError, PropertiesError, TransformError, NoDocumentError)
 """What ends the composing of a message."""
 
 
-def reject(message: Message, why: Exception) -> Reject:
+def rejection(message: Message, why: Exception) -> Rejection:
     """Return the reject that one of `REFUSALS` means."""
     if isinstance(why, RefusedError):
-        return Reject(message, why.reason, why.detail)
+        return Rejection(message, why.reason, why.detail)
     if isinstance(why, TransformError):
-        return Reject(message, "transform-failed", why.detail, why.error_type)
-    if isinstance(why, NothingError):
-        return Reject(message, "", "")
+        return Rejection(message, "transform-failed", why.detail, why.error_type)
+    if isinstance(why, NoDocumentError):
+        return Rejection(message, "", "")
     if isinstance(why, MissingFieldError):
-        return Reject(message, "missing-field", f"the message has no {why.field}")
-    return Reject(message, "malformed", str(why))
+        return Rejection(message, "missing-field", f"the message has no {why.field}")
+    return Rejection(message, "malformed", str(why))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class EncoderConfig:
     """What becomes of messages; the meaning of each is that of the setting of its name.
 
     Attributes:
-        most_bytes: what a compressed body may hold.
+        max_bytes: what a compressed body may hold.
         transform: makes documents of a message, where that is somebody's own code.
         prepare: to be awaited for a chunk before it is composed, or None.
     """
@@ -113,7 +113,7 @@ class Recipe:
     index_allow: tuple[str, ...] = ()
     content: Content = "json"
     fields: Fields | None = None
-    most_bytes: int = MAX_DOCUMENT_BYTES
+    max_bytes: int = MAX_DOCUMENT_BYTES
     batch_key: Template | None = None
     batch_flush_when: Template | None = None
     batch_complete_count: Template | None = None
@@ -123,12 +123,12 @@ class Recipe:
     prepare: Prepare | None = None
 
     @property
-    def has_parts(self) -> bool:
+    def splits(self) -> bool:
         """Whether there may be several documents in a message."""
         return self.split != "none" or self.transform is not None
 
     @property
-    def gathers_singly(self) -> bool:
+    def adds_individually(self) -> bool:
         """Whether each message is looked at by itself for its group: for what it says, or for what it may replace."""
         return self.correlates or self.coalesce != "none"
 
@@ -172,23 +172,25 @@ class Recipe:
         return any(fnmatchcase(index, pattern) for pattern in self.index_allow)
 
 
-def correlation(recipe: Recipe, scene: Scene) -> Correlation:
+def correlation(encoder_config: EncoderConfig, context: TemplateContext) -> Correlation:
     """Return what a message says of its group; one that completes it and has no body is a mere signal.
 
     Raises:
         RefusedError, MissingFieldError: it doesn't say what it should.
     """
-    key = recipe.batch_key.render(scene) if recipe.batch_key is not None else b""
-    told = recipe.batch_complete_count.render(scene) if recipe.batch_complete_count is not None else b""
-    completes = recipe.batch_flush_when is not None and recipe.batch_flush_when.render(scene) != b""
-    return Correlation(key, set_size(told), completes, completes and not scene.content().strip(SPACE))
+    key = encoder_config.batch_key.render(context) if encoder_config.batch_key is not None else b""
+    told = (
+        encoder_config.batch_complete_count.render(context) if encoder_config.batch_complete_count is not None else b""
+    )
+    completes = encoder_config.batch_flush_when is not None and encoder_config.batch_flush_when.render(context) != b""
+    return Correlation(key, expected_items(told), completes, completes and not context.content().strip(SPACE))
 
 
-class Composer:
+class BulkEncoder:
     """Makes action line, source and key of messages.
 
     Args:
-        recipe: what becomes of them.
+        encoder_config: what becomes of them.
         make_id: gives ids that nobody else has (for ``SIDECAR_ID=generated``).
 
     Attributes:
@@ -200,34 +202,38 @@ class Composer:
     room_bytes: int
     left: list[Message]
 
-    def __init__(self, recipe: Recipe, make_id: Callable[[], str]) -> None:
-        self._recipe = recipe
+    def __init__(self, encoder_config: EncoderConfig, make_id: Callable[[], str]) -> None:
+        self._config = encoder_config
         self._make_id = make_id
-        self._action = recipe.constant_action
-        self.room_bytes = recipe.most_bytes
+        self._action = encoder_config.constant_action
+        self.room_bytes = encoder_config.max_bytes
         self.left = []
-        self._gathers_singly = recipe.gathers_singly
-        self._folds = recipe.coalesce != "none"
-        self._has_one_index = recipe.path_index is not None
-        self._names = IndexNames(recipe)
-        options = (("routing", recipe.routing), ("pipeline", recipe.pipeline))
+        self._adds_individually = encoder_config.adds_individually
+        self._coalesces = encoder_config.coalesce != "none"
+        self._has_one_index = encoder_config.path_index is not None
+        self._names = IndexParameterCache(encoder_config)
+        options = (("routing", encoder_config.routing), ("pipeline", encoder_config.pipeline))
         self._optional = [
             (name, b'"%s":' % name.encode(), template.render) for name, template in options if template is not None
         ]
-        self._conditional = recipe.version is not None or self._action not in {"index", "create", "delete"}
+        self._conditional = encoder_config.version is not None or self._action not in {"index", "create", "delete"}
         self._read_id = short_reader("message_id")
-        self._ident = self._ident_maker()
-        self._fields = recipe.fields or None
-        self._lines = Lines(recipe, make_id, self._names) if Lines.suit(recipe) else None
-        self._groups = column(recipe.batch_key) if recipe.batch_key is not None else None
-        if recipe.has_parts:
-            self._compose: _Way = self._compose_parts
+        self._document_id = self._document_id_reader()
+        self._fields = encoder_config.fields or None
+        self._lines = (
+            ActionLineEncoder(encoder_config, make_id, self._names)
+            if ActionLineEncoder.supports(encoder_config)
+            else None
+        )
+        self._groups = column(encoder_config.batch_key) if encoder_config.batch_key is not None else None
+        if encoder_config.splits:
+            self._encode: _Way = self._encode_split
         elif self._lines is not None:
-            self._compose = self._compose_alike
+            self._encode = self._encode_columns
         else:
-            self._compose = self._compose_singly
+            self._encode = self._encode_each
 
-    def compose(self, messages: Iterable[Message], now: float) -> tuple[list[Message], list[Reject]]:
+    def encode(self, messages: Iterable[Message], now: float) -> tuple[list[Message], list[Rejection]]:
         """Fill in `line`, `source` and `key`; return the messages that can be sent, and the others with reasons.
 
         Args:
@@ -235,9 +241,9 @@ class Composer:
             now: seconds since 1970.
         """
         self._room, self.left = self.room_bytes, []
-        return self._compose(iter(messages), now)
+        return self._encode(iter(messages), now)
 
-    def _compose_alike(self, messages: Iterator[Message], now: float) -> tuple[list[Message], list[Reject]]:
+    def _encode_columns(self, messages: Iterator[Message], now: float) -> tuple[list[Message], list[Rejection]]:
         """Compose by columns: the way of most users. What is out of the ordinary is composed by itself afterwards."""
         everything = list(messages)
         if not everything:
@@ -247,11 +253,11 @@ class Composer:
         if self._groups is not None:
             self._note_groups(self._groups(chunk), everything)
         rows = self._fields.rows(chunk) if self._fields is not None else None
-        lines, keys = self._lines.make(chunk)
+        lines, keys = self._lines.encode(chunk)
         unusual: list[int] = []
         note = unusual.append
         for place, (message, line, key) in enumerate(zip(everything, lines, keys)):  # noqa: B905 - keys may be endless
-            message.line, message.key, message.received_at = line, key, now
+            message.action_line, message.document_key, message.received_at = line, key, now
             body = message.body
             # The cheap look, all of it in C: a plain document passes without a single call of ours.
             if (
@@ -263,36 +269,36 @@ class Composer:
                 or len(body) > MAX_DOCUMENT_BYTES
             ):
                 note(place)
-        if chunk.odd or unusual or rows is not None:
-            return self._compose_rest(chunk, frozenset(unusual), rows)
+        if chunk.fallback or unusual or rows is not None:
+            return self._encode_fallbacks(chunk, frozenset(unusual), rows)
         return everything, []
 
-    def _compose_rest(
-        self, chunk: Chunk, unusual: frozenset[int], rows: Rows | None
-    ) -> tuple[list[Message], list[Reject]]:
+    def _encode_fallbacks(
+        self, chunk: Chunk, fallbacks: frozenset[int], rows: Rows | None
+    ) -> tuple[list[Message], list[Rejection]]:
         """Compose odd messages, look into bodies that are unusual, and add fields to all."""
-        composed: list[Message] = []
-        rejects: list[Reject] = []
-        odd, fields, room = chunk.odd, self._fields, self._room
+        encoded: list[Message] = []
+        rejections: list[Rejection] = []
+        odd, fields, room = chunk.fallback, self._fields, self._room
         for place, message in enumerate(chunk.messages):
             body = message.body
             try:
                 if place in odd:
-                    message.line, message.key = b"", None  # what columns say of it means nothing
-                    self._compose_one(message, self._scene(message, chunk.now))
+                    message.action_line, message.document_key = b"", None  # what columns say of it means nothing
+                    self._encode_one(message, self._context(message, chunk.now))
                 else:
-                    source = document(body) if place in unusual else body
-                    message.becomes(fields.splice(source, rows[place]) if fields is not None and rows else source)
+                    source = document(body) if place in fallbacks else body
+                    message.set_source(fields.splice(source, rows[place]) if fields is not None and rows else source)
             except REFUSALS as why:
-                rejects.append(reject(message, why))
+                rejections.append(rejection(message, why))
             else:
-                composed.append(message)
+                encoded.append(message)
             if message.source is not body:
                 room -= len(message.source or b"")
                 if room < 0:
                     self.left = chunk.messages[place + 1 :]
                     break
-        return composed, rejects
+        return encoded, rejections
 
     @staticmethod
     def _note_groups(keys: list[bytes], messages: list[Message]) -> None:
@@ -300,213 +306,217 @@ class Composer:
         for message, key in zip(messages, keys, strict=True):
             message.correlation, message.operation = known[key], None
 
-    def _compose_singly(self, messages: Iterator[Message], now: float) -> tuple[list[Message], list[Reject]]:
-        composed: list[Message] = []
-        rejects: list[Reject] = []
-        scene: Scene | None = None
+    def _encode_each(self, messages: Iterator[Message], now: float) -> tuple[list[Message], list[Rejection]]:
+        encoded: list[Message] = []
+        rejections: list[Rejection] = []
+        context: TemplateContext | None = None
         for message in messages:
-            if scene is None:
-                scene = self._scene(message, now)
+            if context is None:
+                context = self._context(message, now)
             else:
-                scene.turn_to(message)
+                context.reset(message)
             try:
-                self._compose_one(message, scene)
+                self._encode_one(message, context)
             except REFUSALS as why:
-                rejects.append(reject(message, why))
+                rejections.append(rejection(message, why))
             else:
-                composed.append(message)
-            if message.source is not message.body and self._is_used_up(message):
+                encoded.append(message)
+            if message.source is not message.body and self._charge(message):
                 self.left = list(messages)
-        return composed, rejects
+        return encoded, rejections
 
-    def _compose_parts(self, messages: Iterator[Message], now: float) -> tuple[list[Message], list[Reject]]:
+    def _encode_split(self, messages: Iterator[Message], now: float) -> tuple[list[Message], list[Rejection]]:
         """Compose the documents of messages that hold several: each is a message of its own from here on."""
-        composed: list[Message] = []
-        rejects: list[Reject] = []
+        encoded: list[Message] = []
+        rejections: list[Rejection] = []
         for message in messages:
-            message.parts = None
-            scene = self._scene(message, now)
-            message.received_at = scene.received_at  # it goes round as a whole
+            message.split = None
+            context = self._context(message, now)
+            message.received_at = context.received_at  # it goes round as a whole
             try:
-                parts = self._parts(message, scene)
+                parts = self._parts(message, context)
             except REFUSALS as why:
-                rejects.append(reject(message, why))
+                rejections.append(rejection(message, why))
                 continue
             for part in parts:
                 try:
-                    self._compose_part(part, now)
+                    self._encode_part(part, now)
                 except REFUSALS as why:
-                    rejects.append(reject(part, why))
+                    rejections.append(rejection(part, why))
                 else:
-                    composed.append(part)
-                self._room -= part.held_bytes
+                    encoded.append(part)
+                self._room -= part.memory_bytes
             if self._room < 0:
                 self.left = list(messages)
-        return composed, rejects
+        return encoded, rejections
 
-    def _scene(self, message: Message, now: float) -> Scene:
-        return Scene(message, now, self._recipe.most_bytes, text=self._recipe.content == "text")
+    def _context(self, message: Message, now: float) -> TemplateContext:
+        return TemplateContext(message, now, self._config.max_bytes, text=self._config.content == "text")
 
-    def _is_used_up(self, message: Message) -> bool:
+    def _charge(self, message: Message) -> bool:
         """Note what a document takes beside its message; return whether no more may."""
         self._room -= len(message.source or b"")
         return self._room < 0
 
-    def _parts(self, message: Message, scene: Scene) -> list[Message]:
+    def _parts(self, message: Message, context: TemplateContext) -> list[Message]:
         """Return the documents of a message; itself, where it is a mere signal."""
-        recipe = self._recipe
-        body = message.body if recipe.transform is not None else scene.content()
-        if recipe.batch_flush_when is not None and not body.strip(SPACE):
-            message.correlation = self._correlation(scene)
+        encoder_config = self._config
+        body = message.body if encoder_config.transform is not None else context.content()
+        if encoder_config.batch_flush_when is not None and not body.strip(SPACE):
+            message.correlation = self._correlation(context)
             message.operation = message.source = None
             if message.correlation.is_signal:
                 return [message]
-        if recipe.transform is not None:
-            return self._transformed(message, recipe.transform(message))
-        return split(message, body, cast("Literal['array', 'lines']", recipe.split), recipe.most_bytes)
+        if encoder_config.transform is not None:
+            return self._transformed(message, encoder_config.transform(message))
+        return split(message, body, cast("Literal['array', 'lines']", encoder_config.split), encoder_config.max_bytes)
 
     @staticmethod
     def _transformed(message: Message, documents: list[bytes]) -> list[Message]:
         if not documents:
-            raise NothingError
-        parts = Parts(message, len(documents))
-        return [parts.make(item, document) for item, document in enumerate(documents)]
+            raise NoDocumentError
+        parts = SplitMessage(message, len(documents))
+        return [parts.part(item, document) for item, document in enumerate(documents)]
 
-    def _compose_part(self, part: Message, now: float) -> None:
-        if part.parts is None:
+    def _encode_part(self, part: Message, now: float) -> None:
+        if part.split is None:
             return  # a signal
-        scene = Scene(part, now, part=True, text=self._recipe.content == "text")
-        if self._recipe.transform is not None and part.parts.count == 1:
-            scene.item = None  # what becomes one document has the message's id
-        self._compose_one(part, scene)
-        if self._recipe.gathers_singly and part.item < part.parts.count - 1:
+        context = TemplateContext(part, now, part=True, text=self._config.content == "text")
+        if self._config.transform is not None and part.split.count == 1:
+            context.split_index = None  # what becomes one document has the message's id
+        self._encode_one(part, context)
+        if self._config.adds_individually and part.split_index < part.split.count - 1:
             # What completes a group does so with its last document.
             part.correlation = part.correlation._replace(completes=False)
 
-    def _compose_one(self, message: Message, scene: Scene) -> None:
-        message.received_at = scene.received_at
-        if self._gathers_singly and self._is_signal(message, scene):
+    def _encode_one(self, message: Message, context: TemplateContext) -> None:
+        message.received_at = context.received_at
+        if self._adds_individually and self._is_signal(message, context):
             return
-        action = message.action = self._action or self._render_action(scene)
-        ident = self._ident(message, scene)
+        action = message.action = self._action or self._render_action(context)
+        document_id = self._document_id(message, context)
         parameters = []
         space = b""
         if not self._has_one_index:
-            index = self._recipe.index.render(scene)
+            index = self._config.index.render(context)
             parameters.append(self._names.parameter(index))
             space = index + b"\0"
-        if ident is not None:
-            if len(ident) > MAX_ID_BYTES:
-                raise _too_long(ident)
-            parameters.append(b'"_id":' + json_string(ident, "the id"))
+        if document_id is not None:
+            if len(document_id) > MAX_ID_BYTES:
+                raise _too_long(document_id)
+            parameters.append(b'"_id":' + json_string(document_id, "the id"))
         elif action in ACTIONS_ON_WHAT_IS_THERE:
             raise RefusedError("missing-field", f"the message has no id, which {action} needs")
         first_option = len(parameters)
         for name, opening, render in self._optional:
-            value = render(scene)
+            value = render(context)
             if value:
                 parameters.append(opening + json_string(value, name))
-        options = parameters[first_option:] if self._folds else []
+        options = parameters[first_option:] if self._coalesces else []
         version = None
         if self._conditional:
-            version = self._version(action, ident, scene)
+            version = self._version(action, document_id, context)
             parameters += self._conditions(action, version)
-        message.line = _OPENINGS[action] + b",".join(parameters) + CLOSING
-        message.key = space + ident if ident is not None else None
-        line = self._document(action, scene)
-        message.becomes(source_line(action, line))
-        if self._folds and ident is not None:
-            has_pipeline = self._recipe.pipeline is not None
+        message.action_line = _OPENINGS[action] + b",".join(parameters) + CLOSING
+        message.document_key = space + document_id if document_id is not None else None
+        line = self._document(action, context)
+        message.set_source(source_line(action, line))
+        if self._coalesces and document_id is not None:
+            has_pipeline = self._config.pipeline is not None
             message.operation = Operation(action, b",".join(options), has_pipeline, version, line)
-            message.gathered = False
+            message.in_open_batch = False
 
-    def _is_signal(self, message: Message, scene: Scene) -> bool:
+    def _is_signal(self, message: Message, context: TemplateContext) -> bool:
         """Note what a message says of its group; return whether that is all that it says."""
-        message.correlation = self._correlation(scene)
+        message.correlation = self._correlation(context)
         message.operation = None
         if message.correlation.is_signal:
             message.source = None
         return message.correlation.is_signal
 
-    def _correlation(self, scene: Scene) -> Correlation:
-        found = correlation(self._recipe, scene)
-        return found._replace(is_signal=False) if found.is_signal and self._deletes(scene) else found
+    def _correlation(self, context: TemplateContext) -> Correlation:
+        found = correlation(self._config, context)
+        return found._replace(is_signal=False) if found.is_signal and self._deletes(context) else found
 
-    def _deletes(self, scene: Scene) -> bool:
+    def _deletes(self, context: TemplateContext) -> bool:
         """Whether a message is a deletion, which has no need of a body."""
         try:
-            return (self._action or self._render_action(scene)) == "delete"
+            return (self._action or self._render_action(context)) == "delete"
         except (RefusedError, MissingFieldError):
             return False  # a signal need not name an action
 
-    def _document(self, action: str, scene: Scene) -> bytes | None:
+    def _document(self, action: str, context: TemplateContext) -> bytes | None:
         if action == "delete":
             return None
-        body = scene.content()
-        if self._recipe.content == "text":
+        body = context.content()
+        if self._config.content == "text":
             line = text_document(body)
-        elif name := metadata_name(scene.parsed):
+        elif name := metadata_name(context.parsed):
             raise has_metadata(name)
         elif action in {"update", "upsert"}:
             line = fragment(body)
         else:
             line = document(body)
-        return self._fields.add(line, scene) if self._fields is not None else line
+        return self._fields.add(line, context) if self._fields is not None else line
 
-    def _render_action(self, scene: Scene) -> str:
-        action = self._recipe.action.render(scene).decode()
+    def _render_action(self, context: TemplateContext) -> str:
+        action = self._config.action.render(context).decode()
         if action not in ACTIONS:
             raise RefusedError("malformed", f"the action is none of {', '.join(ACTIONS)}")
         return action
 
-    def _ident_maker(self) -> Callable[[Message, Scene], bytes | None]:
+    def _document_id_reader(self) -> Callable[[Message, TemplateContext], bytes | None]:
         """Return what finds or makes the id of a message."""
-        recipe = self._recipe
-        if recipe.id_mode == "auto":
+        encoder_config = self._config
+        if encoder_config.id_mode == "auto":
             return self._message_id
-        if recipe.id_mode == "generated":
+        if encoder_config.id_mode == "generated":
             return self._generated
-        return self._id_by_template if recipe.id is not None else lambda _, __: None
+        return self._id_by_template if encoder_config.id is not None else lambda _, __: None
 
-    def _message_id(self, message: Message, scene: Scene) -> bytes | None:
-        ident = self._read_id(message.properties) or None
-        return ident if ident is None or scene.item is None else b"%b-%d" % (ident, scene.item)
+    def _message_id(self, message: Message, context: TemplateContext) -> bytes | None:
+        document_id = self._read_id(message.properties) or None
+        return (
+            document_id
+            if document_id is None or context.split_index is None
+            else b"%b-%d" % (document_id, context.split_index)
+        )
 
-    def _id_by_template(self, message: Message, scene: Scene) -> bytes:  # noqa: ARG002 - as the others
-        assert self._recipe.id is not None
-        ident = self._recipe.id.render(scene)
-        if not ident:
+    def _id_by_template(self, message: Message, context: TemplateContext) -> bytes:  # noqa: ARG002 - as the others
+        assert self._config.id is not None
+        document_id = self._config.id.render(context)
+        if not document_id:
             raise RefusedError("missing-field", "the id is empty")
-        return ident
+        return document_id
 
-    def _generated(self, message: Message, scene: Scene) -> bytes:
+    def _generated(self, message: Message, context: TemplateContext) -> bytes:
         """Return an id made here; a copy that comes back from the delay queue keeps the one that it was given."""
-        if scene.item is None and came_back(message.properties):
+        if context.split_index is None and came_back(message.properties):
             kept = header(message.properties, DOCUMENT_ID)
             if kept is not None and len(kept) > STRING_OVERHEAD:
                 return kept[STRING_OVERHEAD:]
         return self._make_id().encode()
 
-    def _version(self, action: str, ident: bytes | None, scene: Scene) -> int | None:
-        template = self._recipe.version
-        return _version(template.render(scene), action, ident) if template is not None else None
+    def _version(self, action: str, document_id: bytes | None, context: TemplateContext) -> int | None:
+        template = self._config.version
+        return _version(template.render(context), action, document_id) if template is not None else None
 
     def _conditions(self, action: str, version: int | None) -> list[bytes]:
         if version is not None:
-            return [b'"version":%d,"version_type":"%s"' % (version, self._recipe.version_type.encode())]
+            return [b'"version":%d,"version_type":"%s"' % (version, self._config.version_type.encode())]
         if action in {"update", "upsert"}:
             return [_RETRIES]
         return []
 
 
-def _too_long(ident: bytes) -> RefusedError:
-    return RefusedError("malformed", f"the id has {len(ident)} bytes; Elasticsearch takes {MAX_ID_BYTES}")
+def _too_long(document_id: bytes) -> RefusedError:
+    return RefusedError("malformed", f"the id has {len(document_id)} bytes; Elasticsearch takes {MAX_ID_BYTES}")
 
 
-def _version(text: bytes, action: str, ident: bytes | None) -> int:
+def _version(text: bytes, action: str, document_id: bytes | None) -> int:
     if action not in ACTIONS_WITH_VERSION:
         raise RefusedError("malformed", f"{action} takes no version")
-    if ident is None:
+    if document_id is None:
         raise RefusedError("missing-field", "the message has no id, which a version needs")
     version = whole_number(text, MAX_VERSION)
     if version is None:

@@ -31,16 +31,16 @@ _read_encoding = short_reader("content_encoding")
 _ZLIB_METHOD, _ZLIB_CHECK, _ZLIB_HEADER_BYTES = 8, 31, 2
 
 
-def plain_body(message: Message, most_bytes: int) -> bytes:
+def plain_body(message: Message, max_bytes: int) -> bytes:
     """Return the body of a message with its ``content_encoding`` undone: itself, where it has none.
 
     Args:
         message: whose body is wanted.
-        most_bytes: more than that is not brought to light.
+        max_bytes: more than that is not brought to light.
 
     Raises:
         PropertiesError: the properties are cut short.
-        RefusedError: the encoding is unknown, the body is not in it, or holds more than `most_bytes`.
+        RefusedError: the encoding is unknown, the body is not in it, or holds more than `max_bytes`.
     """
     body = message.body
     encoding = _read_encoding(message.properties)
@@ -50,9 +50,9 @@ def plain_body(message: Message, most_bytes: int) -> bytes:
         return body
     name = encoding.strip().lower()
     if name in _GZIP:
-        return _inflated(body, _GZIP_WINDOW, "gzip", most_bytes)
+        return _inflated(body, _GZIP_WINDOW, "gzip", max_bytes)
     if name == _DEFLATE:
-        return _inflated(body, _deflate_window(body), "deflate", most_bytes)
+        return _inflated(body, _deflate_window(body), "deflate", max_bytes)
     shown = name.decode(errors="replace")[:_SHOWN_CHARACTERS]
     raise RefusedError("malformed", f"the content_encoding {shown!r} is unknown; gzip and deflate are undone")
 
@@ -70,7 +70,7 @@ def _deflate_window(body: bytes) -> int:
     return zlib.MAX_WBITS if with_header else -zlib.MAX_WBITS
 
 
-def _inflated(body: bytes, window: int, name: str, most_bytes: int) -> bytes:
+def _inflated(body: bytes, window: int, name: str, max_bytes: int) -> bytes:
     decompressor = zlib.decompressobj(window)
     view = memoryview(body)
     parts: list[bytes] = []
@@ -83,8 +83,8 @@ def _inflated(body: bytes, window: int, name: str, most_bytes: int) -> bytes:
             while (data or len(piece) == _STEP_BYTES) and not decompressor.eof:
                 piece = decompressor.decompress(data, _STEP_BYTES)
                 size += len(piece)
-                if size > most_bytes:
-                    raise RefusedError("too-large", f"what the {name} body holds is above {most_bytes:,} bytes")
+                if size > max_bytes:
+                    raise RefusedError("too-large", f"what the {name} body holds is above {max_bytes:,} bytes")
                 parts.append(piece)
                 data = decompressor.unconsumed_tail
             if decompressor.eof:

@@ -24,23 +24,30 @@ from sidecar.core.properties import (
     split,
     text_value,
 )
-from sidecar.core.template import FIRST_EXCHANGE, FIRST_ROUTING_KEY, RECEIVED_AT, RETRY_COUNT, Scene, came_back
+from sidecar.core.template import (
+    FIRST_EXCHANGE,
+    FIRST_ROUTING_KEY,
+    RECEIVED_AT,
+    RETRY_COUNT,
+    TemplateContext,
+    came_back,
+)
 from sidecar.core.times import iso
 
 if TYPE_CHECKING:
     from sidecar.core.message import Message
-    from sidecar.core.split import Parts
+    from sidecar.core.split import SplitMessage
 
 TOKEN_HEADER = b"sidecar-copy"
 """The header by which a copy that comes back unroutable is known."""
 
-LONGEST_DELAY_SECONDS = 300.0
-_MOST_DOUBLINGS = 60
+MAX_DELAY_SECONDS = 300.0
+_MAX_DOUBLINGS = 60
 
 _PERSISTENT = b"\x02"
 DELIVERY_COUNT = b"x-delivery-count"
 _INTEGERS = (b"b", b"B", b"s", b"u", b"I", b"i", b"l", b"L")
-_MOST_ROUNDS = 2**31 - 1
+_MAX_ROUNDS = 2**31 - 1
 _RECIPIENTS = frozenset({b"CC", b"BCC"})
 _MOVED_HEADERS = frozenset({*_RECIPIENTS, DELIVERY_COUNT})
 _MOVED_PREFIXES = (b"x-death", b"x-first-death-")
@@ -53,7 +60,7 @@ _LEFT_OUT: Field = (b"", b"")
 _MAX_NAME_BYTES = 255
 
 
-class Letter(NamedTuple):
+class Failure(NamedTuple):
     """Why a copy of a message is published, and where to: to the dead letters, or for a while to a delay queue.
 
     Attributes:
@@ -63,7 +70,7 @@ class Letter(NamedTuple):
         error_type: Elasticsearch's error type; empty likewise.
         detail: a sentence without document text, at most 1 KiB.
         delay_milliseconds: how long a delayed copy waits; 0 for a dead letter.
-        rounds: counted rounds by the delay queue, this one included.
+        delay_rounds: counted rounds by the delay queue, this one included.
         items: the places of the documents at fault, where the message holds several.
         parts: the documents of the message, if it holds several and is delayed.
     """
@@ -74,9 +81,9 @@ class Letter(NamedTuple):
     status: int = 0
     error_type: str = ""
     delay_milliseconds: int = 0
-    rounds: int = 0
+    delay_rounds: int = 0
     items: tuple[int, ...] = ()
-    parts: Parts | None = None
+    parts: SplitMessage | None = None
 
     @property
     def verdict(self) -> Literal["dead_letter", "delay"]:
@@ -84,7 +91,7 @@ class Letter(NamedTuple):
         return "delay" if self.delay_milliseconds else "dead_letter"
 
 
-def rounds(message: Message) -> int:
+def delay_rounds(message: Message) -> int:
     """Return how many counted rounds by the delay queue a message has behind it."""
     return _count(message, RETRY_COUNT) if came_back(message.properties) else 0
 
@@ -95,25 +102,25 @@ def _count(message: Message, name: bytes) -> int:
     if value is None or value[:1] not in _INTEGERS:
         return 0
     number = decode(value)
-    return min(max(number, 0), _MOST_ROUNDS) if isinstance(number, int) else 0
+    return min(max(number, 0), _MAX_ROUNDS) if isinstance(number, int) else 0
 
 
-def deliveries(message: Message) -> int:
+def delivery_count(message: Message) -> int:
     """Return how often a quorum queue says that it delivered a message before; 0 where it doesn't say."""
     return _count(message, DELIVERY_COUNT)
 
 
-def own_doing(message: Message) -> bool:
+def may_be_own_write(message: Message) -> bool:
     """Whether a conflict may be with an earlier attempt of ours: one that went unanswered, or an earlier delivery."""
-    return bool(message.unanswered or message.redelivered or came_back(message.properties))
+    return bool(message.times_unanswered or message.redelivered or came_back(message.properties))
 
 
-def may_go_round(message: Message, *, versioned: bool, most_rounds: int) -> bool:
+def may_delay(message: Message, *, versioned: bool, max_rounds: int) -> bool:
     """Whether a message may still go round by the delay queue after its attempts in place.
 
     Where a document has an id and no version, later operations would overtake this one on its way round.
     """
-    return (message.key is None or versioned) and rounds(message) < most_rounds
+    return (message.document_key is None or versioned) and delay_rounds(message) < max_rounds
 
 
 def delay_seconds(message: Message, first_seconds: float, *, counted: bool, now: float) -> float:
@@ -130,20 +137,20 @@ def delay_seconds(message: Message, first_seconds: float, *, counted: bool, now:
         now: seconds since 1970.
     """
     if counted:
-        doublings = min(rounds(message), _MOST_DOUBLINGS)
+        doublings = min(delay_rounds(message), _MAX_DOUBLINGS)
     else:
-        waited = min(now - Scene(message, now).received_at, LONGEST_DELAY_SECONDS)
+        waited = min(now - TemplateContext(message, now).received_at, MAX_DELAY_SECONDS)
         doublings = math.ceil(math.log2(max(1.0, waited / first_seconds)))
-    return min(first_seconds * 2.0**doublings, LONGEST_DELAY_SECONDS)
+    return min(first_seconds * 2.0**doublings, MAX_DELAY_SECONDS)
 
 
 def delay_lengths(first_seconds: float) -> tuple[int, ...]:
     """Return how long messages may wait in a delay queue, in milliseconds: each length is a queue."""
     lengths, seconds = [], first_seconds
-    while seconds < LONGEST_DELAY_SECONDS:
+    while seconds < MAX_DELAY_SECONDS:
         lengths.append(milliseconds(seconds))
         seconds *= 2
-    return (*lengths, milliseconds(LONGEST_DELAY_SECONDS))
+    return (*lengths, milliseconds(MAX_DELAY_SECONDS))
 
 
 def milliseconds(seconds: float) -> int:
@@ -151,20 +158,20 @@ def milliseconds(seconds: float) -> int:
     return max(1, int(1000 * seconds))
 
 
-def delay_headers(letter: Letter, *, token: bytes, document_id: bytes, now: float) -> list[Field]:
+def delay_headers(failure: Failure, *, token: bytes, document_id: bytes, now: float) -> list[Field]:
     """Return the headers by which a copy that comes back is treated as at its first delivery.
 
     Args:
-        letter: the message, and how many rounds it has.
+        failure: the message, and how many rounds it has.
         token: see `sidecar.ports.Copy`.
         document_id: empty where there is none; one that was made here is kept by it.
         now: seconds since 1970.
     """
-    message = letter.message
-    first = Scene(message, message.received_at or now)
+    message = failure.message
+    first = TemplateContext(message, message.received_at or now)
     added = [
         (TOKEN_HEADER, text_value(token)),
-        (RETRY_COUNT, number_value(letter.rounds)),
+        (RETRY_COUNT, number_value(failure.delay_rounds)),
         (RECEIVED_AT, text_value(iso(first.received_at))),
         (FIRST_EXCHANGE, text_value(first.exchange)),
         (FIRST_ROUTING_KEY, text_value(first.routing_key)),
@@ -173,26 +180,26 @@ def delay_headers(letter: Letter, *, token: bytes, document_id: bytes, now: floa
 
 
 def dead_letter_headers(
-    letter: Letter, *, token: bytes, action: str, index: str, document_id: bytes, failed_at: float
+    failure: Failure, *, token: bytes, action: str, index: str, document_id: bytes, failed_at: float
 ) -> list[Field]:
     """Return the headers that tell why a message was rejected, what matters most first.
 
     Args:
-        letter: the message, and what is wrong with it.
+        failure: the message, and what is wrong with it.
         token: see `sidecar.ports.Copy`.
         action: what was to be done.
         index: the target, empty where it was not known yet.
         document_id: empty where there is none.
         failed_at: seconds since 1970.
     """
-    message = letter.message
-    first = Scene(message, failed_at)
-    items = [(b"sidecar-items", text_value(_listed(letter.items)))] if letter.items else []
+    message = failure.message
+    first = TemplateContext(message, failed_at)
+    items = [(b"sidecar-items", text_value(_listed(failure.items)))] if failure.items else []
     return [
         (TOKEN_HEADER, text_value(token)),
-        (b"sidecar-reason", text_value(letter.reason)),
-        (b"sidecar-status", number_value(letter.status)),
-        (b"sidecar-error-type", text_value(letter.error_type)),
+        (b"sidecar-reason", text_value(failure.reason)),
+        (b"sidecar-status", number_value(failure.status)),
+        (b"sidecar-error-type", text_value(failure.error_type)),
         (b"sidecar-attempts", number_value(message.attempts)),
         (b"sidecar-failed-at", text_value(iso(failed_at))),
         (b"sidecar-queue", text_value(message.ledger.queue)),
@@ -202,7 +209,7 @@ def dead_letter_headers(
         (b"sidecar-index", text_value(index)),
         (b"sidecar-id", text_value(document_id)),
         *items,
-        (b"sidecar-error-reason", text_value(letter.detail)),
+        (b"sidecar-error-reason", text_value(failure.detail)),
     ]
 
 
@@ -212,7 +219,7 @@ def _listed(items: tuple[int, ...]) -> str:
     return f"{listed},…" if len(items) > _LISTED_ITEMS else listed
 
 
-def copy_properties(
+def republish_properties(
     properties: bytes, added: list[Field], limit_bytes: int, *, without: frozenset[bytes] = frozenset()
 ) -> bytes:
     """Return the properties of a copy: the original's, moved where they would do harm, with `added` headers.
@@ -236,7 +243,7 @@ def copy_properties(
     there = {name for name, _ in own}
     kept = []
     for name, value in own:
-        item = _moved(name, value)
+        item = _renamed(name, value)
         trace = item[0] != name and (item[0] in there or (came_round and name not in _RECIPIENTS))
         if name not in replaced and not trace:
             kept.append(item)
@@ -249,16 +256,16 @@ def copy_properties(
     if mode is not None and mode != _PERSISTENT:
         kept.append((_ORIGINAL + b"delivery_mode", number_value(mode[0])))
     values["delivery_mode"] = _PERSISTENT
-    return _fit(values, kept, added, limit_bytes)
+    return _truncate_to_fit(values, kept, added, limit_bytes)
 
 
-def _moved(name: bytes, value: bytes) -> Field:
+def _renamed(name: bytes, value: bytes) -> Field:
     if name in _MOVED_HEADERS or name.startswith(_MOVED_PREFIXES):
         return (_ORIGINAL + name)[:_MAX_NAME_BYTES], value
     return name, value
 
 
-def _fit(values: dict[str, bytes], kept: list[Field], added: list[Field], limit_bytes: int) -> bytes:
+def _truncate_to_fit(values: dict[str, bytes], kept: list[Field], added: list[Field], limit_bytes: int) -> bytes:
     """Join all. While it doesn't fit, cut the next string, of `added` from the end, then the longest of `kept`.
 
     When even that is too much, headers of the message's own are left out, the largest first: a copy that the broker

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 WINDOW_SECONDS = 10.0
 LINES_AT_ONCE = 3
-_MOST_KINDS = 50
+_MAX_KINDS = 50
 
 
-class Kind(NamedTuple):
+class FailureKind(NamedTuple):
     """What failures have in common.
 
     Attributes:
@@ -29,7 +29,7 @@ class Kind(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class LogLine:
     """What is to be told now.
 
     Attributes:
@@ -37,7 +37,7 @@ class Line:
         over_seconds: the time in which they came; 0 for those of one batch.
     """
 
-    kind: Kind
+    kind: FailureKind
     count: int
     example_id: str
     detail: str
@@ -45,7 +45,7 @@ class Line:
 
 
 @dataclass(slots=True)
-class Group:
+class FailureGroup:
     """The failures of a kind.
 
     Attributes:
@@ -55,27 +55,29 @@ class Group:
         detail: a sentence about it, without document text.
     """
 
-    kind: Kind
+    kind: FailureKind
     count: int = 0
     last_at: float = 0.0
     example_id: str = ""
     detail: str = ""
-    untold: int = 0
+    unlogged: int = 0
     lines: int = 0
     window_until: float = 0.0
 
 
-class Failures:
+class FailureThrottle:
     """The failures of each kind, and when they are told."""
 
     def __init__(self) -> None:
-        self._groups: dict[Kind, Group] = {}
+        self._groups: dict[FailureKind, FailureGroup] = {}
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[FailureGroup]:
         """Return the groups, that of the latest failure first."""
         return sorted(self._groups.values(), key=lambda group: group.last_at, reverse=True)
 
-    def note(self, kind: Kind, count: int, example_id: str, detail: str, *, now: float, wall: float) -> list[Line]:
+    def note(
+        self, kind: FailureKind, count: int, example_id: str, detail: str, *, now: float, wall: float
+    ) -> list[LogLine]:
         """Note messages of one batch; return what is to be told at once.
 
         Args:
@@ -90,44 +92,44 @@ class Failures:
         group = self._groups.get(kind)
         if group is None:
             lines = self._make_room()
-            group = self._groups[kind] = Group(kind)
+            group = self._groups[kind] = FailureGroup(kind)
         group.count += count
         group.last_at, group.example_id, group.detail = wall, example_id, detail
-        if now >= group.window_until and not group.untold:
+        if now >= group.window_until and not group.unlogged:
             group.window_until, group.lines = now + WINDOW_SECONDS, 0
         if group.lines < LINES_AT_ONCE:
             group.lines += 1
-            return [*lines, Line(kind, count, example_id, detail)]
-        group.untold += count
+            return [*lines, LogLine(kind, count, example_id, detail)]
+        group.unlogged += count
         return lines
 
     def due(self) -> float | None:
         """Return when `take` has something to tell, in seconds of the loop's clock; None when nothing is left."""
-        return min((group.window_until for group in self._groups.values() if group.untold), default=None)
+        return min((group.window_until for group in self._groups.values() if group.unlogged), default=None)
 
-    def take(self, now: float) -> list[Line]:
+    def take(self, now: float) -> list[LogLine]:
         """Return a line for each kind whose time has come; the next is ten seconds later, as long as it goes on."""
         lines = []
         for group in self._groups.values():
-            if group.untold and now >= group.window_until:
+            if group.unlogged and now >= group.window_until:
                 lines.append(_summary(group))
                 group.window_until = now + WINDOW_SECONDS
         return lines
 
-    def take_all(self) -> list[Line]:
+    def take_all(self) -> list[LogLine]:
         """Return a line for each kind that has something left to tell: the end is near."""
-        return [_summary(group) for group in self._groups.values() if group.untold]
+        return [_summary(group) for group in self._groups.values() if group.unlogged]
 
-    def _make_room(self) -> list[Line]:
+    def _make_room(self) -> list[LogLine]:
         """Forget the kind that hasn't come for longest, where there are too many; it is told first."""
-        if len(self._groups) < _MOST_KINDS:
+        if len(self._groups) < _MAX_KINDS:
             return []
         oldest = min(self._groups.values(), key=lambda group: group.last_at)
         del self._groups[oldest.kind]
-        return [_summary(oldest)] if oldest.untold else []
+        return [_summary(oldest)] if oldest.unlogged else []
 
 
-def _summary(group: Group) -> Line:
-    line = Line(group.kind, group.untold, group.example_id, group.detail, WINDOW_SECONDS)
-    group.untold = 0
+def _summary(group: FailureGroup) -> LogLine:
+    line = LogLine(group.kind, group.unlogged, group.example_id, group.detail, WINDOW_SECONDS)
+    group.unlogged = 0
     return line

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sidecar.core.columns import Chunk
-    from sidecar.core.template import Scene, Template
+    from sidecar.core.template import Template, TemplateContext
 
 Rows = list[tuple[bytes, ...]]
 """Texts to add to each of several documents."""
@@ -108,12 +108,12 @@ class Fields:
                 added = added + b"," + text if added else text
         return _spliced(line, added)
 
-    def add(self, line: bytes, scene: Scene) -> bytes:
+    def add(self, line: bytes, context: TemplateContext) -> bytes:
         """Return a document with the fields that it has not.
 
         Args:
             line: the document, from { to }.
-            scene: what the values come from.
+            context: what the values come from.
 
         Raises:
             MissingFieldError: the message has no such value, and there is no default.
@@ -122,7 +122,7 @@ class Fields:
         for path, owners, escaped, opening, template in self._fields:
             if not _lacks(line, path, owners, escaped):
                 continue
-            value = template.render(scene)
+            value = template.render(context)
             if value:
                 added.append(opening + json_string(value, "a field's value"))
         return _spliced(line, b",".join(added))

@@ -12,7 +12,7 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.core.message import Message
-from sidecar.errors import WireError
+from sidecar.errors import ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,15 +65,15 @@ class Closed(NamedTuple):
 Answer = Confirm | Returned | Closed
 
 
-class Taken(NamedTuple):
+class ParsedFrames(NamedTuple):
     """What one piece of the stream brought: our messages, what is said about our copies in order, and the rest."""
 
     messages: list[Message]
     answers: list[Answer]
-    passed: bytes
+    passthrough: bytes
 
 
-class _Content:
+class _PartialMessage:
     """A message of which not all frames are here yet."""
 
     __slots__ = ("have", "method", "parts", "properties", "size")
@@ -86,7 +86,7 @@ class _Content:
         self.parts: list[bytes] = []
 
 
-class Inbound:
+class FrameParser:
     """Takes what is ours out of the broker's stream, however the stream was cut into pieces.
 
     Attributes:
@@ -97,48 +97,48 @@ class Inbound:
         self.frame_max = _FIRST_FRAME_LIMIT
         self._ledgers: dict[int, Ledger] = {}
         self._confirming: int | None = None
-        self._contents: dict[int, _Content] = {}
+        self._contents: dict[int, _PartialMessage] = {}
         self._rest: list[bytes] = []  # the beginning of a frame that isn't whole: parts, for joining each would be n²
         self._rest_bytes = 0
         self._needed_bytes = 0
         self._started = False
         self._opening = b""
 
-    def take_deliveries(self, ledger: Ledger) -> None:
+    def register_consumer(self, ledger: Ledger) -> None:
         """From now on deliveries on the ledger's channel are ours; call it before ``basic.consume``.
 
         If the broker closes the channel, that is noted in the ledger.
         """
         self._ledgers[ledger.channel] = ledger
 
-    def take_confirms(self, channel: int) -> None:
+    def register_publisher(self, channel: int) -> None:
         """From now on returns, acks and nacks on `channel` are ours; call it before publishing there."""
         self._confirming = channel
 
-    def release(self, channel: int) -> None:
+    def unregister(self, channel: int) -> None:
         """Forget a channel that we have closed; its number may be used again."""
         self._ledgers.pop(channel, None)
         self._contents.pop(channel, None)
         if self._confirming == channel:
             self._confirming = None
 
-    def feed(self, data: bytes) -> Taken:  # noqa: C901, PLR0912 - one loop: calls would cost more than what they do
+    def feed(self, data: bytes) -> ParsedFrames:  # noqa: C901, PLR0912 - one loop: calls would cost more than what they do
         """Take the next piece of the stream.
 
         Raises:
-            WireError: the stream is malformed. Nothing after it can be understood; end the connection.
+            ProtocolError: the stream is malformed. Nothing after it can be understood; end the connection.
         """
         if self._rest:
             self._rest.append(data)
             self._rest_bytes += len(data)
             if self._rest_bytes < self._needed_bytes:
-                return Taken([], [], b"")
+                return ParsedFrames([], [], b"")
             data = b"".join(self._rest)
             self._rest = []
         if not self._started:
             self._opening += data
             if b"AMQP".startswith(self._opening[:4]):  # the broker speaks another version; aiormq explains it
-                return Taken([], [], data)
+                return ParsedFrames([], [], data)
             self._started, data = True, self._opening
         messages: list[Message] = []
         answers: list[Answer] = []
@@ -158,25 +158,25 @@ class Inbound:
                     self._needed_bytes = after - pos
                     break
                 if data[after - 1] != _END:
-                    raise WireError(f"a frame on channel {channel} doesn't end where its size says")
+                    raise ProtocolError(f"a frame on channel {channel} doesn't end where its size says")
                 if not self._take_frame(kind, channel, data[pos + 7 : after - 1], messages, answers):
                     passed.append(data[pos:after])
                 pos = after
         except (struct.error, IndexError) as error:
-            raise WireError("a method from the broker is cut short") from error
+            raise ProtocolError("a method from the broker is cut short") from error
         # Not when it raises: what isn't handed on was never received, and must not be counted as stale later.
         for ledger in self._ledgers.values():
-            ledger.admit()
+            ledger.open_new()
         if pos < end:
             self._rest = [data[pos:] if pos else data]
             self._rest_bytes = end - pos
-        return Taken(messages, answers, b"".join(passed))
+        return ParsedFrames(messages, answers, b"".join(passed))
 
     def _check(self, kind: int, size: int) -> None:
         if kind not in (_METHOD, _HEADER, _BODY, _HEARTBEAT):
-            raise WireError(f"a frame of unknown type {kind}")
+            raise ProtocolError(f"a frame of unknown type {kind}")
         if self.frame_max and size + _FRAME_OVERHEAD > self.frame_max:
-            raise WireError(f"a frame of {size + _FRAME_OVERHEAD} bytes, where {self.frame_max} were agreed on")
+            raise ProtocolError(f"a frame of {size + _FRAME_OVERHEAD} bytes, where {self.frame_max} were agreed on")
 
     def _take_whole(self, data: bytes, pos: int, messages: list[Message]) -> int:  # noqa: C901, PLR0912, PLR0915 - the same
         """Take deliveries that lie whole, in three frames (two without a body), at `pos`; return where they end.
@@ -206,7 +206,7 @@ class Inbound:
                     break
                 route = data[tag_at + 9 : header - 1]
                 if len(route) != 2 + route[0] + route[1 + route[0]]:
-                    raise WireError("a method from the broker is cut short")
+                    raise ProtocolError("a method from the broker is cut short")
                 ledger = found
                 if model_size:
                     model_tag = 0  # matches nothing: they do differ, and another model would cost more than it saves
@@ -237,7 +237,7 @@ class Inbound:
                 break
             tag, redelivered = read_tag(data, tag_at)
             if tag != ledger.next_tag:
-                raise WireError(f"delivery tag {tag} where {ledger.next_tag} was due")
+                raise ProtocolError(f"delivery tag {tag} where {ledger.next_tag} was due")
             ledger.next_tag = tag + 1
             held_bytes = header_size + length
             add(Message(ledger, tag, redelivered, route, data[header + 19 : body - 1], payload, held_bytes))
@@ -255,18 +255,18 @@ class Inbound:
             if kind == _METHOD:
                 # The broker may close a channel in the middle of a message; that message is void, the close is not.
                 if struct.unpack_from(">HH", payload) != _CHANNEL_CLOSE:
-                    raise WireError(f"a method in the middle of a message on channel {channel}")
+                    raise ProtocolError(f"a method in the middle of a message on channel {channel}")
                 self._note_close(channel, payload, answers)
                 return False
             self._extend(channel, content, kind, payload)
         elif kind == _METHOD and self._begins_content(channel, payload):
-            content = self._contents[channel] = _Content(payload)
+            content = self._contents[channel] = _PartialMessage(payload)
         elif kind == _METHOD:
             if struct.unpack_from(">HH", payload) == _CHANNEL_CLOSE:
                 self._note_close(channel, payload, answers)
             return self._take_confirm(channel, payload, answers)
         elif kind != _HEARTBEAT and (channel in self._ledgers or channel == self._confirming):
-            raise WireError(f"a piece of a message on channel {channel} that belongs to none")
+            raise ProtocolError(f"a piece of a message on channel {channel} that belongs to none")
         else:
             return False
         if content.have == content.size:
@@ -286,7 +286,7 @@ class Inbound:
             self._ledgers[channel].channel_closed = True
         if channel == self._confirming:
             answers.append(Closed(_short(payload, 6)))
-        self.release(channel)
+        self.unregister(channel)
 
     def _take_confirm(self, channel: int, payload: bytes, answers: list[Answer]) -> bool:
         class_id, method_id = struct.unpack_from(">HH", payload)
@@ -297,41 +297,41 @@ class Inbound:
         return True
 
     @staticmethod
-    def _extend(channel: int, content: _Content, kind: int, payload: bytes) -> None:
+    def _extend(channel: int, content: _PartialMessage, kind: int, payload: bytes) -> None:
         if content.size < 0:
             if kind != _HEADER:
-                raise WireError(f"a message without a header on channel {channel}")
+                raise ProtocolError(f"a message without a header on channel {channel}")
             class_id, _, content.size = _CONTENT.unpack_from(payload)
             content.properties = payload[_CONTENT.size :]
             if class_id != _BASIC or len(content.properties) < _MIN_PROPERTIES:
-                raise WireError(f"a content header on channel {channel} that is not one")
+                raise ProtocolError(f"a content header on channel {channel} that is not one")
         elif kind != _BODY:
-            raise WireError(f"two headers for one message on channel {channel}")
+            raise ProtocolError(f"two headers for one message on channel {channel}")
         else:
             content.parts.append(payload)
             content.have += len(payload)
             if content.have > content.size:
-                raise WireError(f"a message on channel {channel} is longer than its header says")
+                raise ProtocolError(f"a message on channel {channel} is longer than its header says")
 
-    def _complete(self, channel: int, content: _Content, messages: list[Message], answers: list[Answer]) -> None:
+    def _complete(self, channel: int, content: _PartialMessage, messages: list[Message], answers: list[Answer]) -> None:
         method = content.method
         ledger = self._ledgers.get(channel)
         if ledger is None:
             text_end = 7 + method[6]
             route = method[text_end:]
             if len(route) != 2 + route[0] + route[1 + route[0]]:
-                raise WireError("a method from the broker is cut short")
+                raise ProtocolError("a method from the broker is cut short")
             text = method[7:text_end].decode(errors="replace")
             answers.append(Returned(int.from_bytes(method[4:6], "big"), text, content.properties))
             return
         tag_at = 5 + method[4]
         tag, redelivered = _TAG.unpack_from(method, tag_at)
         if tag != ledger.next_tag:
-            raise WireError(f"delivery tag {tag} where {ledger.next_tag} was due")
+            raise ProtocolError(f"delivery tag {tag} where {ledger.next_tag} was due")
         ledger.next_tag = tag + 1
         route = method[tag_at + 9 :]
         if len(route) != 2 + route[0] + route[1 + route[0]]:
-            raise WireError("a method from the broker is cut short")
+            raise ProtocolError("a method from the broker is cut short")
         held_bytes = _CONTENT.size + len(content.properties) + content.size
         body = b"".join(content.parts)
         messages.append(Message(ledger, tag, redelivered, route, content.properties, body, held_bytes))

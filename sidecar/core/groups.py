@@ -4,43 +4,45 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sidecar.core.compose import REFUSALS, Reject, correlation, reject
-from sidecar.core.template import Scene
+from sidecar.core.compose import REFUSALS, Rejection, correlation, rejection
+from sidecar.core.template import TemplateContext
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sidecar.core.compose import Recipe
+    from sidecar.core.compose import EncoderConfig
     from sidecar.core.message import Message
 
 
-class Groups:
+class CorrelationEncoder:
     """Finds out which group messages belong to; nothing is made of them, so there is always room for it.
 
     Args:
-        recipe: how they say so.
+        encoder_config: how they say so.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, encoder_config: EncoderConfig) -> None:
         self.room_bytes = 0
         self.left: list[Message] = []
-        self._recipe = recipe
+        self._config = encoder_config
 
-    def compose(self, messages: Iterable[Message], now: float) -> tuple[list[Message], list[Reject]]:
+    def encode(self, messages: Iterable[Message], now: float) -> tuple[list[Message], list[Rejection]]:
         """Fill in `received_at`, and `correlation` where messages say so; return those and the others with reasons."""
-        recipe = self._recipe
+        encoder_config = self._config
         messages = list(messages)
         for message in messages:
             message.received_at = now
-        if not recipe.correlates:
+        if not encoder_config.correlates:
             return messages, []
-        composed: list[Message] = []
-        rejects: list[Reject] = []
+        encoded: list[Message] = []
+        rejections: list[Rejection] = []
         for message in messages:
             try:
-                message.correlation = correlation(recipe, Scene(message, now, recipe.most_bytes))
+                message.correlation = correlation(
+                    encoder_config, TemplateContext(message, now, encoder_config.max_bytes)
+                )
             except REFUSALS as why:
-                rejects.append(reject(message, why))
+                rejections.append(rejection(message, why))
             else:
-                composed.append(message)
-        return composed, rejects
+                encoded.append(message)
+        return encoded, rejections

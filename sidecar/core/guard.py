@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sidecar.core.copies import Letter
+    from sidecar.core.copies import Failure
 
 
 class Outcome(NamedTuple):
@@ -93,29 +93,29 @@ class RejectGuard:
 
     # After a request -------------------------------------------------------------------------------------------------
 
-    def stored(self) -> None:
+    def on_stored(self) -> None:
         """Note that a document was stored, which ends the row of rejects by answers."""
         self._refused.clear()
 
-    def split(self, letters: list[Letter], limit: int | None = None) -> tuple[list[Letter], list[Letter]]:
+    def split(self, failures: list[Failure], limit: int | None = None) -> tuple[list[Failure], list[Failure]]:
         """Split the rejects of an answer into those that may leave and those beyond the limit of their kind.
 
         Args:
-            letters: of the rejected messages.
+            failures: of the rejected messages.
             limit: instead of the limit for rejects; 0: any number.
         """
         limit = self._max_rejects if limit is None else limit
-        passed: list[Letter] = []
-        guarded: list[Letter] = []
-        for letter in letters:
-            kind = kind_of(letter.reason, letter.error_type)
+        passed: list[Failure] = []
+        guarded: list[Failure] = []
+        for failure in failures:
+            kind = kind_of(failure.reason, failure.error_type)
             if limit and self._refused[kind] >= limit:
-                guarded.append(letter)
+                guarded.append(failure)
             else:
                 self._refused[kind] += 1
-                passed.append(letter)
+                passed.append(failure)
         return passed, guarded
 
-    def refused(self, letter: Letter) -> int:
+    def refused(self, failure: Failure) -> int:
         """Return how many rejects of the same kind came in a row."""
-        return self._refused[kind_of(letter.reason, letter.error_type)]
+        return self._refused[kind_of(failure.reason, failure.error_type)]

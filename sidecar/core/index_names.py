@@ -41,10 +41,10 @@ def template_fault(template: Template) -> str | None:
     if size > MAX_BYTES:
         return f"the name of an index has at most {MAX_BYTES} bytes, and the text around the fields has {size}"
     fault = _text_fault(literal)
-    for hole in template.holes:
+    for hole in template.placeholders:
         texts = [hole.default.decode()] if hole.default else []
-        if hole.style:
-            texts += [moment.strftime(hole.style) for moment in _MOMENTS]
+        if hole.format:
+            texts += [moment.strftime(hole.format) for moment in _MOMENTS]
         elif hole.field in {"now", "timestamp"}:
             texts += [f"{moment:%Y-%m-%dT%H:%M:%S.000Z}" for moment in _MOMENTS]
         for text in texts:

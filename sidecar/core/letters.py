@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.core import times
-from sidecar.core.copies import TOKEN_HEADER, copy_properties
+from sidecar.core.copies import TOKEN_HEADER, republish_properties
 from sidecar.core.properties import (
     FIELDS,
     Field,
@@ -46,7 +46,7 @@ _ADDED = frozenset({
     b"sidecar-items", b"sidecar-cut",
 })  # fmt: skip
 _MEMORY = frozenset({FIRST_EXCHANGE, FIRST_ROUTING_KEY, RECEIVED_AT, RETRY_COUNT, REPLAYS, _ID})
-_TOLD_ONLY = frozenset({
+_DETAIL_HEADERS = frozenset({
     "sidecar-error-type", "sidecar-action", "sidecar-index", "sidecar-items", "sidecar-error-reason",
 })  # fmt: skip
 """Headers that may be cut: a replay doesn't need them."""
@@ -64,7 +64,7 @@ _OTHERS = "(others)"
 _UNREADABLE = "(malformed, or nested too deeply)"
 
 
-class Letter(NamedTuple):
+class DeadLetter(NamedTuple):
     """What a dead letter says about itself; text that isn't there is empty.
 
     Attributes:
@@ -115,7 +115,7 @@ class Letter(NamedTuple):
         return self.message_id or self.document_id or f"#{self.position}"
 
 
-def read(message: Message, position: int) -> Letter:
+def read(message: Message, position: int) -> DeadLetter:
     """Return what a dead letter says about itself.
 
     Args:
@@ -132,7 +132,7 @@ def read(message: Message, position: int) -> Letter:
     def text(name: bytes, otherwise: object = "") -> str:
         return _text(_decoded(found[name]) if name in found else otherwise)
 
-    return Letter(
+    return DeadLetter(
         position=position,
         message_id=_text(message_id or b""),
         document_id=text(_ID),
@@ -190,7 +190,7 @@ def _time(number: object) -> str:
 # Choosing and grouping -----------------------------------------------------------------------------------------------
 
 
-class Choice(NamedTuple):
+class DeadLetterFilter(NamedTuple):
     """Which letters are meant: patterns (``*``, ``?``, ``[…]``) of each; empty means all.
 
     Attributes:
@@ -205,13 +205,13 @@ class Choice(NamedTuple):
     indices: tuple[str, ...] = ()
     ids: tuple[str, ...] = ()
 
-    def takes(self, letter: Letter) -> bool:
+    def matches(self, dead_letter: DeadLetter) -> bool:
         """Whether a letter is meant."""
         return (
-            _any(self.reasons, letter.reason)
-            and _any(self.error_types, letter.error_type)
-            and _any(self.indices, letter.index_name)
-            and (not self.ids or _any(self.ids, letter.message_id) or _any(self.ids, letter.document_id))
+            _any(self.reasons, dead_letter.reason)
+            and _any(self.error_types, dead_letter.error_type)
+            and _any(self.indices, dead_letter.index_name)
+            and (not self.ids or _any(self.ids, dead_letter.message_id) or _any(self.ids, dead_letter.document_id))
         )
 
 
@@ -219,7 +219,7 @@ def _any(patterns: tuple[str, ...], text: str) -> bool:
     return not patterns or any(fnmatchcase(text, pattern) for pattern in patterns)
 
 
-class Group:
+class DeadLetterGroup:
     """Letters with the same reason, error type and index.
 
     Attributes:
@@ -231,13 +231,13 @@ class Group:
 
     __slots__ = ("count", "example", "newest", "oldest")
 
-    def __init__(self, example: Letter) -> None:
+    def __init__(self, example: DeadLetter) -> None:
         self.count = 0
         self.example = example
         self.oldest = self.newest = example.failed_at
 
 
-class Grouping:
+class DeadLetterSummary:
     """Counts letters by what is wrong with them, without keeping them.
 
     Attributes:
@@ -246,23 +246,23 @@ class Grouping:
 
     def __init__(self) -> None:
         self.count = 0
-        self._groups: dict[tuple[str, str, str], Group] = {}
+        self._groups: dict[tuple[str, str, str], DeadLetterGroup] = {}
 
-    def add(self, letter: Letter) -> None:
+    def add(self, dead_letter: DeadLetter) -> None:
         """Count a letter."""
         self.count += 1
-        key = (letter.reason, letter.error_type, letter.index_name)
+        key = (dead_letter.reason, dead_letter.error_type, dead_letter.index_name)
         if key not in self._groups and len(self._groups) >= MAX_GROUPS:
             key = (_OTHERS, "", "")
-            letter = letter._replace(reason=_OTHERS, error_type="", index_name="")
+            dead_letter = dead_letter._replace(reason=_OTHERS, error_type="", index_name="")
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = Group(letter)
+            group = self._groups[key] = DeadLetterGroup(dead_letter)
         group.count += 1
-        times = [moment for moment in (group.oldest, group.newest, letter.failed_at) if moment]
+        times = [moment for moment in (group.oldest, group.newest, dead_letter.failed_at) if moment]
         group.oldest, group.newest = (min(times), max(times)) if times else ("", "")
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[DeadLetterGroup]:
         """Return the groups, the largest first."""
         return sorted(self._groups.values(), key=lambda group: -group.count)
 
@@ -270,30 +270,30 @@ class Grouping:
 # Back to the queue ---------------------------------------------------------------------------------------------------
 
 
-def obstacle(letter: Letter, max_replays: int) -> str | None:
+def replay_obstacle(dead_letter: DeadLetter, max_replays: int) -> str | None:
     """Return why a letter is not to be replayed, or None.
 
     Args:
-        letter: a letter.
+        dead_letter: a letter.
         max_replays: how often a message may be replayed.
     """
-    if not letter.queue:
+    if not dead_letter.queue:
         return "nothing says which queue it came from (no sidecar-queue, no x-death)"
-    if len(letter.queue.encode()) > _MAX_SHORT_STRING:
+    if len(dead_letter.queue.encode()) > _MAX_SHORT_STRING:
         return "its sidecar-queue is no queue's name"
-    if letter.replays >= max_replays:
-        times = "once" if letter.replays == 1 else f"{letter.replays} times"
+    if dead_letter.replays >= max_replays:
+        times = "once" if dead_letter.replays == 1 else f"{dead_letter.replays} times"
         return f"it was replayed {times} and came back (--max-replays {max_replays})"
-    cut = [name for name in letter.cut.split(", ") if name]
-    lost = [name for name in cut if name not in _TOLD_ONLY]
+    cut = [name for name in dead_letter.cut.split(", ") if name]
+    lost = [name for name in cut if name not in _DETAIL_HEADERS]
     if lost:
         return f"it was cut when it became a dead letter, and is not the original any more: {', '.join(lost)}"
-    if len(letter.cut.encode()) >= _FULL_NOTE_BYTES:
+    if len(dead_letter.cut.encode()) >= _FULL_NOTE_BYTES:
         return "more of it was cut than sidecar-cut can tell"
     return None
 
 
-def replayed(message: Message, letter: Letter, *, token: bytes, user: str | None) -> bytes:
+def replay_properties(message: Message, dead_letter: DeadLetter, *, token: bytes, user: str | None) -> bytes:
     """Return the properties of the message that a dead letter was, for its own queue.
 
     What the sidecar added is gone, and ``expiration``, ``delivery_mode`` and, where it names whom we log in as,
@@ -307,7 +307,7 @@ def replayed(message: Message, letter: Letter, *, token: bytes, user: str | None
 
     Args:
         message: from the dead-letter queue.
-        letter: what it says about itself.
+        dead_letter: what it says about itself.
         token: see `sidecar.ports.Copy`.
         user: whom we log in as, or None where that is not known.
 
@@ -316,23 +316,23 @@ def replayed(message: Message, letter: Letter, *, token: bytes, user: str | None
     """
     values, own = _uncounted(message)
     # A letter of RabbitMQ's own making still has in place what the sidecar moves aside.
-    values = split(copy_properties(join_with_headers(values, own), [], _NO_LIMIT))
+    values = split(republish_properties(join_with_headers(values, own), [], _NO_LIMIT))
     own = list(fields(values.pop("headers")[_LENGTH_BYTES:]))
     remembered = {name: value for name, value in own if name in _MEMORY}
     kept = [field for field in own if field[0] not in _ADDED | _MEMORY]
     kept = [field for field in kept if not _restored(values, field, user)]
-    received_at = remembered.get(RECEIVED_AT) or (text_value(letter.failed_at) if letter.failed_at else None)
+    received_at = remembered.get(RECEIVED_AT) or (text_value(dead_letter.failed_at) if dead_letter.failed_at else None)
     kept += [
         (TOKEN_HEADER, text_value(token)),
         (RETRY_COUNT, number_value(0)),
-        (FIRST_EXCHANGE, remembered.get(FIRST_EXCHANGE) or text_value(letter.exchange)),
-        (FIRST_ROUTING_KEY, remembered.get(FIRST_ROUTING_KEY) or text_value(letter.routing_key)),
+        (FIRST_EXCHANGE, remembered.get(FIRST_EXCHANGE) or text_value(dead_letter.exchange)),
+        (FIRST_ROUTING_KEY, remembered.get(FIRST_ROUTING_KEY) or text_value(dead_letter.routing_key)),
     ]
     if received_at is not None:
         kept.append((RECEIVED_AT, received_at))
-    if remembered.get(_ID, b"")[:1] == b"S" and letter.document_id:
+    if remembered.get(_ID, b"")[:1] == b"S" and dead_letter.document_id:
         kept.append((_ID, remembered[_ID]))
-    kept.append((REPLAYS, number_value(letter.replays + 1)))
+    kept.append((REPLAYS, number_value(dead_letter.replays + 1)))
     return join_with_headers(values, kept)
 
 
@@ -350,7 +350,7 @@ def _restored(values: dict[str, bytes], field: Field, user: str | None) -> bool:
     return True
 
 
-def renewed(message: Message, *, token: bytes, limit_bytes: int) -> bytes:
+def refreshed_properties(message: Message, *, token: bytes, limit_bytes: int) -> bytes:
     """Return the properties of a letter that goes to the tail of its own queue, where its deliveries count anew.
 
     A letter of the sidecar's keeps every byte but for its token and RabbitMQ's count. In one of RabbitMQ's own making
@@ -371,7 +371,7 @@ def renewed(message: Message, *, token: bytes, limit_bytes: int) -> bytes:
     origin = read(message, 0).queue
     if origin and all(name != _QUEUE for name, _ in own):  # what tells it now may be dropped from the copy
         own.append((_QUEUE, text_value(origin)))
-    return copy_properties(join_with_headers(values, own), [], limit_bytes)
+    return republish_properties(join_with_headers(values, own), [], limit_bytes)
 
 
 def _uncounted(message: Message) -> tuple[dict[str, bytes], list[Field]]:

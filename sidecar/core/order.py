@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sidecar.core.message import Message
 
 
-class Order:
+class DocumentOrder:
     """The last operation admitted for each document that has one open."""
 
     def __init__(self) -> None:
@@ -25,44 +25,44 @@ class Order:
         """Return the number of documents with open operations."""
         return len(self._tail)
 
-    def enter(self, messages: Iterable[Message]) -> list[Message]:
+    def admit(self, messages: Iterable[Message]) -> list[Message]:
         """Return those of `messages` that are free to go; each other one waits for its predecessor."""
         tail = self._tail
         free = []
         for message in messages:
-            key = message.key
+            key = message.document_key
             if key is not None:
                 last = tail.get(key)
                 tail[key] = message
                 if last is not None:
-                    last.follower = message
+                    last.next_for_document = message
                     continue
             free.append(message)
         return free
 
     def last(self, message: Message) -> Message | None:
         """Return the last operation admitted for the same document, if it is open."""
-        return self._tail.get(message.key) if message.key is not None else None
+        return self._tail.get(message.document_key) if message.document_key is not None else None
 
-    def line_up(self, message: Message, followers: Iterable[Message]) -> None:
+    def insert_after(self, message: Message, followers: Iterable[Message]) -> None:
         """Have `followers` come right behind `message`, which is open, and before all that waits behind it already."""
-        assert message.key is not None
-        rest, at = message.follower, message
+        assert message.document_key is not None
+        rest, at = message.next_for_document, message
         for follower in followers:
-            at.follower = follower
+            at.next_for_document = follower
             at = follower
-        at.follower = rest
+        at.next_for_document = rest
         if rest is None:
-            self._tail[message.key] = at
+            self._tail[message.document_key] = at
 
-    def cut(self, messages: Iterable[Message]) -> None:
+    def drop_followers(self, messages: Iterable[Message]) -> None:
         """Forget what waits behind `messages`, because its epoch is over: an outage may last long."""
         for message in messages:
-            if message.key is not None and message.follower is not None:
-                message.follower = None
-                self._tail[message.key] = message
+            if message.document_key is not None and message.next_for_document is not None:
+                message.next_for_document = None
+                self._tail[message.document_key] = message
 
-    def leave(self, messages: Iterable[Message]) -> list[Message]:
+    def release(self, messages: Iterable[Message]) -> list[Message]:
         """Note that nothing more will be written for `messages`; return the followers that are free to go now.
 
         A follower whose epoch is over is skipped: the broker has it again, and it must not be written now.
@@ -70,13 +70,13 @@ class Order:
         tail = self._tail
         free = []
         for message in messages:
-            key = message.key
+            key = message.document_key
             if key is None:
                 continue
-            follower, message.follower = message.follower, None
+            follower, message.next_for_document = message.next_for_document, None
             while follower is not None and follower.ledger.closed:
-                message, follower = follower, follower.follower  # noqa: PLW2901 - the chain is walked, not the list
-                message.follower = None
+                message, follower = follower, follower.next_for_document  # noqa: PLW2901 - the chain is walked, not the list
+                message.next_for_document = None
             if follower is not None:
                 free.append(follower)
             elif tail.get(key) is message:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import enum
 from typing import Literal
 
-FIRST_PROBE_SECONDS = 1.0
+PROBE_INTERVAL_MIN_SECONDS = 1.0
 PROBE_GROWTH = 1.5
-LAST_PROBE_SECONDS = 30.0
+PROBE_INTERVAL_MAX_SECONDS = 30.0
 """The bound of the first pause between probes, by what it grows, and where that ends: seven probes in an outage of
 30 s, and no more than 12 s until its end is noticed."""
 
@@ -24,10 +24,10 @@ the limit so often that a third of all requests were refused for ever."""
 SLOW = 2.5
 """A request that takes so many times as long as usual is a sign of load."""
 SLOWER = 0.9
-_CROWDED_OUT_TIMES = 5
-_CROWDED_OUT_SECONDS = 10.0
+_EXHAUSTED_TIMES = 5
+_EXHAUSTED_SECONDS = 10.0
 _LATENCY_WEIGHT = 0.1
-_TELLING_SHARE = 0.5
+_SIGNIFICANT_SHARE = 0.5
 
 
 class Permit(enum.Enum):
@@ -38,53 +38,53 @@ class Permit(enum.Enum):
     REQUEST = enum.auto()
 
 
-def backoff_seconds(tries: int, roll: float, least: float, most: float) -> float:
+def backoff_seconds(tries: int, jitter: float, min_seconds: float, max_seconds: float) -> float:
     """Return an exponential pause with full jitter, in seconds.
 
     Full jitter (a uniform choice between nothing and the bound) spreads those who were refused together.
 
     Args:
         tries: failures so far, from 1.
-        roll: a uniform number from 0 to 1.
-        least: the bound after the first failure, doubled with each further one, in seconds.
-        most: what the bound doesn't exceed, in seconds.
+        jitter: a uniform number from 0 to 1.
+        min_seconds: the bound after the first failure, doubled with each further one, in seconds.
+        max_seconds: what the bound doesn't exceed, in seconds.
     """
-    return roll * min(most, least * 2.0 ** min(tries - 1, 60))
+    return jitter * min(max_seconds, min_seconds * 2.0 ** min(tries - 1, 60))
 
 
-def probe_pause_seconds(probes: int, roll: float) -> float:
+def probe_pause_seconds(probes: int, jitter: float) -> float:
     """Return the pause after a probe that failed, in seconds.
 
     Little jitter: full jitter would let most probes come too soon, and a server that starts pays for each.
 
     Args:
         probes: that failed so far, from 1.
-        roll: a uniform number from 0 to 1.
+        jitter: a uniform number from 0 to 1.
     """
-    bound = min(LAST_PROBE_SECONDS, FIRST_PROBE_SECONDS * PROBE_GROWTH ** min(probes - 1, 60))
-    return bound * (0.8 + 0.2 * roll)
+    bound = min(PROBE_INTERVAL_MAX_SECONDS, PROBE_INTERVAL_MIN_SECONDS * PROBE_GROWTH ** min(probes - 1, 60))
+    return bound * (0.8 + 0.2 * jitter)
 
 
-class Pacing:
+class SendLimiter:
     """Additive increase, multiplicative decrease of the requests in flight, and a breaker for outages.
 
     Args:
-        most_requests: the upper end of the limit.
+        max_requests: the upper end of the limit.
         delay_min_seconds: the first bound of a backoff.
         delay_max_seconds: the last bound of a backoff.
 
     Attributes:
-        limit: requests that may be in flight; between 1 and `most_requests`.
+        limit: requests that may be in flight; between 1 and `max_requests`.
         held: why nothing but probes is sent, or None.
         held_since: when the present hold began, or the last, in seconds of the loop's clock.
     """
 
-    def __init__(self, most_requests: int, delay_min_seconds: float, delay_max_seconds: float) -> None:
-        self.limit = float(most_requests)
+    def __init__(self, max_requests: int, delay_min_seconds: float, delay_max_seconds: float) -> None:
+        self.limit = float(max_requests)
         self.held: str | None = None
         self.held_since = 0.0
         self._held_kind = ""
-        self._most_requests = most_requests
+        self._max_requests = max_requests
         self._delay_min_seconds = delay_min_seconds
         self._delay_max_seconds = delay_max_seconds
         self._pause_until = 0.0
@@ -108,7 +108,7 @@ class Pacing:
             return Permit.NOTHING
         if self.held is not None:
             return Permit.NOTHING if self._probing else Permit.PROBE
-        free = in_flight - hung < int(self.limit) and in_flight < self._most_requests
+        free = in_flight - hung < int(self.limit) and in_flight < self._max_requests
         return Permit.REQUEST if free else Permit.NOTHING
 
     @property
@@ -127,7 +127,7 @@ class Pacing:
         """Whether a probe is out."""
         return self._probing
 
-    def try_now(self) -> None:
+    def probe_now(self) -> None:
         """Forget the pause before the next probe: there is a reason to hope."""
         self._pause_until = 0.0
 
@@ -135,7 +135,7 @@ class Pacing:
         """Note that a probe is out: one at a time."""
         self._probing = True
 
-    def answered(self) -> bool:
+    def on_answer(self) -> bool:
         """Note an answer of Elasticsearch that took the request as such; return whether this ends a hold."""
         ended = self.held is not None
         self.held = None
@@ -147,7 +147,7 @@ class Pacing:
             self.limit = 1.0  # recovery is gradual
         return ended
 
-    def stored(self, now: float, sent_at: float, share: float = 1.0) -> None:
+    def on_success(self, now: float, sent_at: float, share: float = 1.0) -> None:
         """Note a request of which nothing was refused for lack of room: a bit more may be in flight.
 
         Where it took much longer than others lately, requests queue up in the cluster, and refusals are what comes
@@ -159,7 +159,7 @@ class Pacing:
             share: of a full batch. Small requests are quick whatever the load, and say nothing about it.
         """
         self._refused_in_a_row = 0
-        if share >= _TELLING_SHARE:
+        if share >= _SIGNIFICANT_SHARE:
             seconds = now - sent_at
             usual, self._usual_seconds = self._usual_seconds, self._usual_seconds or seconds
             self._usual_seconds += (seconds - self._usual_seconds) * _LATENCY_WEIGHT
@@ -167,10 +167,10 @@ class Pacing:
                 self._slowed_at = now
                 self.limit = max(1.0, self.limit * SLOWER)
                 return
-        self.limit = min(float(self._most_requests), self.limit + INCREASE / self.limit)
+        self.limit = min(float(self._max_requests), self.limit + INCREASE / self.limit)
 
-    def throttled(
-        self, now: float, sent_at: float, roll: float, share: float, retry_after_seconds: float = 0.0
+    def on_throttled(
+        self, now: float, sent_at: float, jitter: float, share: float, retry_after_seconds: float = 0.0
     ) -> bool:
         """Note a 429 (of a request or of items); return whether that was news.
 
@@ -179,7 +179,7 @@ class Pacing:
         Args:
             now: seconds of the loop's clock.
             sent_at: when the request left, by the same clock.
-            roll: a uniform number from 0 to 1.
+            jitter: a uniform number from 0 to 1.
             share: of the request's items that were refused. Where some were taken there is progress, and the pause is
                 short; it grows only as long as nothing is taken at all.
             retry_after_seconds: the least pause that Elasticsearch asks for.
@@ -194,26 +194,33 @@ class Pacing:
             self._refused_in_a_row += 1
         self.limit = max(1.0, self.limit / 2)
         pause = share * backoff_seconds(
-            max(1, self._refused_in_a_row), roll, self._delay_min_seconds, self._delay_max_seconds
+            max(1, self._refused_in_a_row), jitter, self._delay_min_seconds, self._delay_max_seconds
         )
         self._pause_until = max(self._pause_until, now + max(pause, retry_after_seconds))
         return True
 
-    def crowded_out(self, now: float) -> bool:
+    def is_exhausted(self, now: float) -> bool:
         """Whether 429 is all that came for so long that it is an outage: a full disk, a pool that stays full."""
         if self.held is not None:
             return True
-        return self._refused_in_a_row >= _CROWDED_OUT_TIMES and now - self._refused_since >= _CROWDED_OUT_SECONDS
+        return self._refused_in_a_row >= _EXHAUSTED_TIMES and now - self._refused_since >= _EXHAUSTED_SECONDS
 
     def hold(
-        self, now: float, reason: str, roll: float, *, was_probe: bool, kind: str = "", retry_after_seconds: float = 0.0
+        self,
+        now: float,
+        reason: str,
+        jitter: float,
+        *,
+        was_probe: bool,
+        kind: str = "",
+        retry_after_seconds: float = 0.0,
     ) -> bool:
         """Note that Elasticsearch is away or refuses everything; return whether that is news.
 
         Args:
             now: seconds of the loop's clock.
             reason: for people.
-            roll: a uniform number from 0 to 1.
+            jitter: a uniform number from 0 to 1.
             was_probe: it was a probe that failed.
             kind: of the reason: another one is news. The words for one and the same outage change from probe to probe.
             retry_after_seconds: the least pause that Elasticsearch asks for.
@@ -225,7 +232,7 @@ class Pacing:
             self._probing = False
         if was_probe or self.held is None:
             self._probes += 1
-            self._pause_until = now + max(probe_pause_seconds(self._probes, roll), retry_after_seconds)
+            self._pause_until = now + max(probe_pause_seconds(self._probes, jitter), retry_after_seconds)
         if news:
             self.held, self._held_kind = reason, kind
         return news

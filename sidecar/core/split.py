@@ -19,7 +19,7 @@ from sidecar.core.message import Message
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sidecar.core.copies import Letter
+    from sidecar.core.copies import Failure
 
 Mode = Literal["none", "array", "lines"]
 
@@ -29,27 +29,27 @@ _DETAIL_CHARACTERS = 1024
 _LISTED_ITEMS = 100
 
 
-def split(message: Message, body: bytes, mode: Mode, most_bytes: int) -> list[Message]:
+def split(message: Message, body: bytes, mode: Mode, max_bytes: int) -> list[Message]:
     """Return a message for each document of `body`, in order.
 
     Args:
         message: whose body it is.
         body: with its ``content_encoding`` undone.
         mode: ``array``: the elements of a JSON array; ``lines``: each line that isn't blank.
-        most_bytes: what the documents' objects may take.
+        max_bytes: what the documents' objects may take.
 
     Raises:
         RefusedError: the body is no such thing, holds no document, or too many.
     """
     body = body.removeprefix(BOM_UTF8)
-    max_parts = most_bytes // PART_BYTES
+    max_parts = max_bytes // PART_BYTES
     bodies = _elements(body, max_parts) if mode == "array" else list(islice(_lines(body), max_parts + 1))
     if len(bodies) > max_parts:
         raise RefusedError("too-large", f"the message holds more than {max_parts:,} documents")
     if not bodies:
         raise RefusedError("malformed", "the message holds no document")
-    parts = Parts(message, len(bodies))
-    return [parts.make(item, piece) for item, piece in enumerate(bodies)]
+    parts = SplitMessage(message, len(bodies))
+    return [parts.part(item, piece) for item, piece in enumerate(bodies)]
 
 
 def _lines(body: bytes) -> Iterator[bytes]:
@@ -109,7 +109,7 @@ def _cut(text: str, read: str) -> Iterator[bytes]:
         raise exact_json.error_in(read, at)
 
 
-class Parts:
+class SplitMessage:
     """The documents of one message: what became of each, and what that means for the message.
 
     Args:
@@ -117,17 +117,17 @@ class Parts:
         count: of its documents.
     """
 
-    __slots__ = ("_delayed", "_faults", "_held_bytes", "_open", "count", "message")
+    __slots__ = ("_delayed", "_faults", "_memory_bytes", "_open", "count", "message")
 
     def __init__(self, message: Message, count: int) -> None:
         self.message = message
         self.count = count
         self._open = count
-        self._held_bytes = 0
-        self._faults: list[tuple[int, Letter]] = []
-        self._delayed: list[Letter] = []
+        self._memory_bytes = 0
+        self._faults: list[tuple[int, Failure]] = []
+        self._delayed: list[Failure] = []
 
-    def make(self, item: int, body: bytes) -> Message:
+    def part(self, item: int, body: bytes) -> Message:
         """Return the message that stands for a document.
 
         Args:
@@ -136,57 +136,57 @@ class Parts:
         """
         whole = self.message
         part = Message(whole.ledger, whole.tag, whole.redelivered, whole.route, whole.properties, body, 0)
-        part.parts, part.item = self, item
-        part.ledger.hold(part, PART_BYTES + len(body))
+        part.split, part.split_index = self, item
+        part.ledger.charge_memory(part, PART_BYTES + len(body))
         return part
 
-    def stored(self, part: Message) -> bool:
+    def on_stored(self, part: Message) -> bool:
         """Note that a document is stored; return whether all are decided."""
-        self._held_bytes += part.held_bytes
+        self._memory_bytes += part.memory_bytes
         self._open -= 1
         return not self._open
 
-    def rejected(self, letter: Letter) -> bool:
+    def on_rejected(self, failure: Failure) -> bool:
         """Note that a document can't be stored; return whether all are decided."""
-        self._faults.append((letter.message.item, letter))
-        return self.stored(letter.message)
+        self._faults.append((failure.message.split_index, failure))
+        return self.on_stored(failure.message)
 
-    def delayed(self, letter: Letter) -> bool:
+    def on_delayed(self, failure: Failure) -> bool:
         """Note that a document can't be stored now; return whether all are decided."""
-        self._delayed.append(letter)
-        return self.stored(letter.message)
+        self._delayed.append(failure)
+        return self.on_stored(failure.message)
 
     def reopen(self) -> list[Message]:
         """Undo the delay of the message, because the delay queue refused it; return the documents to retry."""
-        parts = [letter.message for letter in self._delayed]
-        self.message.held_bytes -= sum(part.held_bytes for part in parts)  # until they are decided again
+        parts = [failure.message for failure in self._delayed]
+        self.message.memory_bytes -= sum(part.memory_bytes for part in parts)  # until they are decided again
         self._open = len(parts)
         self._delayed = []
         return parts
 
-    def verdict(self) -> Letter | None:
+    def outcome(self) -> Failure | None:
         """Return what is to be done with the message when all are decided: None for an ack.
 
         One that can't be stored now takes the whole message round by the delay queue: its neighbours have ids, and are
         written again with the same content.
         """
         message = self.message
-        message.held_bytes += self._held_bytes  # what was held for the documents goes with it
-        self._held_bytes = 0
+        message.memory_bytes += self._memory_bytes  # what was held for the documents goes with it
+        self._memory_bytes = 0
         if self._delayed:
-            longest = max(self._delayed, key=lambda letter: letter.delay_milliseconds)
+            longest = max(self._delayed, key=lambda failure: failure.delay_milliseconds)
             return longest._replace(message=message, parts=self)
         if not self._faults:
             return None
         faults = sorted(self._faults, key=lambda fault: fault[0])
         _, first = faults[0]
         # Where it was to go, for the copy's headers: the first one at fault speaks for all.
-        message.line, message.action, message.attempts = (
-            first.message.line,
+        message.action_line, message.action, message.attempts = (
+            first.message.action_line,
             first.message.action,
             first.message.attempts,
         )
-        told = "; ".join(f"{item}: {letter.detail}" for item, letter in faults[:_LISTED_ITEMS])
+        told = "; ".join(f"{item}: {failure.detail}" for item, failure in faults[:_LISTED_ITEMS])
         detail = f"{len(faults)} of {self.count} documents can't be stored: {told}"
         return first._replace(
             message=message, detail=detail[:_DETAIL_CHARACTERS], items=tuple(item for item, _ in faults)

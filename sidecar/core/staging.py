@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING
 import orjson
 
 from sidecar.core import exact_json, properties
-from sidecar.core.compose import REFUSALS, Reject, reject
-from sidecar.core.copies import DELIVERY_COUNT, TOKEN_HEADER, copy_properties
+from sidecar.core.compose import REFUSALS, Rejection, rejection
+from sidecar.core.copies import DELIVERY_COUNT, TOKEN_HEADER, republish_properties
 from sidecar.core.document import RefusedError, json_string
-from sidecar.core.groups import Groups
+from sidecar.core.groups import CorrelationEncoder
 from sidecar.core.properties import FIELDS, PropertiesError, short_reader, text_value
-from sidecar.core.template import FIRST_EXCHANGE, FIRST_ROUTING_KEY, RECEIVED_AT, RETRY_COUNT, Scene, Template
+from sidecar.core.template import FIRST_EXCHANGE, FIRST_ROUTING_KEY, RECEIVED_AT, RETRY_COUNT, Template, TemplateContext
 from sidecar.core.times import iso
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sidecar.core.compose import Recipe
+    from sidecar.core.compose import EncoderConfig
     from sidecar.core.message import Message
 
 ACTION = "publish"
@@ -38,7 +38,7 @@ _OWN = frozenset({TOKEN_HEADER, RETRY_COUNT, FIRST_EXCHANGE, FIRST_ROUTING_KEY, 
 _ROUNDS = frozenset({RETRY_COUNT})
 """Rounds by the delay queue are a stage's own; the next one counts its own."""
 
-_TOLD = tuple(
+_ENVELOPE_FIELDS = tuple(
     (b'"%s":' % name.encode(), name, Template(f"{{{name}|}}" if name != "received_at" else "{now}"))
     for name in ("message_id", "exchange", "routing_key", "queue", "timestamp", "received_at")
 )
@@ -56,7 +56,7 @@ _LENGTH_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Staging:
+class ForwardConfig:
     """What becomes of messages that are passed on; the meaning of each is that of ``SIDECAR_SINK_*``.
 
     Attributes:
@@ -70,27 +70,27 @@ class Staging:
     envelope: bool = False
 
 
-class Stager:
+class ForwardEncoder:
     """Finds out where messages go, and puts bodies into envelopes.
 
     Args:
-        recipe: which group they belong to.
-        staging: what becomes of them.
+        encoder_config: which group they belong to.
+        forward: what becomes of them.
 
     Attributes:
         room_bytes: what envelopes may take beside the bodies that came, in the next call; it may be exceeded by one.
         left: the messages of the last call that weren't looked at, since that was used up.
     """
 
-    def __init__(self, recipe: Recipe, staging: Staging) -> None:
-        self.room_bytes = recipe.most_bytes
+    def __init__(self, encoder_config: EncoderConfig, forward: ForwardConfig) -> None:
+        self.room_bytes = encoder_config.max_bytes
         self.left: list[Message] = []
-        self._recipe = recipe
-        self._staging = staging
-        self._groups = Groups(recipe)
+        self._config = encoder_config
+        self._forward = forward
+        self._correlations = CorrelationEncoder(encoder_config)
         self._read_id = short_reader("message_id")
 
-    def compose(self, messages: Iterable[Message], now: float) -> tuple[list[Message], list[Reject]]:
+    def encode(self, messages: Iterable[Message], now: float) -> tuple[list[Message], list[Rejection]]:
         """Fill in `made` (the routing key), `source` (the body), `key` and `received_at`.
 
         The key is the ``message_id``, so that of two messages with the same one the second is published when the first
@@ -100,52 +100,52 @@ class Stager:
             messages: a chunk.
             now: seconds since 1970.
         """
-        grouped, rejects = self._groups.compose(messages, now)
-        composed: list[Message] = []
+        grouped, rejections = self._correlations.encode(messages, now)
+        encoded: list[Message] = []
         room, self.left = self.room_bytes, []
-        correlates, envelope = self._recipe.correlates, self._staging.envelope
+        correlates, envelope = self._config.correlates, self._forward.envelope
         waiting = iter(grouped)
         for message in waiting:
             if correlates and message.correlation.is_signal:
                 message.source = None
-                composed.append(message)
+                encoded.append(message)
                 continue
             try:
-                scene = Scene(message, now, self._recipe.most_bytes)
-                self._address(message, scene)
+                context = TemplateContext(message, now, self._config.max_bytes)
+                self._address(message, context)
                 if envelope:
-                    message.becomes(enveloped(message, scene))
+                    message.set_source(enveloped(message, context))
             except REFUSALS as why:
-                rejects.append(reject(message, why))
+                rejections.append(rejection(message, why))
                 continue
-            composed.append(message)
+            encoded.append(message)
             if envelope:
                 room -= len(message.source or b"")
                 if room < 0:
                     self.left = list(waiting)
-        return composed, rejects
+        return encoded, rejections
 
-    def _address(self, message: Message, scene: Scene) -> None:
-        routing_key = self._staging.routing_key.render(scene)
+    def _address(self, message: Message, context: TemplateContext) -> None:
+        routing_key = self._forward.routing_key.render(context)
         if len(routing_key) > MAX_ROUTING_KEY_BYTES:
             detail = f"the routing key has {len(routing_key)} bytes; AMQP takes {MAX_ROUTING_KEY_BYTES}"
             raise RefusedError("malformed", detail)
-        ident = self._read_id(message.properties)
-        message.key = ident + b"\0" + routing_key if ident else None
+        document_id = self._read_id(message.properties)
+        message.document_key = document_id + b"\0" + routing_key if document_id else None
         message.made = routing_key
-        message.received_at = scene.received_at
+        message.received_at = context.received_at
 
 
-def enveloped(message: Message, scene: Scene) -> bytes:
+def enveloped(message: Message, context: TemplateContext) -> bytes:
     """Return the body in its envelope, byte by byte; its ``content_encoding`` is undone.
 
     Raises:
         PropertiesError: the message is cut short.
         RefusedError: the body is no JSON, or there is too much of it.
     """
-    body = scene.content()
+    body = context.content()
     body = _checked(body)
-    told = [(name, what, template.render(scene)) for name, what, template in _TOLD]
+    told = [(name, what, template.render(context)) for name, what, template in _ENVELOPE_FIELDS]
     parts = [name + json_string(value, what) for name, what, value in told if value]
     headers = _headers(message.properties)
     if headers:
@@ -188,15 +188,15 @@ def _plain(value: object) -> object:
     return value
 
 
-class Stamp:
+class ForwardProperties:
     """Gives messages the properties with which they are published.
 
     Args:
-        staging: what becomes of them.
+        forward: what becomes of them.
     """
 
-    def __init__(self, staging: Staging) -> None:
-        self._envelope = staging.envelope
+    def __init__(self, forward: ForwardConfig) -> None:
+        self._envelope = forward.envelope
         self._received_at = -1.0
         self._received = b""
 
@@ -208,28 +208,28 @@ class Stamp:
             self._received = text_value(iso(message.received_at))
         if _OURS not in raw:
             exchange, key = message.exchange, message.routing_key
-            quick = spliced(raw, _TABLE % (text_value(token), _text(exchange), _text(key), self._received))
+            quick = append_headers(raw, _TABLE % (text_value(token), _text(exchange), _text(key), self._received))
             if quick is not None:
                 return quick
-        scene = Scene(message, message.received_at)
+        context = TemplateContext(message, message.received_at)
         added = [
             (TOKEN_HEADER, text_value(token)),
-            (FIRST_EXCHANGE, text_value(scene.exchange)),
-            (FIRST_ROUTING_KEY, text_value(scene.routing_key)),
+            (FIRST_EXCHANGE, text_value(context.exchange)),
+            (FIRST_ROUTING_KEY, text_value(context.routing_key)),
             (RECEIVED_AT, self._received),
         ]
-        return copy_properties(raw, added, _NO_LIMIT, without=_ROUNDS)
+        return republish_properties(raw, added, _NO_LIMIT, without=_ROUNDS)
 
 
 _text = lru_cache(maxsize=1024)(text_value)
 """Exchanges and most routing keys are the same again and again."""
 
 
-def spliced(raw: bytes, added: bytes) -> bytes | None:
+def append_headers(raw: bytes, added: bytes) -> bytes | None:
     """Return properties with fields added at the end of the table, where nothing else needs to be done.
 
-    That is so for most messages, and costs a tenth of taking them apart (`copy_properties`, which gives the same). None
-    where something must move, or the message isn't persistent.
+    That is so for most messages, and costs a tenth of taking them apart (`republish_properties`, which gives the same).
+    None where something must move, or the message isn't persistent.
 
     Args:
         raw: of a message that has no header of the sidecar's.

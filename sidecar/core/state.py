@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from sidecar.core.account import Account
-    from sidecar.core.failures import Group
+    from sidecar.core.account import Counters
+    from sidecar.core.failures import FailureGroup
 
 Breaker = Literal["closed", "open", "half-open"]
 
 
-class Unready(NamedTuple):
+class NotReady(NamedTuple):
     """Why the sidecar doesn't do its work now.
 
     Attributes:
@@ -23,16 +23,16 @@ class Unready(NamedTuple):
     detail: str
 
 
-class State(NamedTuple):
+class Snapshot(NamedTuple):
     """One moment; taken without an await in between, so all of it belongs together.
 
     Attributes:
-        account: all counts. It goes on counting: use it before the next await.
+        counters: all counts. It goes on counting: use it before the next await.
         queues: that are consumed from.
         connected: there is a session with RabbitMQ.
         reached_broker: there was one, ever.
         reached_elasticsearch: it answered, ever.
-        unready: why nothing is consumed or stored, or None.
+        not_ready: why nothing is consumed or stored, or None.
         held: why nothing but probes is sent, or None.
         held_seconds: for how long.
         next_try_seconds: until something is sent again; 0 when that is possible now.
@@ -47,12 +47,12 @@ class State(NamedTuple):
         failures: what failed, by kind, that of the latest first.
     """
 
-    account: Account
+    counters: Counters
     queues: tuple[str, ...]
     connected: bool
     reached_broker: bool
     reached_elasticsearch: bool
-    unready: Unready | None
+    not_ready: NotReady | None
     held: str | None
     held_seconds: float
     next_try_seconds: float
@@ -64,4 +64,4 @@ class State(NamedTuple):
     bulk_in_flight: int
     bulk_limit: float
     prefetch: int
-    failures: list[Group]
+    failures: list[FailureGroup]

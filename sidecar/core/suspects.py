@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sidecar.core.message import Message
 
-MOST_SUSPECTS = 100
+MAX_SUSPECTS = 100
 """Beyond that the oldest is forgotten, and tried anew."""
 
 
@@ -22,18 +22,18 @@ class Suspects:
     def __init__(self) -> None:
         self._since: dict[int, float] = {}  # by hash: no document is kept
 
-    def since(self, message: Message, suspected_at: float) -> float:
+    def since(self, message: Message, suspect_since: float) -> float:
         """Return since when a message is under suspicion, at this delivery or an earlier one, and remember it.
 
         Args:
             message: it was refused alone.
-            suspected_at: since when at this delivery, in seconds of the loop's clock.
+            suspect_since: since when at this delivery, in seconds of the loop's clock.
         """
-        name = hash((message.line, message.source))
-        before = self._since.pop(name, suspected_at)
+        name = hash((message.action_line, message.source))
+        before = self._since.pop(name, suspect_since)
         # A message that was never here before only looks like one that was.
-        since = min(before, suspected_at) if message.redelivered else suspected_at
+        since = min(before, suspect_since) if message.redelivered else suspect_since
         self._since[name] = since
-        if len(self._since) > MOST_SUSPECTS:
+        if len(self._since) > MAX_SUSPECTS:
             del self._since[next(iter(self._since))]
         return since

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from sidecar.core.message import Message
 
-    Getter = Callable[["Scene"], object]
-    Render = Callable[["Scene"], bytes]
+    Getter = Callable[["TemplateContext"], object]
+    Render = Callable[["TemplateContext"], bytes]
 
 SHORT_PROPERTIES = (
     "message_id", "correlation_id", "type", "app_id", "content_type", "user_id", "reply_to", "expiration",
@@ -126,7 +126,7 @@ def came_back(raw: bytes) -> bool:
 _UNPARSED = object()
 
 
-class Scene:
+class TemplateContext:
     """What templates can see: a message, the time, and its body once it was parsed.
 
     On a copy that came back from the delay queue, or was passed on by another stage, exchange, routing key and time are
@@ -135,18 +135,18 @@ class Scene:
     Args:
         message: whose values are wanted.
         now: seconds since 1970.
-        most_bytes: a compressed body that holds more is refused.
+        max_bytes: a compressed body that holds more is refused.
         part: the message is one document of several, and its body is that.
         text: the body is a text (``SIDECAR_CONTENT=text``): one that is not JSON has no fields.
 
     Attributes:
         received_at: when it was first delivered here, in seconds since 1970.
-        item: the place of the document in its message, from 0; None where a message is a document.
+        split_index: the place of the document in its message, from 0; None where a message is a document.
     """
 
-    __slots__ = ("_body", "_content", "_most_bytes", "_now", "_origin", "_text", "item", "message", "received_at")
+    __slots__ = ("_body", "_content", "_max_bytes", "_now", "_origin", "_text", "message", "received_at", "split_index")
 
-    item: int | None
+    split_index: int | None
     _body: object
     _content: bytes | None
     _origin: Origin | None
@@ -155,23 +155,23 @@ class Scene:
         self,
         message: Message,
         now: float,
-        most_bytes: int = MAX_DOCUMENT_BYTES,
+        max_bytes: int = MAX_DOCUMENT_BYTES,
         *,
         part: bool = False,
         text: bool = False,
     ) -> None:
         self._now = now
         self._text = text
-        self._most_bytes = most_bytes
-        self.turn_to(message)
+        self._max_bytes = max_bytes
+        self.reset(message)
         if part:
-            self.item, self._content = message.item, message.body
+            self.split_index, self._content = message.split_index, message.body
 
-    def turn_to(self, message: Message) -> None:
+    def reset(self, message: Message) -> None:
         """Show another message from here on: that is cheaper than another scene."""
         raw = message.properties
         self.message = message
-        self.item = None
+        self.split_index = None
         self._body = _UNPARSED
         self._content = None if not raw or raw[0] & IS_ENCODED else message.body
         self._origin = origin(raw)
@@ -194,7 +194,7 @@ class Scene:
             RefusedError: that can't be done.
         """
         if self._content is None:
-            self._content = plain_body(self.message, self._most_bytes)
+            self._content = plain_body(self.message, self._max_bytes)
         return self._content
 
     def body(self) -> object:
@@ -242,21 +242,21 @@ def _long_string(value: bytes | None) -> bytes | None:
     return value[STRING_OVERHEAD:] if value is not None and value[:1] == b"S" else None
 
 
-class Hole(NamedTuple):
+class Placeholder(NamedTuple):
     """A field in its braces.
 
     Attributes:
         field: its name.
-        style: of a time, as for ``strftime``; empty: as ISO 8601 has it.
+        format: of a time, as for ``strftime``; empty: as ISO 8601 has it.
         default: what stands for it where it is absent; None: the message is rejected.
-        fill: returns what stands for it; raises `MissingFieldError` where that is nothing.
-        is_lowered: in lower case, which `fill` sees to.
+        render: returns what stands for it; raises `MissingFieldError` where that is nothing.
+        is_lowered: in lower case, which `render` sees to.
     """
 
     field: str
-    style: str
+    format: str
     default: bytes | None
-    fill: Render
+    render: Render
     is_lowered: bool = False
 
 
@@ -268,7 +268,7 @@ class Template:
 
     Attributes:
         constant: the value where it is the same for every message, otherwise None.
-        holes: what it reads, in order.
+        placeholders: what it reads, in order.
         pattern: of its text, with a ``%b`` for each of these.
         render: returns the value for a message; raises `MissingFieldError` where it has no such field and there is no
             default.
@@ -280,15 +280,15 @@ class Template:
     def __init__(self, text: str) -> None:
         self.text = text
         parts = _compile(text)
-        self.holes = [part for part in parts if isinstance(part, Hole)]
+        self.placeholders = [part for part in parts if isinstance(part, Placeholder)]
         self.pattern = b"".join(part.replace(b"%", b"%%") if isinstance(part, bytes) else b"%b" for part in parts)
-        self.constant = None if self.holes else b"".join(part for part in parts if isinstance(part, bytes))
+        self.constant = None if self.placeholders else b"".join(part for part in parts if isinstance(part, bytes))
         self.render: Render = _constant(self.constant) if self.constant is not None else _renderer(self)
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The fields that it reads, in order."""
-        return tuple(hole.field for hole in self.holes)
+        return tuple(hole.field for hole in self.placeholders)
 
     def __repr__(self) -> str:
         """Show what was configured."""
@@ -301,19 +301,19 @@ def _constant(value: bytes) -> Render:
 
 def _renderer(template: Template) -> Render:
     """Return what fills the holes of a template, with nothing left to find out on the way."""
-    pattern, fills = template.pattern, [hole.fill for hole in template.holes]
+    pattern, fills = template.pattern, [hole.render for hole in template.placeholders]
     first = fills[0]
     if pattern == b"%b":
         return first
     if len(fills) == 1:
-        return lambda scene: pattern % first(scene)
-    return lambda scene: pattern % tuple([fill(scene) for fill in fills])
+        return lambda context: pattern % first(context)
+    return lambda context: pattern % tuple([fill(context) for fill in fills])
 
 
 def _filler(field: str, get: Getter, default: bytes | None) -> Render:
-    def fill(scene: Scene) -> bytes:
+    def fill(context: TemplateContext) -> bytes:
         try:
-            value = get(scene)
+            value = get(context)
             if isinstance(value, bytes):
                 if not value.isascii():
                     value.decode()  # raises for what is not text
@@ -350,8 +350,8 @@ def text_of(value: object) -> bytes:
     return orjson.dumps(value, default=str)
 
 
-def _compile(text: str) -> list[bytes | Hole]:
-    parts: list[bytes | Hole] = []
+def _compile(text: str) -> list[bytes | Placeholder]:
+    parts: list[bytes | Placeholder] = []
     literal = ""
     at = 0
     while match := _TOKEN.search(text, at):
@@ -369,7 +369,7 @@ def _compile(text: str) -> list[bytes | Hole]:
         if literal:
             parts.append(literal.encode())
             literal = ""
-        parts.append(_hole(text, at, text[at:end]))
+        parts.append(_placeholder(text, at, text[at:end]))
         at = end + 1
     literal += text[at:]
     if literal:
@@ -377,7 +377,7 @@ def _compile(text: str) -> list[bytes | Hole]:
     return parts
 
 
-def _hole(text: str, at: int, inside: str) -> Hole:
+def _placeholder(text: str, at: int, inside: str) -> Placeholder:
     spec, bar, default = inside.partition("|")
     name, colon, style = spec.partition(":")
     field, is_lowered = _converted(name)
@@ -400,8 +400,8 @@ def _hole(text: str, at: int, inside: str) -> Hole:
     spare = default.encode() if bar else None
     fill = _filler(field, getter, spare)
     if is_lowered:
-        return Hole(field, style, spare, lambda scene: lowered(fill(scene)), is_lowered=True)
-    return Hole(field, style, spare, fill)
+        return Placeholder(field, style, spare, lambda context: lowered(fill(context)), is_lowered=True)
+    return Placeholder(field, style, spare, fill)
 
 
 def _converted(name: str) -> tuple[str, bool]:
@@ -415,74 +415,74 @@ def lowered(text: bytes) -> bytes:
     return text.lower() if text.isascii() else text.decode().lower().encode()
 
 
-def _getter(field: str, style: str) -> Getter | None:
+def _getter(field: str, format_: str) -> Getter | None:
     if field in SHORT_PROPERTIES:
         read = properties.short_reader(field)
-        return lambda scene: read(scene.message.properties)
+        return lambda context: read(context.message.properties)
     if field == "timestamp":
-        return _timestamp_getter(style)
+        return _timestamp_getter(format_)
     if field == "now":
-        return lambda scene: format_time(scene.received_at, style)
+        return lambda context: format_time(context.received_at, format_)
     if field == "priority":
-        return lambda scene: properties.number(scene.message.properties, "priority")
+        return lambda context: properties.number(context.message.properties, "priority")
     if field == "sha256":
-        return lambda scene: hashlib.sha256(scene.content()).hexdigest()
+        return lambda context: hashlib.sha256(context.content()).hexdigest()
     if field in _PLAIN:
         return _ROUTE[field]
     if field.startswith("header.") and field != "header.":
-        return _time_getter(field, _header_getter(field.removeprefix("header.").encode()), style)
+        return _time_getter(field, _header_getter(field.removeprefix("header.").encode()), format_)
     if field.startswith("body.") and field != "body.":
-        return _time_getter(field, _body_getter(field.removeprefix("body.").split(".")), style)
+        return _time_getter(field, _body_getter(field.removeprefix("body.").split(".")), format_)
     return None
 
 
 _ROUTE: dict[str, Getter] = {
-    "routing_key": lambda scene: scene.routing_key,
-    "exchange": lambda scene: scene.exchange,
-    "queue": lambda scene: scene.message.ledger.queue,
-    "item": lambda scene: scene.item,
+    "routing_key": lambda context: context.routing_key,
+    "exchange": lambda context: context.exchange,
+    "queue": lambda context: context.message.ledger.queue,
+    "item": lambda context: context.split_index,
 }
 
 
-def _timestamp_getter(style: str) -> Getter:
-    def get(scene: Scene) -> bytes | None:
-        number = properties.number(scene.message.properties, "timestamp")
-        return _formatted("timestamp", number, style) if number is not None else None
+def _timestamp_getter(format_: str) -> Getter:
+    def get(context: TemplateContext) -> bytes | None:
+        number = properties.number(context.message.properties, "timestamp")
+        return _formatted("timestamp", number, format_) if number is not None else None
 
     return get
 
 
-def _time_getter(field: str, get: Getter, style: str) -> Getter:
+def _time_getter(field: str, get: Getter, format_: str) -> Getter:
     """Return what reads a field, as a time if it has a format."""
-    if not style:
+    if not format_:
         return get
 
-    def get_time(scene: Scene) -> bytes | None:
-        value = get(scene)
-        return _formatted(field, value, style) if value is not None else None
+    def get_time(context: TemplateContext) -> bytes | None:
+        value = get(context)
+        return _formatted(field, value, format_) if value is not None else None
 
     return get_time
 
 
-def _formatted(field: str, value: object, style: str) -> bytes:
+def _formatted(field: str, value: object, format_: str) -> bytes:
     moment = times.read(value)
     if moment is None:
         known = "write it as ISO 8601, or seconds, milliseconds, microseconds or nanoseconds since 1970"
         raise RefusedError("malformed", f"{field} is not a time: {known}")
-    return times.as_text(moment, style).encode()
+    return times.as_text(moment, format_).encode()
 
 
 @lru_cache(maxsize=64)  # all messages of a chunk have the same `now`
-def format_time(seconds: float, style: str) -> bytes:
+def format_time(seconds: float, format_: str) -> bytes:
     """Return a time, in seconds since 1970, as a text."""
-    return times.as_text(datetime.fromtimestamp(seconds, UTC), style).encode()
+    return times.as_text(datetime.fromtimestamp(seconds, UTC), format_).encode()
 
 
 def _header_getter(name: bytes) -> Getter:
     read = properties.header_reader(name)
 
-    def get(scene: Scene) -> object:
-        raw = read(scene.message.properties)
+    def get(context: TemplateContext) -> object:
+        raw = read(context.message.properties)
         if raw is None:
             return None
         return raw[STRING_OVERHEAD:] if raw[0] == LONG_STRING else properties.decode(raw)
@@ -491,8 +491,8 @@ def _header_getter(name: bytes) -> Getter:
 
 
 def _body_getter(path: list[str]) -> Getter:
-    def get(scene: Scene) -> object:
-        found = scene.find(path)
+    def get(context: TemplateContext) -> object:
+        found = context.find(path)
         return exact_json.write(found) if isinstance(found, list | dict) else found
 
     return get

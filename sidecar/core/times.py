@@ -87,16 +87,16 @@ def iso(seconds: float) -> str:
     return as_text(datetime.fromtimestamp(seconds, UTC))
 
 
-def as_text(moment: datetime, style: str = "") -> str:
+def as_text(moment: datetime, format_: str = "") -> str:
     """Return a time of UTC as a text.
 
     Args:
         moment: the time.
-        style: as for ``strftime``; empty: ISO 8601 with milliseconds.
+        format_: as for ``strftime``; empty: ISO 8601 with milliseconds.
     """
-    if style:
-        differs = moment.year < _YEAR_OF_FOUR_DIGITS or "%s" in style
-        return moment.strftime(_filled(style, moment) if differs else style)
+    if format_:
+        differs = moment.year < _YEAR_OF_FOUR_DIGITS or "%s" in format_
+        return moment.strftime(_filled(format_, moment) if differs else format_)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

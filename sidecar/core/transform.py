@@ -32,5 +32,5 @@ class TransformError(Exception):
         self.detail = detail
 
 
-class NothingError(Exception):
+class NoDocumentError(Exception):
     """The code makes no document of the message: it is acked, and counted apart."""

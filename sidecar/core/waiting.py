@@ -35,7 +35,7 @@ class WaitingRoom:
     def admit(self, message: Message) -> bool:
         """Whether a message may start or continue to wait; if not, it is removed."""
         self.leave([message])
-        count, size_bytes = self._weight(message), message.held_bytes
+        count, size_bytes = self._weight(message), message.memory_bytes
         if self._messages + count > self._max_messages or self._bytes + size_bytes > self._max_bytes:
             return False
         self._waiting[message] = count, size_bytes
@@ -61,6 +61,6 @@ class WaitingRoom:
         count = 0
         at: Message | None = message
         while at is not None and count <= self._max_messages:
-            count += 1 + (len(at.cover.messages) if at.cover is not None else 0)
-            at = at.follower
+            count += 1 + (len(at.coalesced.messages) if at.coalesced is not None else 0)
+            at = at.next_for_document
         return count

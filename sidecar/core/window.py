@@ -10,28 +10,28 @@ MESSAGE_BYTES = 1024
 """What the objects of a message take besides its bytes, as measured under CPython 3.11, rounded up."""
 _ROOM_SHARE = 0.5
 _GROWTH = 4
-_LEAST_ITEMS = 10
+_MIN_ITEMS = 10
 """With a batch of one, an item that Elasticsearch doesn't survive would be alone, and look like an outage."""
 _MEMORY_OF_MEAN = 1000  # messages
 
 
-class Window:
+class PrefetchWindow:
     """The bounds of what is held at once.
 
     Args:
         limit_bytes: of all messages held.
-        most_items: the prefetch as configured.
+        max_items: the prefetch as configured.
         batch_items: a full batch: the window after a hold.
     """
 
-    def __init__(self, limit_bytes: int, most_items: int, batch_items: int) -> None:
+    def __init__(self, limit_bytes: int, max_items: int, batch_items: int) -> None:
         self._limit_bytes = limit_bytes
-        self._most_items = most_items
+        self._max_items = max_items
         self._batch_items = batch_items
-        self._allowed_items = most_items
+        self._allowed_items = max_items
         self._mean_bytes = 0.0
 
-    def note(self, items: int, size_bytes: int) -> None:
+    def observe(self, items: int, size_bytes: int) -> None:
         """Learn from messages that came: how large they are, in the mean."""
         mean = size_bytes / items
         # The first chunk is all there is to know; later ones count as much as the messages that they bring.
@@ -46,22 +46,22 @@ class Window:
         """Return how much more may be held."""
         return max(0, self._limit_bytes - held_bytes - held_items * MESSAGE_BYTES)
 
-    def roomy(self, held_bytes: int, held_items: int) -> bool:
+    def has_headroom(self, held_bytes: int, held_items: int) -> bool:
         """Whether so much was settled that it is worth while to go on: not after each single message."""
         return held_bytes + held_items * MESSAGE_BYTES <= self._limit_bytes * _ROOM_SHARE
 
-    def narrow(self) -> None:
+    def shrink(self) -> None:
         """Allow one batch only: what comes after a hold comes carefully."""
-        self._allowed_items = min(max(self._batch_items, _LEAST_ITEMS), self._most_items)
+        self._allowed_items = min(max(self._batch_items, _MIN_ITEMS), self._max_items)
 
-    def widen(self) -> None:
+    def grow(self) -> None:
         """Allow more, up to what is configured."""
-        self._allowed_items = min(self._most_items, self._allowed_items * _GROWTH)
+        self._allowed_items = min(self._max_items, self._allowed_items * _GROWTH)
 
-    def worth_while(self, prefetch: int, held_bytes: int, held_items: int) -> bool:
+    def should_grow(self, prefetch: int, held_bytes: int, held_items: int) -> bool:
         """Whether a new consumer could have so much more than `prefetch` that it is worth the change."""
         wanted = self.prefetch(held_bytes, held_items)
-        return wanted >= 2 * prefetch or prefetch < wanted == self._most_items
+        return wanted >= 2 * prefetch or prefetch < wanted == self._max_items
 
     def prefetch(self, held_bytes: int, held_items: int) -> int:
         """Return how many more messages the broker may send to a new consumer, so that all fits into the limit."""

@@ -23,15 +23,15 @@ from sidecar.core.bulk import ACCEPT
 from sidecar.core.check import Finding, names_pattern, on_data_stream, on_time_series
 from sidecar.core.index_names import name_fault, template_fault
 from sidecar.elastic.node import OTHER_SHAPE, Node, as_answer, find_obstacle
-from sidecar.elastic.sink import authorization, nodes, pass_bytes, sentence
+from sidecar.elastic.sink import authorization, describe_error, nodes, pass_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from elastic_transport import NodeConfig
 
-    from sidecar.core.compose import Recipe
-    from sidecar.elastic.mappings import Template
+    from sidecar.core.compose import EncoderConfig
+    from sidecar.elastic.mappings import IndexTemplate
     from sidecar.elastic.sink import Connection
     from sidecar.ports import Answer
 
@@ -112,12 +112,14 @@ def _at(content: object, *path: str) -> Any:  # noqa: ANN401 - JSON
     return content
 
 
-async def check(connection: Connection, recipe: Recipe, *, templates: Sequence[Template] = ()) -> list[Finding]:
+async def check(
+    connection: Connection, encoder_config: EncoderConfig, *, templates: Sequence[IndexTemplate] = ()
+) -> list[Finding]:
     """Return all that is wrong with the cluster.
 
     Args:
         connection: each node is tried; the rest is asked of the first that answers.
-        recipe: what becomes of messages.
+        encoder_config: what becomes of messages.
         templates: those that the sidecar installs at the start.
 
     Raises:
@@ -127,7 +129,7 @@ async def check(connection: Connection, recipe: Recipe, *, templates: Sequence[T
     seconds = min(_LOOK_SECONDS, connection.timeout_seconds)
     all_nodes = [_Node(config, login, seconds) for config in nodes(connection)]
     try:
-        tried = await asyncio.gather(*(_try(node, bulk.path(recipe.path_index)) for node in all_nodes))
+        tried = await asyncio.gather(*(_try(node, bulk.path(encoder_config.path_index)) for node in all_nodes))
         findings = [finding for finding in tried if finding is not None]
         good = next((node for node, finding in zip(all_nodes, tried, strict=True) if finding is None), None)
         if good is None:
@@ -135,29 +137,29 @@ async def check(connection: Connection, recipe: Recipe, *, templates: Sequence[T
         # Others do the work of those that are away.
         return [
             *(replace(finding, severity="warning") for finding in findings),
-            *await _look(good, recipe, templates),
+            *await _look(good, encoder_config, templates),
         ]
     finally:
         await asyncio.gather(*(node.close() for node in all_nodes))
 
 
-async def _look(node: _Node, recipe: Recipe, templates: Sequence[Template]) -> list[Finding]:
+async def _look(node: _Node, encoder_config: EncoderConfig, templates: Sequence[IndexTemplate]) -> list[Finding]:
     findings: list[Finding] = []
     try:
-        target = await _target(node, recipe)
+        target = await _target(node, encoder_config)
         if templates:
             findings += await _cluster_privileges(node)
             findings += await _uninstallable(node, templates)
         for look in (_privileges, _place, _failure_store, _pipeline):
-            findings += await look(node, recipe, target)
+            findings += await look(node, encoder_config, target)
     except (TransportError, ValueError) as error:
-        text = sentence(error) if isinstance(error, TransportError) else str(error)
-        mend = "look into the server's log, then run the check again"
-        findings.append(Finding("problem", node.where, f"the check broke off: {text}", mend))
+        text = describe_error(error) if isinstance(error, TransportError) else str(error)
+        fix = "look into the server's log, then run the check again"
+        findings.append(Finding("problem", node.where, f"the check broke off: {text}", fix))
     except OTHER_SHAPE:
         what = "the check was aborted: an answer is not in Elasticsearch's format"
-        mend = "see that nothing between the sidecar and Elasticsearch changes answers, then run the check again"
-        findings.append(Finding("problem", node.where, what, mend))
+        fix = "see that nothing between the sidecar and Elasticsearch changes answers, then run the check again"
+        findings.append(Finding("problem", node.where, what, fix))
     return findings
 
 
@@ -169,17 +171,17 @@ async def _try(node: _Node, bulk_path: str) -> Finding | None:
     try:
         found = await find_obstacle(node.answer, bulk_path)
     except TransportError as error:
-        return _unreached(node.where, sentence(error))
+        return _unreached(node.where, describe_error(error))
     except ValueError as error:
         return _unreached(node.where, str(error))
     return Finding("problem", node.where, found.what, found.fix) if found is not None else None
 
 
 def _unreached(where: str, text: str) -> Finding:
-    mend = "see that the node runs, and that scheme, host and port in SIDECAR_ELASTICSEARCH_URL are right"
+    fix = "see that the node runs, and that scheme, host and port in SIDECAR_ELASTICSEARCH_URL are right"
     if "TLS" in text or "certificate" in text:
-        mend = "set SIDECAR_ELASTICSEARCH_CA_FILE or _FINGERPRINT to what the server has; see that the port speaks TLS"
-    return Finding("problem", where, f"Elasticsearch can't be reached: {text}", mend)
+        fix = "set SIDECAR_ELASTICSEARCH_CA_FILE or _FINGERPRINT to what the server has; see that the port speaks TLS"
+    return Finding("problem", where, f"Elasticsearch can't be reached: {text}", fix)
 
 
 # What is there -------------------------------------------------------------------------------------------------------
@@ -220,9 +222,9 @@ class _Target:
         return max(matching, key=lambda pair: pair[1].get("priority") or 0, default=None)
 
 
-async def _target(node: _Node, recipe: Recipe) -> _Target:
-    name = recipe.path_index
-    target = _Target(name if name is not None else names_pattern(recipe.index.text), name is not None)
+async def _target(node: _Node, encoder_config: EncoderConfig) -> _Target:
+    name = encoder_config.path_index
+    target = _Target(name if name is not None else names_pattern(encoder_config.index.text), name is not None)
     listed = await node.ask("GET", "/_index_template")
     if listed.status == _OK:
         entries = listed.content.get("index_templates", [])
@@ -258,11 +260,11 @@ async def _cluster_privileges(node: _Node) -> list[Finding]:
         return []
     user = reply.content.get("username", "")
     what = f"the user {user!r} lacks {_TEMPLATES}: no template can be installed, and the sidecar ends at its start"
-    mend = f"give a role of that user the cluster privilege {_TEMPLATES}, or unset SIDECAR_MAPPINGS_APPLY"
-    return [Finding("problem", "SIDECAR_MAPPINGS_APPLY", what, mend)]
+    fix = f"give a role of that user the cluster privilege {_TEMPLATES}, or unset SIDECAR_MAPPINGS_APPLY"
+    return [Finding("problem", "SIDECAR_MAPPINGS_APPLY", what, fix)]
 
 
-async def _uninstallable(node: _Node, templates: Sequence[Template]) -> list[Finding]:
+async def _uninstallable(node: _Node, templates: Sequence[IndexTemplate]) -> list[Finding]:
     """Return which templates Elasticsearch would refuse, by simulating them; nothing is installed.
 
     A component is simulated as an index template of its own. An index template is simulated without the components of
@@ -289,12 +291,12 @@ async def _uninstallable(node: _Node, templates: Sequence[Template]) -> list[Fin
     return findings
 
 
-async def _privileges(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
-    action = recipe.constant_action
+async def _privileges(node: _Node, encoder_config: EncoderConfig, target: _Target) -> list[Finding]:
+    action = encoder_config.constant_action
     needed = list(_PRIVILEGES.get(action or "index", ("delete",)))
     # Of a user who may create it, but not look at it, it isn't known whether it is missing.
     creates = action != "delete" and (target.kind == "missing" or not target.is_constant)
-    names = _names(recipe, target)
+    names = _names(encoder_config, target)
     optional = ["auto_configure", "create_index", *(("delete",) if action is None else ())]
     body = {"index": [{"names": names, "privileges": [*needed, *optional]}]}
     reply = await node.ask("POST", "/_security/user/_has_privileges", body)
@@ -320,8 +322,8 @@ def _lacking_deletions(name: str, user: str) -> Finding:
     what = (
         f"the user {user!r} lacks delete there: where SIDECAR_ACTION gives delete, items come back with 403, and wait"
     )
-    mend = f"give a role of that user the index privilege delete on {name!r}, unless no message ever deletes"
-    return Finding("warning", f"indices {name!r}", what, mend)
+    fix = f"give a role of that user the index privilege delete on {name!r}, unless no message ever deletes"
+    return Finding("warning", f"indices {name!r}", what, fix)
 
 
 async def _lacking_fields(node: _Node, target: _Target, name: str, user: str) -> list[Finding]:
@@ -330,10 +332,10 @@ async def _lacking_fields(node: _Node, target: _Target, name: str, user: str) ->
     Indices let fields in still, as a deprecated favour of the privilege to write; data streams don't.
     """
     where = target.where if target.is_constant else f"indices {name!r}"
-    mend = f"give a role of that user the index privilege auto_configure on {name!r}"
+    fix = f"give a role of that user the index privilege auto_configure on {name!r}"
     if target.kind != "data stream":
         what = f"the user {user!r} lacks auto_configure there: an index that is missing isn't created by a document"
-        return [Finding("note", where, what, f"nothing needs to be done, if that is on purpose; otherwise {mend}")]
+        return [Finding("note", where, what, f"nothing needs to be done, if that is on purpose; otherwise {fix}")]
     reply = await node.ask("GET", f"/{_quoted(target.name)}/_mapping?filter_path=*.mappings.dynamic")
     modes = {_at(entry, "mappings", "dynamic") for entry in reply.content.values()}
     if reply.status == _OK and modes and modes <= _CLOSED:
@@ -342,47 +344,47 @@ async def _lacking_fields(node: _Node, target: _Target, name: str, user: str) ->
         f"the user {user!r} lacks auto_configure there: a document with a field that the mapping doesn't have comes "
         "back with 403, and waits (SIDECAR_ON_INDEX_BLOCKED)"
     )
-    return [Finding("warning", where, what, f"{mend}, or close its mapping (dynamic: false or strict)")]
+    return [Finding("warning", where, what, f"{fix}, or close its mapping (dynamic: false or strict)")]
 
 
-def _names(recipe: Recipe, target: _Target) -> list[str]:
+def _names(encoder_config: EncoderConfig, target: _Target) -> list[str]:
     """Return the names to ask about; of patterns those that allow, for they are nearer to what is meant."""
-    return [target.name] if target.is_constant or not recipe.index_allow else list(recipe.index_allow)
+    return [target.name] if target.is_constant or not encoder_config.index_allow else list(encoder_config.index_allow)
 
 
 def _lacking(target: _Target, name: str, user: str, lacks: list[str]) -> Finding:
     privileges = " and ".join(lacks)
-    mend = f"give a role of that user the index privilege {privileges} on {name!r}"
+    fix = f"give a role of that user the index privilege {privileges} on {name!r}"
     if target.is_constant:
         what = (
             f"the user {user!r} lacks {privileges} there: items come back with 403, and wait (SIDECAR_ON_INDEX_BLOCKED)"
         )
-        return Finding("problem", target.where, what, mend)
+        return Finding("problem", target.where, what, fix)
     what = f"the user {user!r} lacks {privileges} on some of the names that {name!r} stands for"
-    return Finding("warning", f"indices {name!r}", what, f"{mend}, or narrow SIDECAR_INDEX_ALLOW to what is granted")
+    return Finding("warning", f"indices {name!r}", what, f"{fix}, or narrow SIDECAR_INDEX_ALLOW to what is granted")
 
 
 # The index -----------------------------------------------------------------------------------------------------------
 
 
-async def _place(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
+async def _place(node: _Node, encoder_config: EncoderConfig, target: _Target) -> list[Finding]:
     if not target.is_constant:
-        return [*await _names_fault(node, recipe, target), *await _many(node, recipe, target)]
+        return [*await _names_fault(node, encoder_config, target), *await _many(node, encoder_config, target)]
     if target.kind == "missing":
-        return await _missing(node, recipe, target)
+        return await _missing(node, encoder_config, target)
     if target.kind == "data stream":
-        return [*on_data_stream(recipe, target.where), *await _mode(node, recipe, target)]
+        return [*on_data_stream(encoder_config, target.where), *await _mode(node, encoder_config, target)]
     if target.kind == "alias":
-        return await _alias(node, recipe, target)
+        return await _alias(node, encoder_config, target)
     if target.kind == "index":
-        return [*await _index(node, target), *await _mode(node, recipe, target)]
+        return [*await _index(node, target), *await _mode(node, encoder_config, target)]
     what = "whether it exists can't be seen by this user (it takes the index privilege view_index_metadata)"
     return [Finding("note", target.where, what, "run the check as a user who may, once")]
 
 
-async def _names_fault(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
+async def _names_fault(node: _Node, encoder_config: EncoderConfig, target: _Target) -> list[Finding]:
     """Return why Elasticsearch refuses every name that the template gives; aliases may have any name."""
-    fault = template_fault(recipe.index)
+    fault = template_fault(encoder_config.index)
     if fault is None:
         return []
     resolved = await node.ask("GET", f"/_resolve/index/{_quoted(target.name)}")
@@ -391,39 +393,39 @@ async def _names_fault(node: _Node, recipe: Recipe, target: _Target) -> list[Fin
     return [Finding("problem", f"{_SETTING} ({target.name})", f"{fault}: every document is refused (400)", _FIX_NAME)]
 
 
-async def _mode(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
+async def _mode(node: _Node, encoder_config: EncoderConfig, target: _Target) -> list[Finding]:
     """Return the problems with the mode of an existing index."""
     reply = await node.ask("GET", f"/{_quoted(target.name)}/_settings/index.mode?flat_settings=true")
     modes = {_at(entry, "settings", "index.mode") for entry in reply.content.values()} if reply.status == _OK else set()
-    return on_time_series(recipe, target.where) if _TIME_SERIES in modes else []
+    return on_time_series(encoder_config, target.where) if _TIME_SERIES in modes else []
 
 
-async def _mode_to_be(node: _Node, recipe: Recipe, name: str, where: str) -> list[Finding]:
+async def _mode_to_be(node: _Node, encoder_config: EncoderConfig, name: str, where: str) -> list[Finding]:
     """Return the problems with the mode that templates give to a new index."""
     reply = await node.ask("POST", f"/_index_template/_simulate_index/{_quoted(name)}")
     is_series = _at(reply.content, "template", "settings", "index", "mode") == _TIME_SERIES
-    return on_time_series(recipe, where) if is_series else []
+    return on_time_series(encoder_config, where) if is_series else []
 
 
-async def _many(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
+async def _many(node: _Node, encoder_config: EncoderConfig, target: _Target) -> list[Finding]:
     if target.templates is None:
         return []
     found = target.template()
     if found is None:
         what = "no index template seems to match the names that it gives: Elasticsearch guesses the mappings"
-        mend = "install a template for them (sidecar mappings apply), unless each index exists already"
-        return [Finding("warning", f"{_SETTING} ({target.name})", what, mend)]
+        fix = "install a template for them (sidecar mappings apply), unless each index exists already"
+        return [Finding("warning", f"{_SETTING} ({target.name})", what, fix)]
     name, template = found
     where = f"names {target.name!r} (template {name!r})"
-    series = await _mode_to_be(node, recipe, target.name.replace("*", "x"), where)
+    series = await _mode_to_be(node, encoder_config, target.name.replace("*", "x"), where)
     series = [replace(finding, severity="warning") for finding in series]  # it may apply to some of the names only
     if "data_stream" not in template:
         return series
     where = f"data streams {target.name!r} (template {name!r})"
-    return [*on_data_stream(recipe, where, is_certain=False), *series]
+    return [*on_data_stream(encoder_config, where, is_certain=False), *series]
 
 
-async def _missing(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
+async def _missing(node: _Node, encoder_config: EncoderConfig, target: _Target) -> list[Finding]:
     template = target.template()
     where = f"index {target.name!r}"
     fault = name_fault(target.name)
@@ -436,23 +438,23 @@ async def _missing(node: _Node, recipe: Recipe, target: _Target) -> list[Finding
         automatic = await _is_created(node, target.name)
     if automatic is False:
         what = "it doesn't exist, and action.auto_create_index (or its template) forbids that a document creates it"
-        mend = "create it, or permit its name there; until then SIDECAR_ON_INDEX_MISSING decides about every message"
-        findings.append(Finding("warning", where, what, mend))
-    elif recipe.constant_action == "delete":
+        fix = "create it, or permit its name there; until then SIDECAR_ON_INDEX_MISSING decides about every message"
+        findings.append(Finding("warning", where, what, fix))
+    elif encoder_config.constant_action == "delete":
         what = "it doesn't exist, so there is nothing to delete"
         findings.append(Finding("warning", where, what, "mend SIDECAR_INDEX, or create it"))
     if template is None:
         if target.templates is not None:
             what = "it doesn't exist, and no index template matches: Elasticsearch guesses the mappings from documents"
-            mend = "install a template for it (sidecar mappings apply), or create it with its mappings"
-            findings.append(Finding("warning", where, what, mend))
+            fix = "install a template for it (sidecar mappings apply), or create it with its mappings"
+            findings.append(Finding("warning", where, what, fix))
         return findings
     if automatic is not False:
         what = f"it doesn't exist; the first document creates it, by the template {template[0]!r}"
         findings.append(Finding("note", where, what, "nothing needs to be done, if the name is right"))
     if "data_stream" in template[1]:
-        findings += on_data_stream(recipe, f"data stream {target.name!r} (to be created by {template[0]!r})")
-    return [*findings, *await _mode_to_be(node, recipe, target.name, where)]
+        findings += on_data_stream(encoder_config, f"data stream {target.name!r} (to be created by {template[0]!r})")
+    return [*findings, *await _mode_to_be(node, encoder_config, target.name, where)]
 
 
 async def _is_created(node: _Node, name: str) -> bool | None:
@@ -482,13 +484,13 @@ def permits(rule: str, name: str) -> bool:
     return False
 
 
-async def _alias(node: _Node, recipe: Recipe, target: _Target) -> list[Finding]:
+async def _alias(node: _Node, encoder_config: EncoderConfig, target: _Target) -> list[Finding]:
     reply = await node.ask("GET", f"/_alias/{_quoted(target.name)}")
     behind = target.detail.get("indices") or []
     behind = [behind] if isinstance(behind, str) else behind
     if reply.status != _OK or not reply.content:  # an alias of data streams isn't listed there
         is_stream = any(name.startswith(".ds-") for name in behind)
-        return on_data_stream(recipe, target.where) if is_stream else []
+        return on_data_stream(encoder_config, target.where) if is_stream else []
     flags = [_at(entry, "aliases", target.name, "is_write_index") for entry in reply.content.values()]
     if True in flags or (len(flags) == 1 and flags[0] is None):
         return []
@@ -509,14 +511,14 @@ async def _index(node: _Node, target: _Target) -> list[Finding]:
     if settings.get("index.blocks.read_only_allow_delete") == "true":
         what = f"its node's disk is nearly full (index.blocks.read_only_allow_delete): {consequence}"
         return [Finding("problem", target.where, what, "make room on the disk; the block goes by itself then")]
-    mend = f"take the block off: PUT /{target.name}/_settings"
-    return [Finding("problem", target.where, f"it has index.blocks.{block}: {consequence}", mend) for block in blocks]
+    fix = f"take the block off: PUT /{target.name}/_settings"
+    return [Finding("problem", target.where, f"it has index.blocks.{block}: {consequence}", fix) for block in blocks]
 
 
 # The failure store ---------------------------------------------------------------------------------------------------
 
 
-async def _failure_store(node: _Node, _recipe: Recipe, target: _Target) -> list[Finding]:
+async def _failure_store(node: _Node, _config: EncoderConfig, target: _Target) -> list[Finding]:
     """Note a failure store: Elasticsearch answers with a success for the documents in it."""
     if target.kind not in {"data stream", "missing", None} or not await _has_failure_store(node, target):
         return []
@@ -524,8 +526,8 @@ async def _failure_store(node: _Node, _recipe: Recipe, target: _Target) -> list[
         "it has a failure store: documents that the data stream refuses are stored there, with status 201, and no "
         "search of the data stream finds them"
     )
-    mend = "nothing needs to be done: they are acked and logged, or also dead-lettered (SIDECAR_ON_FAILURE_STORE)"
-    return [Finding("note", f"data stream {target.name!r}", what, mend)]
+    fix = "nothing needs to be done: they are acked and logged, or also dead-lettered (SIDECAR_ON_FAILURE_STORE)"
+    return [Finding("note", f"data stream {target.name!r}", what, fix)]
 
 
 async def _has_failure_store(node: _Node, target: _Target) -> bool:
@@ -571,10 +573,10 @@ async def _has_one_by_default(node: _Node, name: str) -> bool:
 # The pipeline --------------------------------------------------------------------------------------------------------
 
 
-async def _pipeline(node: _Node, recipe: Recipe, _target: _Target) -> list[Finding]:
-    if recipe.pipeline is None or not recipe.pipeline.constant:
+async def _pipeline(node: _Node, encoder_config: EncoderConfig, _target: _Target) -> list[Finding]:
+    if encoder_config.pipeline is None or not encoder_config.pipeline.constant:
         return []
-    name = recipe.pipeline.constant.decode()
+    name = encoder_config.pipeline.constant.decode()
     if name == "_none":
         return []
     reply = await node.ask("GET", f"/_ingest/pipeline/{_quoted(name)}")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
-    from sidecar.elastic.sink import ElasticSink
+    from sidecar.elastic.sink import ElasticsearchClient
     from sidecar.ports import Answer
 
     Ask = Callable[[str, str, bytes | None], Awaitable[Answer]]
@@ -43,7 +43,7 @@ _NOT_SHOWN = "the answer is not in Elasticsearch's format: is there something el
 
 
 @dataclass(frozen=True, slots=True)
-class Template:
+class IndexTemplate:
     """A template of the folder.
 
     Attributes:
@@ -58,23 +58,23 @@ class Template:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class TemplateDiff:
     """What a template is in the cluster, compared with the folder.
 
     Attributes:
         template: of the folder.
         state: ``newer`` where the cluster has a higher version, which stays.
-        there: what differs, as the cluster has it, by path.
-        wanted: the same as the folder has it.
+        actual: what differs, as the cluster has it, by path.
+        expected: the same as the folder has it.
     """
 
-    template: Template
+    template: IndexTemplate
     state: State
-    there: dict[str, str]
-    wanted: dict[str, str]
+    actual: dict[str, str]
+    expected: dict[str, str]
 
 
-def load(folder: Path) -> list[Template]:
+def load(folder: Path) -> list[IndexTemplate]:
     """Return the templates of a folder in the order in which they can be installed: components first, then by name.
 
     Raises:
@@ -96,7 +96,7 @@ def load(folder: Path) -> list[Template]:
         if not isinstance(content, dict) or not content.keys() & {"template", "index_patterns"}:
             problems.append(f"{path}: is no template: an index template has index_patterns, a component one template")
             continue
-        found.append(Template(path.stem, "index" if "index_patterns" in content else "component", content))
+        found.append(IndexTemplate(path.stem, "index" if "index_patterns" in content else "component", content))
     if not found and not problems:
         problems.append(f"{folder}: has no templates (*.json)")
     if problems:
@@ -105,21 +105,23 @@ def load(folder: Path) -> list[Template]:
 
 
 async def when_available(
-    sink: ElasticSink, work: Callable[[Ask, list[Template]], Awaitable[list[Change]]], templates: list[Template]
-) -> list[Change]:
+    sink: ElasticsearchClient,
+    work: Callable[[Ask, list[IndexTemplate]], Awaitable[list[TemplateDiff]]],
+    templates: list[IndexTemplate],
+) -> list[TemplateDiff]:
     """Run `compare` or `apply` if Elasticsearch can be used: a proxy's 404 would look like a missing template.
 
     Raises:
         SinkError: Elasticsearch can't be used.
         RefusedTemplateError: as these do.
     """
-    reason = await sink.unavailable()
+    reason = await sink.check()
     if reason is not None:
         raise SinkError(reason)
-    return await work(sink.ask, templates)
+    return await work(sink.request, templates)
 
 
-async def compare(ask: Ask, templates: list[Template]) -> list[Change]:
+async def compare(ask: Ask, templates: list[IndexTemplate]) -> list[TemplateDiff]:
     """Return how each template compares with the cluster's.
 
     Args:
@@ -133,18 +135,18 @@ async def compare(ask: Ask, templates: list[Template]) -> list[Change]:
     return [await _compare(ask, template) for template in templates]
 
 
-async def _compare(ask: Ask, template: Template) -> Change:
+async def _compare(ask: Ask, template: IndexTemplate) -> TemplateDiff:
     answer = await ask("GET", _path(template), None)
     if answer.status == _NOT_FOUND:
-        return Change(template, "missing", {}, spelled(template.content))
+        return TemplateDiff(template, "missing", {}, normalized(template.content))
     _check(answer, template, "show")
     content = _shown(answer, template)
-    there, wanted = spelled(content), spelled(template.content)
+    there, wanted = normalized(content), normalized(template.content)
     state: State = "same" if there == wanted else "different"
     if state == "different" and version(content) > version(template.content):
         state = "newer"
     different = {path for path in there.keys() | wanted.keys() if there.get(path) != wanted.get(path)}
-    return Change(
+    return TemplateDiff(
         template,
         state,
         {path: there[path] for path in sorted(there) if path in different},
@@ -152,7 +154,7 @@ async def _compare(ask: Ask, template: Template) -> Change:
     )
 
 
-async def apply(ask: Ask, templates: list[Template]) -> list[Change]:
+async def apply(ask: Ask, templates: list[IndexTemplate]) -> list[TemplateDiff]:
     """Install what is missing or different; return what each was before.
 
     Raises:
@@ -169,7 +171,7 @@ async def apply(ask: Ask, templates: list[Template]) -> list[Change]:
     return changes
 
 
-def _shown(answer: Answer, template: Template) -> dict[str, Any]:
+def _shown(answer: Answer, template: IndexTemplate) -> dict[str, Any]:
     """Return a template as the cluster shows it.
 
     Raises:
@@ -185,11 +187,11 @@ def _shown(answer: Answer, template: Template) -> dict[str, Any]:
     return content
 
 
-def _path(template: Template) -> str:
+def _path(template: IndexTemplate) -> str:
     return _PATHS[template.kind] + quote(template.name, safe="")
 
 
-def _check(answer: Answer, template: Template, verb: str) -> None:
+def _check(answer: Answer, template: IndexTemplate, verb: str) -> None:
     if answer.status == _OK:
         return
     if answer.status in _AWAY:
@@ -205,7 +207,7 @@ def version(content: dict[str, Any]) -> int:
     return max((number for number in said if isinstance(number, int)), default=0)
 
 
-def spelled(content: dict[str, Any]) -> dict[str, str]:
+def normalized(content: dict[str, Any]) -> dict[str, str]:
     """Return what a template says by path, in one spelling."""
     plain = {name: value for name, value in content.items() if name not in _STAMPS}
     if isinstance(plain.get("data_stream"), dict):

@@ -165,7 +165,7 @@ class _Nodes(NodePool):
         self.away.pop(node.config, None)
 
 
-class ElasticSink:
+class ElasticsearchClient:
     """The port `sidecar.ports.Sink` over elasticsearch-py.
 
     Args:
@@ -201,7 +201,7 @@ class ElasticSink:
         """
         return await self._perform("POST", path, body, BULK_HEADERS)
 
-    async def ask(self, method: str, path: str, body: bytes | None = None) -> Answer:
+    async def request(self, method: str, path: str, body: bytes | None = None) -> Answer:
         """Send a request that isn't about documents, JSON if anything, and return the answer, whatever it says.
 
         Raises:
@@ -209,18 +209,18 @@ class ElasticSink:
         """
         return await self._perform(method, path, body, {"accept": ACCEPT, "content-type": ACCEPT})
 
-    async def unavailable(self) -> str | None:
+    async def check(self) -> str | None:
         """Return why Elasticsearch can't be used now; None when it answers.
 
         Asks for what costs nothing and needs no privilege, only a login.
         """
         try:
-            found = await find_obstacle(self._ask_shortly, self._bulk_path)
+            found = await find_obstacle(self._request_shortly, self._bulk_path)
         except SinkError as error:
             return str(error)
         return str(found) if found is not None else None
 
-    async def _ask_shortly(self, method: str, path: str, headers: Mapping[str, str]) -> Answer:
+    async def _request_shortly(self, method: str, path: str, headers: Mapping[str, str]) -> Answer:
         return await self._perform(method, path, None, headers, self._look_seconds)
 
     async def _perform(
@@ -244,31 +244,31 @@ class ElasticSink:
                     request_timeout=seconds,
                 )
             except TransportError as error:
-                self._look_after_nodes()
+                self._start_node_recovery()
                 if others and _never_sent(error):
                     continue
-                raise SinkError(f"no answer from Elasticsearch: {sentence(error)}") from error
+                raise SinkError(f"no answer from Elasticsearch: {describe_error(error)}") from error
             except ValueError as error:
                 raise SinkError(f"no answer from Elasticsearch: {error}") from error
             if self._pool.away:
-                self._look_after_nodes()
+                self._start_node_recovery()
             return as_answer(meta, answer, path)
         raise SinkError("no answer from Elasticsearch: it has no nodes")
 
-    def _look_after_nodes(self) -> None:
+    def _start_node_recovery(self) -> None:
         """Have somebody look whether nodes are back. A node alone needs no looking after: it is asked anyway."""
         busy = self._returning is not None and not self._returning.done()
         if len(self._pool.all()) > 1 and not busy:
-            self._returning = asyncio.create_task(self._await_return())
+            self._returning = asyncio.create_task(self._recover_nodes())
 
-    async def _await_return(self) -> None:
+    async def _recover_nodes(self) -> None:
         pause = _RETURN_MIN_SECONDS
         while self._pool.away:
             await asyncio.sleep(pause)
             pause = min(pause * 2, _RETURN_MAX_SECONDS)
-            await asyncio.gather(*(self._look(node) for node in list(self._pool.away.values())))
+            await asyncio.gather(*(self._ping(node) for node in list(self._pool.away.values())))
 
-    async def _look(self, node: BaseNode) -> None:
+    async def _ping(self, node: BaseNode) -> None:
         async def ask(method: str, path: str, headers: Mapping[str, str]) -> Answer:
             sent = cast("HttpHeaders", {**headers, **self._login})
             answer = await cast("BaseAsyncNode", node).perform_request(
@@ -293,7 +293,7 @@ def _never_sent(error: TransportError) -> bool:
     return isinstance(_cause(error), aiohttp.ClientConnectorError)
 
 
-def sentence(error: TransportError) -> str:
+def describe_error(error: TransportError) -> str:
     """Return what went wrong: the node is in it, the request and its login are not."""
     cause = _cause(error)
     if isinstance(cause, aiohttp.ClientConnectorCertificateError):

@@ -25,13 +25,13 @@ import structlog
 
 from sidecar.amqp.session import open_session
 from sidecar.app import App
-from sidecar.core.compose import Recipe
+from sidecar.core.compose import EncoderConfig
 from sidecar.core.far import HANDLER
 from sidecar.core.template import Template
-from sidecar.library.handling import Handling
+from sidecar.library.handling import HandlerSink
 from sidecar.library.settings import load
 from sidecar.pipeline import Pipeline
-from sidecar.plan import Plan
+from sidecar.plan import PipelineConfig
 from sidecar.wiring import connecting
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class _Life(ABC):
+class _BaseConsumer(ABC):
     """Start, run and stop: what all consumers have in common.
 
     Args:
@@ -88,19 +88,19 @@ class _Life(ABC):
     @property
     def is_healthy(self) -> bool:
         """Whether it consumes: connected, not draining, and with a dead-letter route that takes what is published."""
-        return self.is_running and self._app is not None and self._app.state().unready is None
+        return self.is_running and self._app is not None and self._app.snapshot().not_ready is None
 
     @property
     def unready(self) -> str | None:
         """Why it isn't healthy, in words; None where it is."""
         if self._app is None or not self.is_running:
             return "not running"
-        unready = self._app.state().unready
+        unready = self._app.snapshot().not_ready
         return None if unready is None else f"{unready.reason}: {unready.detail}"
 
     def counts(self) -> dict[str, int]:
         """Return what became of the messages of this run: received is the sum of all others."""
-        return {} if self._app is None else self._app.state().account.summary()
+        return {} if self._app is None else self._app.snapshot().counters.summary()
 
     async def start(self) -> None:
         """Begin, in the background; it reconnects by itself. It returns at once, whether there is a broker or not.
@@ -115,13 +115,13 @@ class _Life(ABC):
             await self.on_start()
         finally:
             self._starting = False
-        dice, settings = random.Random(), self.settings
-        plan = self._plan()
+        rng, settings = random.Random(), self.settings
+        config = self._config()
         pipeline = Pipeline(
-            plan, Handling(plan, self._process(), settings), dice=dice, log=self._log, wall_clock=time.time
+            config, HandlerSink(config, self._process(), settings), rng=rng, log=self._log, wall_clock=time.time
         )
         shutdown_seconds = settings.shutdown_timeout
-        self._app = App(pipeline, self._connect(), dice=dice, log=self._log, shutdown_seconds=shutdown_seconds)
+        self._app = App(pipeline, self._connect(), rng=rng, log=self._log, shutdown_seconds=shutdown_seconds)
         self._task = asyncio.create_task(self._live(self._app), name=type(self).__name__)
 
     async def _live(self, app: App) -> None:
@@ -190,26 +190,26 @@ class _Life(ABC):
         urls = tuple(url.get_secret_value() for url in settings.amqp_url)
         return partial(open_session, urls, connecting(settings))
 
-    def _plan(self) -> Plan:
+    def _config(self) -> PipelineConfig:
         settings = self.settings
 
         def template(text: str | None) -> Template | None:
             return Template(text) if text is not None else None
 
-        recipe = Recipe(
+        encoder_config = EncoderConfig(
             index=Template(""),  # there is neither index nor action here, and dead letters name none
             action=Template(""),
-            most_bytes=settings.memory_limit,
+            max_bytes=settings.memory_limit,
             batch_key=template(settings.batch_key),
             batch_flush_when=template(settings.batch_flush_when),
             batch_complete_count=template(settings.batch_complete_count),
         )
-        return Plan(
-            recipe=recipe,
+        return PipelineConfig(
+            encoder_config=encoder_config,
             batch_max_items=settings.batch_max_items,
             batch_max_bytes=settings.batch_max_bytes,
             batch_max_age_seconds=settings.batch_max_age,
-            batches_join=False,  # a batch is what was gathered: of one key, say
+            merges_batches=False,  # a batch is what was gathered: of one key, say
             bulk_concurrency=settings.workers,
             prefetch=settings.prefetch,
             memory_limit_bytes=settings.memory_limit,
@@ -225,7 +225,7 @@ class _Life(ABC):
         )
 
 
-class BatchConsumer(_Life):
+class BatchConsumer(_BaseConsumer):
     """Takes messages in batches: subclass it and write `process`.
 
     Args:
@@ -254,7 +254,7 @@ class BatchConsumer(_Life):
         return self.process
 
 
-class Consumer(_Life):
+class Consumer(_BaseConsumer):
     """Takes messages one by one: subclass it and write `process`. Arguments as with `BatchConsumer`.
 
     With ``amqp_prefetch=1`` a message is only taken when the one before is done, which is right for long jobs.

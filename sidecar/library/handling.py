@@ -9,10 +9,10 @@ from itertools import islice, takewhile
 from typing import TYPE_CHECKING, cast
 
 from sidecar.core.batcher import Batch
-from sidecar.core.copies import Letter, delay_seconds, milliseconds, rounds
-from sidecar.core.groups import Groups
+from sidecar.core.copies import Failure, delay_rounds, delay_seconds, milliseconds
+from sidecar.core.groups import CorrelationEncoder
 from sidecar.library.messages import Message
-from sidecar.library.places import is_our_end, place
+from sidecar.library.places import error_location, is_own_cancellation
 from sidecar.library.verdicts import ACK, VERDICTS, Verdict
 
 if TYPE_CHECKING:
@@ -20,60 +20,60 @@ if TYPE_CHECKING:
 
     from sidecar.core.message import Message as Delivery
     from sidecar.library.settings import ConsumerSettings
-    from sidecar.plan import Plan
-    from sidecar.work import Composing, Workplace
+    from sidecar.plan import PipelineConfig
+    from sidecar.work import Encoder, Workplace
 
     Verdicts = AsyncIterator[Verdict] | Awaitable[Verdict | Iterable[Verdict]]
     """One verdict a message, in order: yielded, or returned; or a single one, returned for all of them."""
     Process = Callable[[list[Message]], Verdicts]
 
 
-class Handling:
+class HandlerSink:
     """Has batches processed by a function.
 
     Args:
-        plan: what to do.
+        config: what to do.
         process: the function.
         settings: what follows where it gives no verdict.
     """
 
-    def __init__(self, plan: Plan, process: Process, settings: ConsumerSettings) -> None:
-        self._plan = plan
+    def __init__(self, config: PipelineConfig, process: Process, settings: ConsumerSettings) -> None:
+        self._config = config
         self._process = process
         self._settings = settings
 
-    async def unavailable(self) -> str | None:
+    async def check(self) -> str | None:
         """Return None: whether the function can do its work, it says message by message."""
         return None
 
-    def composer(self, make_id: Callable[[], str]) -> Composing:  # noqa: ARG002 - nothing needs an id here
+    def encoder(self, make_id: Callable[[], str]) -> Encoder:  # noqa: ARG002 - nothing needs an id here
         """Return what finds out which group messages belong to, where they say so."""
-        return Groups(self._plan.recipe)
+        return CorrelationEncoder(self._config.encoder_config)
 
     def employ(self, place: Workplace) -> Calls:
         """Return what calls the function."""
-        return Calls(self._plan, self._process, self._settings, place)
+        return Calls(self._config, self._process, self._settings, place)
 
 
 class Calls:
     """Calls the function and has its verdicts carried out.
 
     Args:
-        plan: what to do.
+        config: what to do.
         process: the function.
         settings: what follows where it gives no verdict.
         place: where the verdicts take effect.
     """
 
-    def __init__(self, plan: Plan, process: Process, settings: ConsumerSettings, place: Workplace) -> None:
-        self._plan = plan
+    def __init__(self, config: PipelineConfig, process: Process, settings: ConsumerSettings, place: Workplace) -> None:
+        self._config = config
         self._process = process
         self._on_exception = VERDICTS[settings.on_exception]
         self._on_missing = VERDICTS[settings.on_missing_verdict]
-        self._most_bytes = plan.recipe.most_bytes
+        self._max_bytes = config.encoder_config.max_bytes
         self._settling = place.settling
-        self._outbox = place.outbox
-        self._account = place.account
+        self._outbox = place.send_queue
+        self._counters = place.counters
         self._wall_clock = place.wall_clock
         self._log = place.log
 
@@ -83,9 +83,9 @@ class Calls:
         began_at = clock()
         messages = batch.messages
         verdicts, error_type = await self._verdicts(messages)
-        self._account.bulk_seconds.observe(clock() - began_at)
+        self._counters.bulk_seconds.observe(clock() - began_at)
         if verdicts.count(ACK) == len(messages):  # most of them; it compares by identity, in C
-            self._settling.store(messages)
+            self._settling.ack(messages)
         else:
             await self._settle(messages, verdicts, error_type)
 
@@ -100,7 +100,7 @@ class Calls:
         try:
             why = await self._call(messages, values)
         except (Exception, asyncio.CancelledError) as error:
-            if is_our_end(error):
+            if is_own_cancellation(error):
                 raise
             verdicts = self._used(values, count)
             others = count - len(verdicts)
@@ -124,7 +124,7 @@ class Calls:
         Values before an exception stay. Returns why there are none, or an empty text.
         """
         limit = len(messages) + 1
-        answer: object = self._process([Message(message, self._most_bytes) for message in messages])
+        answer: object = self._process([Message(message, self._max_bytes) for message in messages])
         if isinstance(answer, Awaitable):
             answer = await answer
         if isinstance(answer, Verdict):
@@ -148,7 +148,7 @@ class Calls:
 
     def _after(self, error: BaseException, others: int) -> Verdict:
         """Return the verdict for the messages that have none after an exception."""
-        where = place(error)
+        where = error_location(error)
         # Not its text, which may quote the message. The traceback has it, for whoever wants to see that.
         self._log.error("handler.failed", error_type=type(error).__name__, where=where, messages=others)
         self._log.debug("handler.traceback", exc_info=error)
@@ -164,56 +164,56 @@ class Calls:
         rejected = [self._letter(message, verdict, error_type) for message, verdict in by_kind["dead-letter"]]
         delayed = [self._round(message, verdict, error_type) for message, verdict in by_kind["delay"]]
         delayed = self._wait_in_place(delayed)
-        rejected += [letter for letter in delayed if not letter.delay_milliseconds]
-        delayed = [letter for letter in delayed if letter.delay_milliseconds]
+        rejected += [failure for failure in delayed if not failure.delay_milliseconds]
+        delayed = [failure for failure in delayed if failure.delay_milliseconds]
         settling = self._settling
         if done:
-            settling.store(done)
+            settling.ack(done)
         if discarded:
-            settling.acknowledge(discarded, "discard")
+            settling.ack_as(discarded, "discard")
         if rejected:
-            settling.reject(rejected)
+            settling.dead_letter(rejected)
         if delayed:
-            for letter in delayed:
-                letter.message.attempts += 1  # `Settling.retry_undelayed` takes it back
+            for failure in delayed:
+                failure.message.attempts += 1  # `Settler.retry_undelayed` takes it back
             settling.delay(delayed)
         if requeued:
             await settling.requeue(requeued)
 
-    def _wait_in_place(self, delayed: list[Letter]) -> list[Letter]:
+    def _wait_in_place(self, delayed: list[Failure]) -> list[Failure]:
         """Hold messages in place whose delay queue refuses messages; return the others, as copies and dead letters."""
         settling, now = self._settling, asyncio.get_running_loop().time()
         leaving = []
-        for letter in delayed:
-            message, length = letter.message, letter.delay_milliseconds
-            if not length or not settling.copying.delays_refused(message.ledger.queue, length):
-                leaving.append(letter)
+        for failure in delayed:
+            message, length = failure.message, failure.delay_milliseconds
+            if not length or not settling.republisher.delays_refused(message.ledger.queue, length):
+                leaving.append(failure)
             elif settling.waiting_room.admit(message):
                 message.attempts += 1
                 batch = Batch([message], message.bulk_bytes, now)
                 batch.ready_at = now + length / 1000
-                batch.mendable = True
-                self._outbox.put_again(batch)
+                batch.mergeable = True
+                self._outbox.put_back(batch)
             else:
-                leaving.append(letter._replace(delay_milliseconds=0, rounds=0))
+                leaving.append(failure._replace(delay_milliseconds=0, delay_rounds=0))
         return leaving
 
     @staticmethod
-    def _letter(message: Delivery, verdict: Verdict, error_type: str, otherwise: str = "rejected") -> Letter:
-        return Letter(message, verdict.reason or otherwise, verdict.detail, error_type=error_type)
+    def _letter(message: Delivery, verdict: Verdict, error_type: str, otherwise: str = "rejected") -> Failure:
+        return Failure(message, verdict.reason or otherwise, verdict.detail, error_type=error_type)
 
-    def _round(self, message: Delivery, verdict: Verdict, error_type: str) -> Letter:
+    def _round(self, message: Delivery, verdict: Verdict, error_type: str) -> Failure:
         """Return a message's copy for the delay queue, or for the dead letters when it went round often enough."""
-        before = rounds(message) + message.attempts
-        if before >= self._plan.delayed_retry_max_rounds:
+        before = delay_rounds(message) + message.attempts
+        if before >= self._config.delayed_retry_max_rounds:
             detail = f"after {before} rounds: {verdict.reason or 'delayed'} {verdict.detail}".rstrip()
-            return Letter(message, "retries-exhausted", detail, error_type=error_type)
+            return Failure(message, "retries-exhausted", detail, error_type=error_type)
         seconds = verdict.seconds
         if seconds is None:
-            first_seconds = self._plan.delayed_retry_delay_seconds
+            first_seconds = self._config.delayed_retry_delay_seconds
             seconds = delay_seconds(message, first_seconds, counted=True, now=self._wall_clock())
-        letter = self._letter(message, verdict, error_type, "delayed")
-        return letter._replace(delay_milliseconds=milliseconds(seconds), rounds=before + 1)
+        failure = self._letter(message, verdict, error_type, "delayed")
+        return failure._replace(delay_milliseconds=milliseconds(seconds), delay_rounds=before + 1)
 
 
 def _describe(values: list[object], verdicts: list[Verdict]) -> str:

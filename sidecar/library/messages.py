@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from sidecar.core import exact_json, properties
 from sidecar.core.content import plain_body
-from sidecar.core.copies import rounds
+from sidecar.core.copies import delay_rounds
 from sidecar.core.document import MAX_DOCUMENT_BYTES, RefusedError
-from sidecar.core.template import Scene
+from sidecar.core.template import TemplateContext
 
 if TYPE_CHECKING:
     from sidecar.core.message import Message as Delivery
@@ -23,14 +23,14 @@ class Message:
 
     Args:
         delivery: as it came off the wire.
-        most_bytes: the limit for the decompressed body.
+        max_bytes: the limit for the decompressed body.
     """
 
-    __slots__ = ("_delivery", "_most_bytes")
+    __slots__ = ("_delivery", "_max_bytes")
 
-    def __init__(self, delivery: Delivery, most_bytes: int = MAX_DOCUMENT_BYTES) -> None:
+    def __init__(self, delivery: Delivery, max_bytes: int = MAX_DOCUMENT_BYTES) -> None:
         self._delivery = delivery
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
 
     def __repr__(self) -> str:
         """Name the delivery without quoting the body."""
@@ -48,7 +48,7 @@ class Message:
             ValueError: it is not in that encoding, or holds too much.
         """
         try:
-            return plain_body(self._delivery, self._most_bytes)
+            return plain_body(self._delivery, self._max_bytes)
         except RefusedError as error:
             raise BodyError(error.detail) from None
 
@@ -80,12 +80,12 @@ class Message:
     @property
     def exchange(self) -> str:
         """The exchange that it was first published to; empty for the default exchange."""
-        return Scene(self._delivery, 0.0).exchange.decode(errors="replace")
+        return TemplateContext(self._delivery, 0.0).exchange.decode(errors="replace")
 
     @property
     def routing_key(self) -> str:
         """The routing key that it was first published with."""
-        return Scene(self._delivery, 0.0).routing_key.decode(errors="replace")
+        return TemplateContext(self._delivery, 0.0).routing_key.decode(errors="replace")
 
     @property
     def redelivered(self) -> bool:
@@ -95,7 +95,7 @@ class Message:
     @property
     def rounds(self) -> int:
         """How often it went round by the delay queue."""
-        return rounds(self._delivery)
+        return delay_rounds(self._delivery)
 
     @property
     def headers(self) -> dict[str, object]:

@@ -8,7 +8,7 @@ from pathlib import Path
 _OURS = f"{Path(__file__).parents[1]}/"
 
 
-def place(error: BaseException) -> str:
+def error_location(error: BaseException) -> str:
     """Return the innermost place of an exception outside of the sidecar, for people: file, line and function.
 
     Not its text: that may quote a message, and neither logs nor headers do.
@@ -24,7 +24,7 @@ def place(error: BaseException) -> str:
     return found
 
 
-def is_our_end(error: BaseException) -> bool:
+def is_own_cancellation(error: BaseException) -> bool:
     """Whether it is us who are cancelled: at the end. A handler may cancel what it waits for, and let that out."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Self, TypedDict, Unpack
 
 from pydantic import Field
 
-from sidecar.amqp.outlet import Outlet
+from sidecar.amqp.outlet import ReconnectingPublisher
 from sidecar.core import properties
-from sidecar.library.settings import load_kind
-from sidecar.ports import Copy
+from sidecar.library.settings import load_settings
+from sidecar.ports import OutboundMessage
 from sidecar.settings import AmqpSettings, Names
-from sidecar.wiring import reach, topology
+from sidecar.wiring import connect_options, topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -52,14 +52,16 @@ class Outgoing:
     headers: Mapping[str, str | int | bool] = field(default_factory=dict)
     like: Message | None = None
 
-    def copy(self) -> Copy:
+    def copy(self) -> OutboundMessage:
         """Return it as the publisher takes it.
 
         Raises:
             ValueError: a text is too long, or the timestamp is not a whole number.
         """
         raw = self._properties() if self.like is None else self.like.raw_properties
-        return Copy(_short("exchange", self.exchange), _short("routing_key", self.routing_key), raw, self.body, b"")
+        return OutboundMessage(
+            _short("exchange", self.exchange), _short("routing_key", self.routing_key), raw, self.body, b""
+        )
 
     def _properties(self) -> bytes:
         values = {"delivery_mode": _PERSISTENT}
@@ -131,9 +133,9 @@ class Publisher:
     """
 
     def __init__(self, *, prefix: str | None = None, **options: Unpack[PublisherOptions]) -> None:
-        self.settings = load_kind(PublisherSettings, prefix, {**options})
+        self.settings = load_settings(PublisherSettings, prefix, {**options})
         urls = tuple(url.get_secret_value() for url in self.settings.amqp_url)
-        self._outlet = Outlet(urls, topology(self.settings), reach(self.settings))
+        self._outlet = ReconnectingPublisher(urls, topology(self.settings), connect_options(self.settings))
 
     async def publish(self, messages: Iterable[Outgoing]) -> list[str | None]:
         """Publish messages, in order, and wait until each is confirmed. Several calls may be under way.

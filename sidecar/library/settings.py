@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar
 
 from pydantic import BeforeValidator, Field
 
-from sidecar.core.copies import LONGEST_DELAY_SECONDS
+from sidecar.core.copies import MAX_DELAY_SECONDS
 from sidecar.library.verdicts import Verdict
 from sidecar.settings import (
     MAX_PREFETCH,
     AmqpSettings,
     Bytes,
-    Kind,
     Seconds,
     SetSizeText,
     TemplateText,
-    load_own,
+    ValueKind,
+    load_with_prefix,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def _kind(value: object) -> object:
 
 
 Fallback = Annotated[
-    Literal["dead-letter", "delay", "requeue", "discard"], BeforeValidator(_kind), Kind("verdict without reasons")
+    Literal["dead-letter", "delay", "requeue", "discard"], BeforeValidator(_kind), ValueKind("verdict without reasons")
 ]
 
 
@@ -65,7 +65,7 @@ class ConsumerSettings(AmqpSettings):
         "hold begins, instead of emptying the queue into the dead letters; 0: off",
     )
     delayed_retry_max_rounds: int = Field(3, ge=0, description="how often a message is delayed, then a dead letter")
-    delayed_retry_delay: Annotated[Seconds, Field(ge=0.001, le=LONGEST_DELAY_SECONDS)] = Field(
+    delayed_retry_delay: Annotated[Seconds, Field(ge=0.001, le=MAX_DELAY_SECONDS)] = Field(
         10.0, description="delay of the first round, doubled each round, at most 5 minutes"
     )
     retry_delay_min: Seconds = Field(0.5, description="the first pause where no dead letter can be published")
@@ -135,9 +135,9 @@ def load(prefix: str | None, options: Options) -> ConsumerSettings:
     Raises:
         ConfigError: with every problem, none of them quoting a value.
     """
-    return load_kind(ConsumerSettings, prefix, {**options})
+    return load_settings(ConsumerSettings, prefix, {**options})
 
 
-def load_kind(kind: type[_Kind], prefix: str | None, options: dict[str, Any]) -> _Kind:
+def load_settings(kind: type[_Kind], prefix: str | None, options: dict[str, Any]) -> _Kind:
     """Return settings of some kind; see `load`."""
-    return load_own(kind, os.environ, prefix, options)
+    return load_with_prefix(kind, os.environ, prefix, options)

@@ -19,7 +19,7 @@ from sidecar.core.document import MAX_DOCUMENT_BYTES
 from sidecar.core.transform import TransformError
 from sidecar.errors import ConfigError
 from sidecar.library.messages import BodyError, Message
-from sidecar.library.places import is_our_end, place
+from sidecar.library.places import error_location, is_own_cancellation
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -40,12 +40,12 @@ class Hook(NamedTuple):
     prepare: Prepare | None
 
 
-def load(reference: str, most_bytes: int = MAX_DOCUMENT_BYTES) -> Hook:
+def load(reference: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> Hook:
     """Import a function; modules are looked for in the working directory as well.
 
     Args:
         reference: ``module:function``.
-        most_bytes: the limit for a decompressed body.
+        max_bytes: the limit for a decompressed body.
 
     Raises:
         ConfigError: there is no such module or function, or importing it fails.
@@ -61,19 +61,19 @@ def load(reference: str, most_bytes: int = MAX_DOCUMENT_BYTES) -> Hook:
         raise ConfigError([f"SIDECAR_TRANSFORM: {reference} can't be imported ({why})"]) from error
     if not callable(function):
         raise ConfigError([f"SIDECAR_TRANSFORM: {reference} is no function"])
-    return hook(function, most_bytes)
+    return hook(function, max_bytes)
 
 
-def hook(function: Callable[[Message], object], most_bytes: int = MAX_DOCUMENT_BYTES) -> Hook:
+def hook(function: Callable[[Message], object], max_bytes: int = MAX_DOCUMENT_BYTES) -> Hook:
     """Return the hook of a function, or of another callable object."""
     if not any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None)))):  # noqa: B004
-        return Hook(lambda delivery: _documents(lambda: function(Message(delivery, most_bytes))), None)
+        return Hook(lambda delivery: _documents(lambda: function(Message(delivery, max_bytes))), None)
 
     async def one(delivery: Delivery) -> None:
         try:
-            delivery.made = await cast("Awaitable[object]", function(Message(delivery, most_bytes)))
+            delivery.made = await cast("Awaitable[object]", function(Message(delivery, max_bytes)))
         except (Exception, asyncio.CancelledError) as error:
-            if is_our_end(error):
+            if is_own_cancellation(error):
                 raise
             delivery.made = _told(error)
 
@@ -112,8 +112,8 @@ def _told(error: BaseException) -> TransformError:
     """Return the error that an exception means: with our own words if it is ours, otherwise with its place alone."""
     kind = type(error).__name__
     if isinstance(error, BodyError):
-        return TransformError(kind, f"{error} ({place(error)})")
-    return TransformError(kind, f"{kind} at {place(error)}")
+        return TransformError(kind, f"{error} ({error_location(error)})")
+    return TransformError(kind, f"{kind} at {error_location(error)}")
 
 
 def _bytes(document: object) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from sidecar.core.copies import LONGEST_DELAY_SECONDS
+from sidecar.core.copies import MAX_DELAY_SECONDS
 
 Kind = Literal["ack", "dead-letter", "delay", "requeue", "discard"]
 VERDICT_KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -44,8 +44,8 @@ class Verdict:
             return
         if self.kind != "delay":
             raise ValueError(f"{self.kind} has no delay; DELAY has")
-        if not 0.001 <= self.seconds <= LONGEST_DELAY_SECONDS:  # noqa: PLR2004 - a millisecond
-            allowed = f"from 0.001 s to {LONGEST_DELAY_SECONDS:g} s"
+        if not 0.001 <= self.seconds <= MAX_DELAY_SECONDS:  # noqa: PLR2004 - a millisecond
+            allowed = f"from 0.001 s to {MAX_DELAY_SECONDS:g} s"
             raise ValueError(f"a delay of {self.seconds} s is not valid; use one {allowed}")
 
     def because(self, reason: str, detail: str = "") -> Verdict:

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from sidecar.core.failures import Failures, Kind
+from sidecar.core.failures import FailureKind, FailureThrottle
 from sidecar.core.properties import PropertiesError, short
 
 if TYPE_CHECKING:
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from sidecar.core.copies import Letter
-    from sidecar.core.failures import Group, Line
+    from sidecar.core.copies import Failure
+    from sidecar.core.failures import FailureGroup, LogLine
     from sidecar.core.message import Message
 
 _EVENTS = {"delay": "items.delayed", "wait": "items.waiting"}
@@ -40,29 +40,29 @@ class FailureLog:
         self._log = log
         self._target = target
         self._wall_clock = wall_clock
-        self._failures = Failures()
+        self._failures = FailureThrottle()
         self._timer: asyncio.TimerHandle | None = None
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[FailureGroup]:
         """Return what failed by kind, that of the latest failure first."""
         return self._failures.groups()
 
-    def note(self, letters: list[Letter], verdict: str) -> None:
+    def note(self, failures: list[Failure], verdict: str) -> None:
         """Note the failures of one batch.
 
         Args:
-            letters: why each of them failed.
+            failures: why each of them failed.
             verdict: what becomes of them.
         """
-        kinds: dict[Kind, list[Letter]] = {}
-        for letter in letters:
-            kinds.setdefault(Kind(verdict, letter.reason, letter.error_type), []).append(letter)
+        kinds: dict[FailureKind, list[Failure]] = {}
+        for failure in failures:
+            kinds.setdefault(FailureKind(verdict, failure.reason, failure.error_type), []).append(failure)
         for kind, group in kinds.items():
             self._tell(
                 self._failures.note(
                     kind,
                     len(group),
-                    self._ident(group[0].message),
+                    self._document_id(group[0].message),
                     group[0].detail,
                     now=asyncio.get_running_loop().time(),
                     wall=self._wall_clock(),
@@ -70,13 +70,13 @@ class FailureLog:
             )
         self._arm()
 
-    def _ident(self, message: Message) -> str:
+    def _document_id(self, message: Message) -> str:
         """Return the document's id, or the message's where none was made of it."""
-        _, _, ident = self._target(message)
-        if not ident:
+        _, _, document_id = self._target(message)
+        if not document_id:
             with suppress(PropertiesError):
-                ident = short(message.properties, "message_id") or b""
-        return ident.decode(errors="replace")
+                document_id = short(message.properties, "message_id") or b""
+        return document_id.decode(errors="replace")
 
     def finish(self) -> None:
         """Tell at once what is left to tell."""
@@ -95,7 +95,7 @@ class FailureLog:
         self._tell(self._failures.take(asyncio.get_running_loop().time()))
         self._arm()
 
-    def _tell(self, lines: list[Line]) -> None:
+    def _tell(self, lines: list[LogLine]) -> None:
         for line in lines:
             more = {"over_seconds": line.over_seconds} if line.over_seconds else {}
             self._log.warning(

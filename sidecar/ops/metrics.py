@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from sidecar.core.histogram import Histogram
-    from sidecar.core.state import State
+    from sidecar.core.state import Snapshot
 
     _Counts = Mapping[Any, int]  # by the values of the labels, a tuple of texts
 
@@ -39,7 +39,7 @@ class Metrics:
         state: returns the present moment.
     """
 
-    def __init__(self, state: Callable[[], State]) -> None:
+    def __init__(self, state: Callable[[], Snapshot]) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_OfState(state))
         ProcessCollector(registry=self._registry)
@@ -51,7 +51,7 @@ class Metrics:
 
 
 class _OfState(Collector):
-    def __init__(self, state: Callable[[], State]) -> None:
+    def __init__(self, state: Callable[[], Snapshot]) -> None:
         self._state = state
 
     def collect(self) -> Iterator[Metric]:
@@ -61,58 +61,58 @@ class _OfState(Collector):
         yield from _condition(state)
 
 
-def _messages(state: State) -> Iterator[Metric]:
-    account = state.account
-    queues = sorted({*state.queues, *account.received})
+def _messages(state: Snapshot) -> Iterator[Metric]:
+    counters = state.counters
+    queues = sorted({*state.queues, *counters.received})
     yield _counter(
         "messages_received", "Messages that RabbitMQ delivered", ["queue"],
-        {(queue,): account.received[queue] for queue in queues},
+        {(queue,): counters.received[queue] for queue in queues},
     )  # fmt: skip
     yield _counter(
         "messages_settled", "Messages by what became of them", ["queue", "verdict"],
-        {(queue, verdict): account.settled[queue, verdict] for queue in queues for verdict in SETTLED},
+        {(queue, verdict): counters.settled[queue, verdict] for queue in queues for verdict in SETTLED},
     )  # fmt: skip
     yield _gauge("messages_in_flight", "Messages that were delivered and are not settled", state.in_flight)
     yield _gauge("in_flight_bytes", "What they take of the memory limit", state.in_flight_bytes)
 
 
-def _work(state: State) -> Iterator[Metric]:
-    account = state.account
-    yield _counter("documents", "Items that Elasticsearch answered", ["action", "outcome"], dict(account.documents))
+def _work(state: Snapshot) -> Iterator[Metric]:
+    counters = state.counters
+    yield _counter("documents", "Items that Elasticsearch answered", ["action", "outcome"], dict(counters.documents))
     yield _counter(
         "batches", "Completed batches by what completed them", ["trigger"],
-        {(trigger,): account.batches[trigger] for trigger in TRIGGERS},
+        {(trigger,): counters.batches[trigger] for trigger in TRIGGERS},
     )  # fmt: skip
-    yield _histogram("batch_items", "Messages of a completed batch", account.batch_items)
-    yield _histogram("batch_bytes", "Bytes of request body of a completed batch", account.batch_bytes)
+    yield _histogram("batch_items", "Messages of a completed batch", counters.batch_items)
+    yield _histogram("batch_bytes", "Bytes of request body of a completed batch", counters.batch_bytes)
     yield _counter(
         "bulk_requests", "Requests by how they were answered", ["outcome"],
-        {(outcome,): account.requests[outcome] for outcome in REQUEST_OUTCOMES},
+        {(outcome,): counters.requests[outcome] for outcome in REQUEST_OUTCOMES},
     )  # fmt: skip
-    yield _histogram("bulk_seconds", "Time of a request, answered or not", account.bulk_seconds)
-    yield _counter("retries", "Messages that were sent again", ["reason"], _by_one(account.retries))
-    yield _counter("splits", "Requests that were halved", ["reason"], _by_one(account.splits))
-    yield _counter("coalesced", "Operations that a later one replaced before they were sent", [], account.coalesced)
+    yield _histogram("bulk_seconds", "Time of a request, answered or not", counters.bulk_seconds)
+    yield _counter("retries", "Messages that were sent again", ["reason"], _by_one(counters.retries))
+    yield _counter("splits", "Requests that were halved", ["reason"], _by_one(counters.splits))
+    yield _counter("coalesced", "Operations that a later one replaced before they were sent", [], counters.coalesced)
     yield _histogram(
         "queue_wait_seconds",
         "From publishing to the batch, of the first message of a batch",
-        account.queue_wait_seconds,
+        counters.queue_wait_seconds,
     )
     yield _histogram(
-        "end_to_end_seconds", "From publishing to the answer, of a request's first message", account.end_to_end_seconds
+        "end_to_end_seconds", "From publishing to the answer, of a request's first message", counters.end_to_end_seconds
     )
 
 
-def _condition(state: State) -> Iterator[Metric]:
+def _condition(state: Snapshot) -> Iterator[Metric]:
     held = state.held is not None or state.copies_held is not None
     yield _gauge("bulk_in_flight", "Requests on their way", state.bulk_in_flight)
     yield _gauge("bulk_limit", "Requests that may be on their way now", state.bulk_limit)
     yield _gauge("held", "1 while only probes are sent, or the dead-letter route takes nothing", held)
     yield _gauge("dead_letters_held", "1 while the dead-letter route takes nothing", state.copies_held is not None)
     yield _gauge("delays_held", "1 while a delay queue refuses messages", state.delays_held is not None)
-    yield _gauge("ready", "1 while messages are consumed and stored, as /readyz tells", state.unready is None)
+    yield _gauge("ready", "1 while messages are consumed and stored, as /readyz tells", state.not_ready is None)
     yield _gauge("amqp_connected", "1 while there is a session with RabbitMQ", state.connected)
-    yield _counter("amqp_reconnects", "Sessions with RabbitMQ after the first", [], max(0, state.account.sessions - 1))
+    yield _counter("amqp_reconnects", "Sessions with RabbitMQ after the first", [], max(0, state.counters.sessions - 1))
     info = GaugeMetricFamily(f"{PREFIX}build_info", "Always 1", labels=["version"])
     info.add_metric([__version__], 1.0)
     yield info

@@ -20,7 +20,7 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode, g
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from sidecar.core import bulk
-from sidecar.core.policy import OUTCOMES, judge
+from sidecar.core.policy import OUTCOMES, classify_item
 from sidecar.core.properties import PropertiesError, header
 from sidecar.errors import SinkError
 
@@ -151,7 +151,7 @@ class Spans:
         outcomes: Counter[str] = Counter()
         errors: Counter[str] = Counter()
         for message, result in zip(messages, results, strict=True):
-            outcome = OUTCOMES.get(judge(result, message.action or self._action).verdict, "")
+            outcome = OUTCOMES.get(classify_item(result, message.action or self._action).result_class, "")
             if result.status in bulk.STORED_STATUSES:
                 outcome = "failure_store" if result.failure_store else "success"
             outcomes[outcome] += 1

@@ -12,16 +12,16 @@ from sidecar.core.account import SETTLED
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from sidecar.core.account import Account
-    from sidecar.core.failures import Group
+    from sidecar.core.account import Counters
+    from sidecar.core.failures import FailureGroup
     from sidecar.core.histogram import Histogram
-    from sidecar.core.state import State
+    from sidecar.core.state import Snapshot
 
 HISTORY_SECONDS = 120
 SHARES = {"p50": 0.5, "p95": 0.95, "max": 1.0}
 
 
-class About(NamedTuple):
+class StaticInfo(NamedTuple):
     """What doesn't change while the sidecar runs.
 
     Attributes:
@@ -45,8 +45,8 @@ class Status:
 
     def __init__(
         self,
-        state: Callable[[], State],
-        about: About,
+        state: Callable[[], Snapshot],
+        about: StaticInfo,
         *,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
@@ -60,8 +60,8 @@ class Status:
 
     def sample(self) -> None:
         """Remember the counts of this moment; call it once a second."""
-        account = self._state().account
-        self._history.append((self._clock(), account.received.total(), account.total("ack")))
+        counters = self._state().counters
+        self._history.append((self._clock(), counters.received.total(), counters.total("ack")))
 
     def started(self) -> bool:
         """Whether both sides were reached once."""
@@ -70,15 +70,15 @@ class Status:
 
     def readiness(self) -> dict[str, object]:
         """Return whether messages are consumed and stored; and if not, why."""
-        unready = self._state().unready
-        if unready is None:
+        not_ready = self._state().not_ready
+        if not_ready is None:
             return {"ready": True}
-        return {"ready": False, "reason": unready.reason, "detail": unready.detail}
+        return {"ready": False, "reason": not_ready.reason, "detail": not_ready.detail}
 
     def everything(self) -> dict[str, Any]:
         """Return all that there is to tell, as JSON takes it."""
         state = self._state()
-        account, now = state.account, self._clock()
+        counters, now = state.counters, self._clock()
         return {
             "version": __version__,
             "now": self._wall_clock(),
@@ -86,19 +86,19 @@ class Status:
             "queues": list(self._about.queues),
             **self.readiness(),
             "connected": state.connected,
-            "amqp_reconnects": max(0, account.sessions - 1),
-            "account": account.summary(),
-            "by_queue": _by_queue(account),
-            "documents": _nested(account.documents),
-            "in_failure_stores": account.outcomes().get("failure_store", 0),
+            "amqp_reconnects": max(0, counters.sessions - 1),
+            "account": counters.summary(),
+            "by_queue": _by_queue(counters),
+            "documents": _nested(counters.documents),
+            "in_failure_stores": counters.outcomes().get("failure_store", 0),
             "batches": {
-                trigger: {"batches": count, "messages": account.batched[trigger]}
-                for trigger, count in account.batches.items()
+                trigger: {"batches": count, "messages": counters.batched[trigger]}
+                for trigger, count in counters.batches.items()
             },
-            "requests": dict(account.requests),
-            "retries": dict(account.retries),
-            "splits": dict(account.splits),
-            "coalesced": account.coalesced,
+            "requests": dict(counters.requests),
+            "retries": dict(counters.retries),
+            "splits": dict(counters.splits),
+            "coalesced": counters.coalesced,
             "in_flight": {
                 "messages": state.in_flight,
                 "bytes": state.in_flight_bytes,
@@ -115,9 +115,9 @@ class Status:
             "delays_held": state.delays_held,
             "failures": [_failure(group) for group in state.failures],
             "latency_seconds": {
-                "queue_wait": _figures(account.queue_wait_seconds),
-                "bulk": _figures(account.bulk_seconds),
-                "end_to_end": _figures(account.end_to_end_seconds),
+                "queue_wait": _figures(counters.queue_wait_seconds),
+                "bulk": _figures(counters.bulk_seconds),
+                "end_to_end": _figures(counters.end_to_end_seconds),
             },
             "history": self._rates(),
             "settings": dict(self._about.settings),
@@ -134,10 +134,10 @@ class Status:
         return {"received_per_second": received, "stored_per_second": stored}
 
 
-def _by_queue(account: Account) -> dict[str, dict[str, int]]:
+def _by_queue(counters: Counters) -> dict[str, dict[str, int]]:
     return {
-        queue: {"received": count} | {verdict: account.settled[queue, verdict] for verdict in SETTLED}
-        for queue, count in account.received.items()
+        queue: {"received": count} | {verdict: counters.settled[queue, verdict] for verdict in SETTLED}
+        for queue, count in counters.received.items()
     }
 
 
@@ -148,7 +148,7 @@ def _nested(documents: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int
     return nested
 
 
-def _failure(group: Group) -> dict[str, object]:
+def _failure(group: FailureGroup) -> dict[str, object]:
     return {
         "verdict": group.kind.verdict,
         "reason": group.kind.reason,

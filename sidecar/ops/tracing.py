@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
     from structlog.typing import FilteringBoundLogger
 
-    from sidecar.core.compose import Recipe
+    from sidecar.core.compose import EncoderConfig
     from sidecar.ops.spans import Spans
 
 SERVICE_NAME = "sidecar"
@@ -65,30 +65,32 @@ class Tracing:
         flushing.join(FLUSH_SECONDS)
 
 
-def open_tracing(environ: Mapping[str, str], recipe: Recipe, log: FilteringBoundLogger) -> Tracing | None:
+def open_tracing(
+    environ: Mapping[str, str], encoder_config: EncoderConfig, log: FilteringBoundLogger
+) -> Tracing | None:
     """Begin to trace where the environment asks for it; return None where it doesn't, or it isn't possible.
 
     Args:
         environ: the same that OpenTelemetry's SDK reads by itself: sampler, limits, endpoint, headers, resource.
-        recipe: of the messages, for what all requests have in common.
+        encoder_config: of the messages, for what all requests have in common.
         log: told when traces are exported, and why not.
     """
     wanted = exporters(environ)
     if not wanted:
         return None
     try:
-        tracing = _open(wanted, environ, recipe)
+        tracing = _open(wanted, environ, encoder_config)
     except TracingError as error:
         log.warning("tracing.off", reason=str(error))
         return None
     logger = logging.getLogger("opentelemetry")
-    logger.addHandler(Complaints(log, environ))
+    logger.addHandler(OtelLogBridge(log, environ))
     logger.propagate = False
     log.info("tracing.started", exporters=wanted)
     return tracing
 
 
-def _open(wanted: list[str], environ: Mapping[str, str], recipe: Recipe) -> Tracing:
+def _open(wanted: list[str], environ: Mapping[str, str], encoder_config: EncoderConfig) -> Tracing:
     """Return the SDK, set up.
 
     Raises:
@@ -120,8 +122,8 @@ def _open(wanted: list[str], environ: Mapping[str, str], recipe: Recipe) -> Trac
     tracer = provider.get_tracer("sidecar", __version__)
     spans = Spans(
         tracer,
-        index=recipe.path_index,
-        action=recipe.constant_action,
+        index=encoder_config.path_index,
+        action=encoder_config.constant_action,
         max_links=MAX_LINKS if limit is None else limit,
     )
     return Tracing(provider, spans)
@@ -146,7 +148,7 @@ def _exporters(wanted: list[str], environ: Mapping[str, str]) -> Iterator[SpanEx
             raise TracingError(f"OTEL_TRACES_EXPORTER: {name!r} isn't known; there are otlp, console and none")
 
 
-class Complaints(logging.Handler):
+class OtelLogBridge(logging.Handler):
     """What the SDK has to say goes to our log, as a line a minute and without the headers that log in.
 
     Args:

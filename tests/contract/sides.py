@@ -10,13 +10,13 @@ import urllib.request
 import uuid
 from typing import TYPE_CHECKING, Protocol
 
-from sidecar.amqp.outlet import Outlet as RealOutlet
-from sidecar.amqp.session import Connecting, open_session
+from sidecar.amqp.outlet import ReconnectingPublisher as RealOutlet
+from sidecar.amqp.session import SessionOptions, open_session
 from sidecar.amqp.topology import Seen, Topology
-from sidecar.amqp.wire import Reach
+from sidecar.amqp.wire import ConnectOptions
 from sidecar.core import bulk
-from sidecar.elastic.sink import Connection, ElasticSink
-from sidecar.ports import Outlet
+from sidecar.elastic.sink import Connection, ElasticsearchClient
+from sidecar.ports import MessagePublisher
 from tests.fakes import clock
 from tests.fakes.broker import Broker
 from tests.fakes.elasticsearch import TARGET_FAILURES, Elasticsearch, Trouble, must_be_number
@@ -79,7 +79,7 @@ class BrokerSide(Protocol):
         ...
 
 
-class ClosableOutlet(Outlet, Protocol):
+class ClosableOutlet(MessagePublisher, Protocol):
     """An outlet that can be closed."""
 
     async def close(self) -> None:
@@ -154,7 +154,7 @@ class RealBroker:
         return await self._open(Topology(queues=(self.queue,), queue_arguments=dict(limit)), receive)
 
     async def _open(self, topology: Topology, receive: Receive) -> BrokerSession:
-        return await open_session((self._url,), Connecting(topology=topology, seen=self._seen), receive)
+        return await open_session((self._url,), SessionOptions(topology=topology, seen=self._seen), receive)
 
     async def fill(self) -> str:
         """Return the name of a queue that has no room at all."""
@@ -191,7 +191,7 @@ class RealBroker:
 
     def outlet(self, *, absent: bool = False) -> ClosableOutlet:
         """Return a real outlet."""
-        return RealOutlet((NOBODY if absent else self._url,), Topology(publishes=True), Reach())
+        return RealOutlet((NOBODY if absent else self._url,), Topology(publishes=True), ConnectOptions())
 
     def _delete(self) -> None:
         with Amqp(self._url) as amqp:
@@ -275,7 +275,7 @@ class SimulatedSink:
     async def unavailable(self, *, absent: bool) -> str | None:
         """Look, while connections are refused or not."""
         self._elastic.down = absent
-        return await self._elastic.unavailable()
+        return await self._elastic.check()
 
 
 class RealSink:
@@ -310,7 +310,7 @@ class RealSink:
         return await self._bulk(self._url, body)
 
     async def _bulk(self, url: str, body: bytes) -> Answer:
-        sink = ElasticSink(Connection(urls=(url,), timeout_seconds=30.0))
+        sink = ElasticsearchClient(Connection(urls=(url,), timeout_seconds=30.0))
         try:
             return await sink.bulk(bulk.path(self.index), body)
         finally:
@@ -347,8 +347,8 @@ class RealSink:
     async def unavailable(self, *, absent: bool) -> str | None:
         """Look at the real Elasticsearch, or at a port on which nobody listens."""
         url = "http://127.0.0.1:1" if absent else self._url
-        sink = ElasticSink(Connection(urls=(url,), timeout_seconds=30.0))
+        sink = ElasticsearchClient(Connection(urls=(url,), timeout_seconds=30.0))
         try:
-            return await sink.unavailable()
+            return await sink.check()
         finally:
             await sink.close()

@@ -11,7 +11,7 @@ from sidecar.core.copies import TOKEN_HEADER
 from sidecar.core.ledger import Settlement
 from sidecar.core.properties import header, join, split, table, text_value
 from sidecar.errors import BrokerError, QueueError
-from sidecar.ports import Copy
+from sidecar.ports import OutboundMessage
 from tests.fakes.broker import NO_PROPERTIES, REFUSED, properties
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ async def publish(broker: BrokerSide, bodies: list[bytes], raw: bytes = NO_PROPE
     """Publish into the queue, confirmed."""
     session = await broker.open(lambda _: None)
     key = broker.queue.encode()
-    copies = [Copy(b"", key, raw, body, b"%d" % at) for at, body in enumerate(bodies)]
+    copies = [OutboundMessage(b"", key, raw, body, b"%d" % at) for at, body in enumerate(bodies)]
     assert await session.publish(copies) == [None] * len(bodies)
     await session.close()
 
@@ -308,7 +308,7 @@ def test_what_is_rejected_is_gone(broker: BrokerSide) -> None:
         session, caught = await consuming(broker)
         await caught.until(3)
         (ledger,) = session.ledgers
-        ledger.give_up(caught[1])
+        ledger.mark_settled(caught[1])
         session.reject(ledger, 2)
         await session.close()
         session, again = await consuming(broker)
@@ -347,7 +347,7 @@ def test_a_delayed_copy_comes_back_to_its_queue(broker: BrokerSide) -> None:
         delay = f"{broker.queue}.delay.300".encode()
         raw = properties(message_id="id-1")
         began_at = asyncio.get_running_loop().time()
-        assert await session.publish([Copy(b"", delay, raw, b"later", b"1", (broker.queue, 300))]) == [None]
+        assert await session.publish([OutboundMessage(b"", delay, raw, b"later", b"1", (broker.queue, 300))]) == [None]
         await caught.until(1)
         assert asyncio.get_running_loop().time() - began_at > 0.25
         (message,) = caught
@@ -457,14 +457,14 @@ def test_unroutable_copies_are_refused_each_by_itself(broker: BrokerSide) -> Non
     async def scenario() -> None:
         session, caught = await consuming(broker)
 
-        def copies(first: int) -> list[Copy]:
+        def copies(first: int) -> list[OutboundMessage]:
             made = []
             for number in range(first, first + 20):
                 token = b"%d" % number
                 content = table([(TOKEN_HEADER, text_value(token))])
                 raw = join({"headers": len(content).to_bytes(4, "big") + content, "message_id": b"\x04same"})
                 key = broker.queue.encode() if number % 3 else b"nowhere-" + broker.queue.encode()
-                made.append(Copy(b"", key, raw, token, token))
+                made.append(OutboundMessage(b"", key, raw, token, token))
             return made
 
         parts = await asyncio.gather(*(session.publish(copies(first)) for first in (0, 20, 40)))
@@ -485,7 +485,9 @@ def test_a_full_queue_refuses_copies(broker: BrokerSide) -> None:
         full = (await broker.fill()).encode()
         session, caught = await consuming(broker)
         key = broker.queue.encode()
-        copies = [Copy(b"", name, NO_PROPERTIES, b"x", b"%d" % at) for at, name in enumerate((full, key, full))]
+        copies = [
+            OutboundMessage(b"", name, NO_PROPERTIES, b"x", b"%d" % at) for at, name in enumerate((full, key, full))
+        ]
         assert await session.publish(copies) == [REFUSED, None, REFUSED]
         await caught.until(1)
         assert not session.lost.done()
@@ -500,8 +502,8 @@ def test_a_missing_exchange_refuses_only_its_own_copies(broker: BrokerSide) -> N
     async def scenario() -> None:
         session, _ = await consuming(broker)
         for token in (b"1", b"3"):
-            missing = Copy(b"no-such-exchange", b"x", NO_PROPERTIES, b"x", token)
-            known = Copy(b"", broker.queue.encode(), NO_PROPERTIES, b"x", b"2")
+            missing = OutboundMessage(b"no-such-exchange", b"x", NO_PROPERTIES, b"x", token)
+            known = OutboundMessage(b"", broker.queue.encode(), NO_PROPERTIES, b"x", b"2")
             refusal, stored = await session.publish([missing, known])
             assert refusal is not None
             assert "no exchange" in refusal
@@ -610,7 +612,7 @@ def test_a_closed_session_says_so(broker: BrokerSide) -> None:
         await caught.until(3)
         await session.close()
         with pytest.raises(BrokerError):
-            await session.publish([Copy(b"", broker.queue.encode(), NO_PROPERTIES, b"x", b"1")])
+            await session.publish([OutboundMessage(b"", broker.queue.encode(), NO_PROPERTIES, b"x", b"1")])
         session.settle(session.ledgers[0], [Settlement(1, multiple=True)])
         with pytest.raises(BrokerError):
             await session.give_back([(session.ledgers[0], [1, 2, 3])])

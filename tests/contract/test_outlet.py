@@ -8,20 +8,20 @@ import pytest
 
 from sidecar.core.copies import TOKEN_HEADER
 from sidecar.errors import BrokerError
-from sidecar.ports import Copy, Unroutable
+from sidecar.ports import OutboundMessage, Unroutable
 from tests.builders import long_string, properties
 
 if TYPE_CHECKING:
     from tests.contract.sides import BrokerSide
 
 
-def copies(queue: str, *tokens: int, exchange: bytes = b"") -> list[Copy]:
+def copies(queue: str, *tokens: int, exchange: bytes = b"") -> list[OutboundMessage]:
     """Return messages for a queue."""
     made = []
     for number in tokens:
         token = b"%d" % number
         raw = properties([(TOKEN_HEADER, long_string(token))], delivery_mode=2)
-        made.append(Copy(exchange, queue.encode(), raw, b"{}", token))
+        made.append(OutboundMessage(exchange, queue.encode(), raw, b"{}", token))
     return made
 
 
@@ -52,7 +52,7 @@ def test_an_exchange_that_isnt_there_costs_the_connection_and_the_next_call_has_
     async def scenario() -> None:
         session = await broker.open(lambda _: None)
         outlet = broker.outlet()
-        assert await outlet.unavailable() is None
+        assert await outlet.check() is None
         with pytest.raises(BrokerError, match="no exchange"):
             await outlet.publish(copies(broker.queue, 1, exchange=b"nobody-has-this"))
         assert await outlet.publish(copies(broker.queue, 2)) == [None]
@@ -67,7 +67,7 @@ def test_where_nobody_listens_it_is_told(broker: BrokerSide) -> None:
 
     async def scenario() -> None:
         outlet = broker.outlet(absent=True)
-        assert await outlet.unavailable()
+        assert await outlet.check()
         with pytest.raises(BrokerError):
             await outlet.publish(copies("any", 1))
         await outlet.close()

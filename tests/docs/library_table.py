@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sidecar import ConsumerSettings
 from sidecar.cli.config import markdown, rows
-from sidecar.settings import PREFIX, AmqpSettings, Given
+from sidecar.settings import PREFIX, AmqpSettings, RawSettings
 from tests.docs.settings_table import BEGIN, END, in_readme
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "library.md"
@@ -17,7 +17,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "library.md"
 
 def table() -> str:
     """Return the table: what a consumer can be told besides RabbitMQ's side."""
-    listed = rows(Given({}, {}, {}), ConsumerSettings)
+    listed = rows(RawSettings({}, {}, {}), ConsumerSettings)
     named = [(row.name.removeprefix(PREFIX).lower(), row) for row in listed]
     own = [(name, row) for name, row in named if name not in AmqpSettings.model_fields]
     lines = [(f"`{name}`", row.type, row.default, row.meaning) for name, row in own]

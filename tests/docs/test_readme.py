@@ -8,7 +8,7 @@ from pathlib import Path
 import sidecar
 from sidecar.cli import COMMANDS
 from sidecar.cli.config import readme_table
-from sidecar.core.account import Account
+from sidecar.core.account import Counters
 from sidecar.core.policy import ITEM_RULES, PUBLISH_RULES
 from sidecar.ops.metrics import Metrics
 from sidecar.settings import PREFIX, Settings
@@ -38,7 +38,7 @@ def test_every_command_that_is_named_exists() -> None:
 
 def test_every_reason_of_the_verdict_table_is_explained() -> None:
     """A dead letter's reason can be looked up; one that waits doesn't get one."""
-    reasons = {rule.reason for rule in ITEM_RULES if rule.verdict.name == "DEAD_LETTER"}
+    reasons = {rule.reason for rule in ITEM_RULES if rule.result_class.name == "DEAD_LETTER"}
     reasons |= {rule.reason for rule in PUBLISH_RULES if rule.reason}
     for reason in (*reasons, "malformed", "too-large", "retries-exhausted"):
         assert f"dead letter `{reason}`" in TEXT, reason
@@ -51,7 +51,7 @@ def between(name: str) -> str:
 
 def test_the_table_of_metrics_is_that_of_the_code() -> None:
     """Every metric with its labels, and none that isn't there."""
-    account = Account()
+    account = Counters()
     account.documents["index", "success"] += 1
     account.retries["failed"] += 1
     account.splits["refused"] += 1

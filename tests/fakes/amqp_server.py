@@ -450,13 +450,13 @@ class Channel:
 
     def give_back(self, tags: list[int]) -> None:
         """Put deliveries back to the heads of their queues, in order; see `AmqpServer.returns_line_up`."""
-        line_up = self.server.returns_line_up
-        for tag in sorted(tags, reverse=not line_up):
+        insert_after = self.server.returns_line_up
+        for tag in sorted(tags, reverse=not insert_after):
             delivery = self.unacked.pop(tag)
             delivery.message.returns += 1
             ready = delivery.queue.ready
             behind = (at for at, message in enumerate(ready) if not message.returns)
-            ready.insert(next(behind, len(ready)) if line_up else 0, delivery.message)
+            ready.insert(next(behind, len(ready)) if insert_after else 0, delivery.message)
         self.server.pump()
 
     # What comes --------------------------------------------------------------------------------------------------

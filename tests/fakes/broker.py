@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from sidecar.core.ledger import Settlement
-    from sidecar.ports import Copy, Receive
+    from sidecar.ports import OutboundMessage, Receive
 
 NO_PROPERTIES = b"\0\0"
 NO_ROUTE = Unroutable("unroutable: 312 NO_ROUTE")
@@ -112,7 +112,7 @@ class Broker:
     """The node: its queues and the sessions that it has.
 
     Args:
-        dice: the only source of chance: sizes of chunks, latencies.
+        rng: the only source of chance: sizes of chunks, latencies.
         latency_seconds: the least and the most that anything on the wire takes, one way.
         chunk_items: the least and the most messages that arrive at once.
 
@@ -137,7 +137,7 @@ class Broker:
 
     def __init__(
         self,
-        dice: random.Random,
+        rng: random.Random,
         *,
         latency_seconds: tuple[float, float] = (0.0001, 0.002),
         chunk_items: tuple[int, int] = (1, 400),
@@ -152,7 +152,7 @@ class Broker:
         self._alarm_ended: asyncio.Future[None] | None = None
         self.on_ack: Callable[[Stored], None] | None = None
         self.on_publish: Callable[[str, Stored], None] | None = None
-        self.on_delay: Callable[[Copy], None] | None = None
+        self.on_delay: Callable[[OutboundMessage], None] | None = None
         self.on_deliver: Callable[[SimulatedSession, list[Stored]], None] | None = None
         self.on_return: Callable[[Stored, str], None] | None = None
         self.on_lost: Callable[[SimulatedSession, str], None] | None = None
@@ -161,7 +161,7 @@ class Broker:
         self.consumer_timeout_seconds: float | None = None
         self.turn = 0
         self.on_vanished: Callable[[Queue, bool], None] | None = None
-        self._dice = dice
+        self._dice = rng
         self._latency_seconds = latency_seconds
         self._chunk_items = chunk_items
         self._published = 0
@@ -351,7 +351,7 @@ class SimulatedSession:
         self.reopens = True  # the publishing channel, when it was closed
         self.prefetch = 0
         self.frame_max = 131_072
-        self.notes: list[str] = []
+        self.warnings: list[str] = []
         self.recreated: list[str] = []
         self.on_blocked: Callable[[str | None], None] = lambda _: None
         self.paused = False
@@ -363,7 +363,7 @@ class SimulatedSession:
         self._broker = broker
         self._receive = receive
         self._confirm_timeout_seconds = confirm_timeout_seconds
-        self._wire: deque[Callable[[], None]] = deque()
+        self._protocol: deque[Callable[[], None]] = deque()
         self._wire_free_at = 0.0
         self._publishing: list[asyncio.Future[None]] = []
         self._ended = False
@@ -475,7 +475,7 @@ class SimulatedSession:
             held_bytes = len(raw) + len(stored.body)
             messages.append(Message(ledger, tag, redelivered, stored.route, raw, stored.body, held_bytes))
             channel.unacked[tag] = stored
-        ledger.admit()
+        ledger.open_new()
         if not ledger.closed:
             if self._broker.on_deliver is not None:
                 self._broker.on_deliver(self, [stored for _, stored in chunk])
@@ -492,13 +492,13 @@ class SimulatedSession:
     def _write(self, act: Callable[[], None]) -> None:
         """Have something happen at the other end of the wire, after everything that was written before."""
         loop = asyncio.get_running_loop()
-        self._wire.append(act)
+        self._protocol.append(act)
         self._wire_free_at = max(self._wire_free_at, loop.time() + self._broker.latency())
         loop.call_at(self._wire_free_at, self._next_on_wire)
 
     def _next_on_wire(self) -> None:
-        if self._wire:
-            self._wire.popleft()()
+        if self._protocol:
+            self._protocol.popleft()()
 
     def _read(self, act: Callable[[], None]) -> None:
         """Have something happen here, where it is read: not while nothing is."""
@@ -572,9 +572,9 @@ class SimulatedSession:
             assert list(channel.unacked) == tags
             channel.unacked.clear()
             self._write(lambda channel=channel: self._take_back(channel, "nack"))  # type: ignore[misc]
-            successor = ledger.successor()
-            self.ledgers[self.ledgers.index(ledger)] = successor
-            channel.ledger = successor
+            next_ledger = ledger.next_epoch()
+            self.ledgers[self.ledgers.index(ledger)] = next_ledger
+            channel.ledger = next_ledger
         await self._round_trip()
 
     def _tell_returned(self, returned: list[Stored], why: str) -> None:
@@ -594,7 +594,7 @@ class SimulatedSession:
 
     # Copies ----------------------------------------------------------------------------------------------------------
 
-    async def publish(self, copies: list[Copy]) -> list[str | None]:
+    async def publish(self, copies: list[OutboundMessage]) -> list[str | None]:
         """Publish mandatory copies and wait for the broker to confirm each."""
         self._check()
         while self._broker.alarm is not None:
@@ -621,7 +621,12 @@ class SimulatedSession:
         return refusals
 
     def _take_copy(
-        self, copy: Copy, at: int, refusals: list[str | None], answered: list[int], done: asyncio.Future[None]
+        self,
+        copy: OutboundMessage,
+        at: int,
+        refusals: list[str | None],
+        answered: list[int],
+        done: asyncio.Future[None],
     ) -> None:
         if copy.delay is not None:
             refusals[at] = self._delay(copy)
@@ -656,7 +661,7 @@ class SimulatedSession:
         await self._round_trip()
         return UNDECLARED if self._broker.undeclarable(milliseconds) else None
 
-    def _delay(self, copy: Copy) -> str | None:
+    def _delay(self, copy: OutboundMessage) -> str | None:
         """Keep a copy in its delay queue, from which it comes back by the default exchange; or return a refusal."""
         assert copy.delay is not None
         name, milliseconds = copy.delay
@@ -712,7 +717,7 @@ class SimulatedSession:
             return
         self._ended = True
         self.paused = False
-        self._wire.clear()
+        self._protocol.clear()
         self._unread.clear()
         for done in self._publishing:
             if not done.done():

@@ -161,9 +161,9 @@ class Client:
         """Take one request."""
         return await self._elasticsearch.bulk(path, body, client=self)
 
-    async def unavailable(self) -> str | None:
+    async def check(self) -> str | None:
         """Say whether Elasticsearch answers."""
-        return await self._elasticsearch.unavailable()
+        return await self._elasticsearch.check()
 
 
 @dataclass(slots=True, eq=False)
@@ -196,7 +196,7 @@ class Elasticsearch:
     """The cluster: its documents, its write pool, and a script of what goes wrong.
 
     Args:
-        dice: the only source of chance.
+        rng: the only source of chance.
         latency_seconds: the least and the most that a request takes each way.
         item_seconds: what each item takes, besides.
         capacity_items: what the write pool takes at once; beyond it items get a 429.
@@ -228,7 +228,7 @@ class Elasticsearch:
 
     def __init__(
         self,
-        dice: random.Random,
+        rng: random.Random,
         *,
         latency_seconds: tuple[float, float] = (0.001, 0.02),
         item_seconds: float = 0.00001,
@@ -262,7 +262,7 @@ class Elasticsearch:
         self.capacity_items = capacity_items
         self.latency_seconds = latency_seconds
         self.item_seconds = item_seconds
-        self._dice = dice
+        self._dice = rng
         self._timeout_seconds = timeout_seconds
         self.max_content_bytes = max_content_bytes
         self._busy_items = 0
@@ -317,7 +317,7 @@ class Elasticsearch:
         self._lives += 1
         self._busy_items = 0
 
-    async def unavailable(self) -> str | None:
+    async def check(self) -> str | None:
         """Say whether it answers, which is what its trouble leaves of it."""
         loop = asyncio.get_running_loop()
         await asyncio.sleep(self._latency())
@@ -421,7 +421,7 @@ class Elasticsearch:
         life: int,
     ) -> None:
         if life != self._lives:
-            self._cut_short(request, items, answer)
+            self._flush(request, items, answer)
             return
         results = []
         for at, (item, has_room) in enumerate(zip(items, admitted, strict=True)):
@@ -445,7 +445,7 @@ class Elasticsearch:
             body = body[: len(body) // 2]
         asyncio.get_running_loop().call_later(self._latency(), _give, answer, Answer(200, body))
 
-    def _cut_short(self, request: Request, items: list[Item], answer: asyncio.Future[Answer]) -> None:
+    def _flush(self, request: Request, items: list[Item], answer: asyncio.Future[Answer]) -> None:
         """Apply of a request what the restart left of it: any number of its first items."""
         request.outcome = "restarted"
         for at, item in enumerate(items[: self._dice.randint(0, len(items))]):

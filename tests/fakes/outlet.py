@@ -10,7 +10,7 @@ from sidecar.errors import BrokerError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sidecar.ports import Copy
+    from sidecar.ports import OutboundMessage
     from tests.fakes.broker import Broker, SimulatedSession
 
 
@@ -42,7 +42,7 @@ class SimulatedOutlet:
         session = self._session
         return self.opened if session is not None and not (session.over or session.lost.done()) else None
 
-    async def publish(self, copies: list[Copy]) -> list[str | None]:
+    async def publish(self, copies: list[OutboundMessage]) -> list[str | None]:
         """Publish messages and wait for the broker to confirm each."""
         session = await self._open()
         self.calls.append(len(copies))
@@ -52,7 +52,7 @@ class SimulatedOutlet:
             self._session = None
             raise
 
-    async def unavailable(self) -> str | None:
+    async def check(self) -> str | None:
         """Return why publishing is in vain now, or None."""
         try:
             await self._open()

@@ -7,7 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
-from sidecar.elastic.sink import Connection, ElasticSink
+from sidecar.elastic.sink import Connection, ElasticsearchClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -52,11 +52,11 @@ class Recorder:
         self.server.server_close()
 
 
-def using(connection: Connection, use: Callable[[ElasticSink], Coroutine[Any, Any, Any]]) -> Any:
+def using(connection: Connection, use: Callable[[ElasticsearchClient], Coroutine[Any, Any, Any]]) -> Any:
     """Run something with a sink, in a loop of its own."""
 
     async def scenario() -> Any:
-        sink = ElasticSink(connection)
+        sink = ElasticsearchClient(connection)
         try:
             return await use(sink)
         finally:

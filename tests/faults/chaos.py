@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from devstack import processes
 from devstack.errors import StackError
-from tests.faults.model import Producer, Verdict, judge
+from tests.faults.model import PublisherConnection, Verdict, judge
 from tests.faults.plan import Fault, Plan, make_plan
 from tests.faults.proxy import Proxy
 from tests.integration.bench import QUORUM
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 STUCK_SECONDS = 150.0
 """So long nothing is settled, with all servers there. Longer than any pause, and than a round by the delay queue."""
-_MOST_ROUNDS = 4
+_MAX_ROUNDS = 4
 _INSIST_SECONDS = 90.0
 _POLL_SECONDS = 0.5
 _CLIENT_SECONDS = 10.0
@@ -94,7 +94,7 @@ class Chaos:
         try:
             self._prepare()
             self._start_sidecar()
-            producer = Producer(self._servers.rabbitmq.amqp_url, self._name, self.plan)
+            producer = PublisherConnection(self._servers.rabbitmq.amqp_url, self._name, self.plan)
             producer.start()
             self._break_things()
             producer.stop()
@@ -135,7 +135,7 @@ class Chaos:
     def _recover(self) -> None:
         """Wait until nothing is left in the queues, whose counts of unsettled messages are seconds old."""
         began_at = time.monotonic()
-        for _ in range(_MOST_ROUNDS):
+        for _ in range(_MAX_ROUNDS):
             if self._ended_by_itself():
                 self._start_sidecar()
             if not self._wait_settled():
@@ -196,7 +196,7 @@ class Chaos:
         with Amqp(self._servers.rabbitmq.amqp_url) as client:
             return {name: client.count(name) for name in self._queues()}
 
-    def _judge(self, producer: Producer) -> None:
+    def _judge(self, producer: PublisherConnection) -> None:
         with self._elastic() as client:
             documents = client.documents(self._name)
         with Amqp(self._servers.rabbitmq.amqp_url) as client:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.faults.proxy import Proxy
-from tests.faults.scene import Scene
+from tests.faults.scene import FaultHarness
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def scene(breakable_broker: Any, breakable_cluster: Any, unique_name: str, tmp_path: Path) -> Iterator[Scene]:
+def harness(breakable_broker: Any, breakable_cluster: Any, unique_name: str, tmp_path: Path) -> Iterator[FaultHarness]:
     """Return a queue and an index of the test's own, and proxies before both servers; those run again afterwards."""
     http, amqp = Proxy(breakable_cluster.url, http=True), Proxy(breakable_broker.amqp_url)
-    scene = Scene(breakable_broker, breakable_cluster, unique_name, tmp_path, http=http, amqp=amqp)
-    yield scene
+    harness = FaultHarness(breakable_broker, breakable_cluster, unique_name, tmp_path, http=http, amqp=amqp)
+    yield harness
     for server in (breakable_broker, breakable_cluster):
         server.thaw()
         server.start()
-    scene.close()
+    harness.close()
     http.close()
     amqp.close()

@@ -39,7 +39,7 @@ class Operation(NamedTuple):
     """
 
     number: int
-    ident: str
+    document_id: str
     body: bytes
     reason: str | None
 
@@ -48,7 +48,7 @@ class Operation(NamedTuple):
         properties: dict[str, Any] = {
             "content_type": "application/json",
             "delivery_mode": 2,
-            "message_id": self.ident,
+            "message_id": self.document_id,
         }
         if versioned and self.reason != "missing-field":
             properties["headers"] = {"version": self.number}
@@ -63,7 +63,7 @@ class Published:
     uncertain: list[Operation] = field(default_factory=list)
 
 
-class Producer(threading.Thread):
+class PublisherConnection(threading.Thread):
     """Publishes to the queue with confirms, through whatever happens to the broker, until it is stopped.
 
     Args:
@@ -122,17 +122,17 @@ class Producer(threading.Thread):
         return True
 
     def _next(self) -> Operation:
-        dice, plan = self._dice, self._plan
+        rng, plan = self._dice, self._plan
         self._number += 1
         number = self._number
-        if dice.random() < plan.bad_share:
+        if rng.random() < plan.bad_share:
             reasons = list(BAD_BODIES) if plan.versioned else ["malformed", "rejected"]
-            reason = dice.choice(reasons)
-            body = dice.choice(BAD_BODIES[reason]).format(n=number)
+            reason = rng.choice(reasons)
+            body = rng.choice(BAD_BODIES[reason]).format(n=number)
             return Operation(number, f"bad-{number}", body.encode(), reason)
-        hot = dice.random() < plan.hot_share
-        ident = f"hot-{dice.randrange(plan.hot_documents)}" if hot else f"one-{number}"
-        return Operation(number, ident, json.dumps({"n": number, "of": ident}).encode(), None)
+        hot = rng.random() < plan.hot_share
+        document_id = f"hot-{rng.randrange(plan.hot_documents)}" if hot else f"one-{number}"
+        return Operation(number, document_id, json.dumps({"n": number, "of": document_id}).encode(), None)
 
 
 @dataclass(slots=True)
@@ -173,37 +173,43 @@ def _judge_documents(verdict: Verdict, published: Published, documents: list[Doc
     possible: dict[str, set[int]] = defaultdict(set)
     for operation in published.confirmed:
         if operation.reason is None:
-            sure[operation.ident].append(operation.number)
+            sure[operation.document_id].append(operation.number)
     for operation in published.confirmed + published.uncertain:
         if operation.reason is None:
-            possible[operation.ident].add(operation.number)
+            possible[operation.document_id].add(operation.number)
     stored = {document.id: document for document in documents}
-    verdict.found("document that is there twice", (ident for ident, times in _times(documents) if times > 1))
+    verdict.found(
+        "document that is there twice", (document_id for document_id, times in _times(documents) if times > 1)
+    )
     verdict.found("document that is missing", sure.keys() - stored.keys())
     verdict.found("document that nobody published", stored.keys() - possible.keys())
-    contents = {ident: json.loads(document.source) for ident, document in stored.items()}
-    known = {ident: content for ident, content in contents.items() if ident in possible}
+    contents = {document_id: json.loads(document.source) for document_id, document in stored.items()}
+    known = {document_id: content for document_id, content in contents.items() if document_id in possible}
     verdict.found(
         "document with a content that nobody published",
-        (f"{ident}: {content}" for ident, content in known.items() if not _is_ours(ident, content, possible[ident])),
+        (
+            f"{document_id}: {content}"
+            for document_id, content in known.items()
+            if not _is_ours(document_id, content, possible[document_id])
+        ),
     )
     if versioned:
         verdict.found(
             "document without its last version",
             (
-                f"{ident}: {content['n']} instead of {max(sure[ident])}"
-                for ident, content in known.items()
-                if ident in sure and content["n"] < max(sure[ident])
+                f"{document_id}: {content['n']} instead of {max(sure[document_id])}"
+                for document_id, content in known.items()
+                if document_id in sure and content["n"] < max(sure[document_id])
             ),
         )
         verdict.found(
             "document with another version than its content",
-            (ident for ident, content in known.items() if stored[ident].version != content["n"]),
+            (document_id for document_id, content in known.items() if stored[document_id].version != content["n"]),
         )
 
 
-def _is_ours(ident: str, content: dict[str, Any], possible: set[int]) -> bool:
-    return content.get("of") == ident and content.get("n") in possible
+def _is_ours(document_id: str, content: dict[str, Any], possible: set[int]) -> bool:
+    return content.get("of") == document_id and content.get("n") in possible
 
 
 def _times(documents: list[Document]) -> Iterable[tuple[str, int]]:
@@ -211,11 +217,11 @@ def _times(documents: list[Document]) -> Iterable[tuple[str, int]]:
 
 
 def _judge_letters(verdict: Verdict, published: Published, letters: list[Received]) -> None:
-    bad = {one.ident: one for one in published.confirmed + published.uncertain if one.reason is not None}
+    bad = {one.document_id: one for one in published.confirmed + published.uncertain if one.reason is not None}
     found = {str(letter.message_id) for letter in letters}
     verdict.found(
         "bad message that is not among the dead letters",
-        (one.ident for one in published.confirmed if one.reason is not None and one.ident not in found),
+        (one.document_id for one in published.confirmed if one.reason is not None and one.document_id not in found),
     )
     verdict.found(
         "dead letter that is none",

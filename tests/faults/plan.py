@@ -92,31 +92,31 @@ def make_plan(seed: int, seconds: float, *, tiny_pool: bool | None = None) -> Pl
         seconds: how long faults happen.
         tiny_pool: None leaves it to the seed.
     """
-    dice = random.Random(f"chaos {seed}")
-    tiny = dice.random() < 0.3
-    versioned = dice.random() < 0.6
+    rng = random.Random(f"chaos {seed}")
+    tiny = rng.random() < 0.3
+    versioned = rng.random() < 0.6
     settings = {
-        "BATCH_MAX_ITEMS": dice.choice(("50", "200", "1000")),
-        "BATCH_MAX_AGE": dice.choice(("100ms", "500ms", "1s")),
-        "BULK_CONCURRENCY": dice.choice(("1", "4", "8")),
-        "BULK_TIMEOUT": dice.choice(("1s", "3s", "60s")),
-        "HOLD_MAX": dice.choice(("2s", "5s", "5m")),
-        "MEMORY_LIMIT": dice.choice(("256KiB", "4MiB", "64MiB")),
+        "BATCH_MAX_ITEMS": rng.choice(("50", "200", "1000")),
+        "BATCH_MAX_AGE": rng.choice(("100ms", "500ms", "1s")),
+        "BULK_CONCURRENCY": rng.choice(("1", "4", "8")),
+        "BULK_TIMEOUT": rng.choice(("1s", "3s", "60s")),
+        "HOLD_MAX": rng.choice(("2s", "5s", "5m")),
+        "MEMORY_LIMIT": rng.choice(("256KiB", "4MiB", "64MiB")),
         "DELAYED_RETRY_DELAY": "1s",
-        "SHUTDOWN_TIMEOUT": dice.choice(("3s", "8s")),
+        "SHUTDOWN_TIMEOUT": rng.choice(("3s", "8s")),
     }
     if versioned:
         settings |= {"VERSION": "{header.version}", "VERSION_TYPE": "external"}
-    rate, burst = dice.choice((500, 1500, 4000)), dice.choice((20, 100, 500))
+    rate, burst = rng.choice((500, 1500, 4000)), rng.choice((20, 100, 500))
     plan = Plan(
         seed=seed,
         seconds=seconds,
-        queue_type=dice.choice(("quorum", "quorum", "classic")),
+        queue_type=rng.choice(("quorum", "quorum", "classic")),
         versioned=versioned,
         tiny_pool=tiny if tiny_pool is None else tiny_pool,
-        hot_documents=dice.choice((20, 200, 2000)),
-        hot_share=dice.choice((0.2, 0.5, 0.9)),
-        bad_share=dice.choice((0.005, 0.02, 0.1)),
+        hot_documents=rng.choice((20, 200, 2000)),
+        hot_share=rng.choice((0.2, 0.5, 0.9)),
+        bad_share=rng.choice((0.005, 0.02, 0.1)),
         burst=burst,
         pause_seconds=burst / rate,
         settings=settings,
@@ -127,12 +127,12 @@ def make_plan(seed: int, seconds: float, *, tiny_pool: bool | None = None) -> Pl
     return plan
 
 
-def _faults(dice: random.Random, kinds: dict[str, int], pause_seconds: float, seconds: float) -> list[Fault]:
+def _faults(rng: random.Random, kinds: dict[str, int], pause_seconds: float, seconds: float) -> list[Fault]:
     faults = []
-    at = _FIRST_SECONDS + dice.expovariate(1.0 / pause_seconds)
+    at = _FIRST_SECONDS + rng.expovariate(1.0 / pause_seconds)
     while at < seconds:
-        (kind,) = dice.choices(list(kinds), list(kinds.values()))
-        length = dice.uniform(_SHORTEST_SECONDS, _LONGEST_SECONDS)
+        (kind,) = rng.choices(list(kinds), list(kinds.values()))
+        length = rng.uniform(_SHORTEST_SECONDS, _LONGEST_SECONDS)
         faults.append(Fault(round(at, 1), kind, round(length, 1)))
-        at += length + dice.expovariate(1.0 / pause_seconds)
+        at += length + rng.expovariate(1.0 / pause_seconds)
     return faults

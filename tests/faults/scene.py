@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from tests.integration.bench import Bench, message
+from tests.integration.bench import Harness, message
 from tests.integration.process import wait_until
 from tests.servers.amqp import Amqp, AmqpError
 
@@ -39,7 +39,7 @@ def numbered(numbers: Iterable[int]) -> list[Outgoing]:
     return [message(b'{"at":%d}' % at, str(at)) for at in numbers]
 
 
-class Scene(Bench):
+class FaultHarness(Harness):
     """A bench whose sidecars reach both servers through proxies.
 
     Args:
@@ -95,7 +95,7 @@ class Scene(Bench):
             most_rewritten: documents whose request may have gone unanswered, so that it was sent again.
         """
         hits = {hit["_id"]: hit for hit in self.hits()}
-        assert {ident: hit["_source"] for ident, hit in hits.items()} == {
+        assert {document_id: hit["_source"] for document_id, hit in hits.items()} == {
             str(at): {"at": at} for at in range(self.published)
         }
         versions = Counter(hit["_version"] for hit in hits.values())

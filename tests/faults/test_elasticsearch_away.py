@@ -17,7 +17,7 @@ from tests.faults.scene import (
 from tests.integration.process import wait_until
 
 if TYPE_CHECKING:
-    from tests.faults.scene import Scene
+    from tests.faults.scene import FaultHarness
 
 SHORT = (5.0, 10_000)
 LONG = (30.0, 100_000)
@@ -29,23 +29,25 @@ STARTING_SECONDS = 10.0
 
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 @pytest.mark.parametrize(("seconds", "count"), SIZES)
-def test_elasticsearch_away_in_the_middle_of_a_stream(scene: Scene, how: str, seconds: float, count: int) -> None:
+def test_elasticsearch_away_in_the_middle_of_a_stream(
+    harness: FaultHarness, how: str, seconds: float, count: int
+) -> None:
     """All is stored once; the outage costs a handful of requests, and soon after it all goes as fast as before."""
     batch = count // 100
-    scene.create_index({"at": {"type": "long"}})
-    scene.declare()
-    scene.publish_more(count // 2)
-    rates = Rates(scene.indexed)
+    harness.create_index({"at": {"type": "long"}})
+    harness.declare()
+    harness.publish_more(count // 2)
+    rates = Rates(harness.indexed)
     began_at = time.monotonic()
-    sidecar = scene.sidecar(BATCH_MAX_ITEMS=str(batch), BULK_CONCURRENCY=str(CONCURRENCY), BULK_TIMEOUT="3s")
-    scene.wait_indexed(count // 5, sidecar)
+    sidecar = harness.sidecar(BATCH_MAX_ITEMS=str(batch), BULK_CONCURRENCY=str(CONCURRENCY), BULK_TIMEOUT="3s")
+    harness.wait_indexed(count // 5, sidecar)
     gone_at = time.monotonic()
     if how == "killed":
-        scene.elasticsearch.kill()
+        harness.elasticsearch.kill()
     else:
-        scene.elasticsearch.freeze()
+        harness.elasticsearch.freeze()
     away_at = time.monotonic()
-    scene.publish_more(count // 4)
+    harness.publish_more(count // 4)
 
     def since(name: str) -> list[float]:
         """Return when it was told since then: on a busy machine there may have been a hold before."""
@@ -57,15 +59,15 @@ def test_elasticsearch_away_in_the_middle_of_a_stream(scene: Scene, how: str, se
     starting_seconds = STARTING_SECONDS if how == "killed" else 0.0
     time.sleep(max(0.0, away_at + seconds - starting_seconds - time.monotonic()))
     if how == "killed":
-        scene.elasticsearch.start()
+        harness.elasticsearch.start()
     else:
-        scene.elasticsearch.thaw()
+        harness.elasticsearch.thaw()
     back_at = time.monotonic()
-    scene.publish_more(count - scene.published)
+    harness.publish_more(count - harness.published)
     wait_until(lambda: bool(since("elasticsearch.resumed")), DEADLINE_SECONDS, "resumed", sidecar.told)
-    wait_until(lambda: scene.stored() == count, DEADLINE_SECONDS, "all documents", sidecar.told)
+    wait_until(lambda: harness.stored() == count, DEADLINE_SECONDS, "all documents", sidecar.told)
     caught_up_after = time.monotonic() - back_at
-    scene.wait_all_stored(sidecar)
+    harness.wait_all_stored(sidecar)
     rates.stop()
     account = sidecar.terminate()
 
@@ -74,7 +76,7 @@ def test_elasticsearch_away_in_the_middle_of_a_stream(scene: Scene, how: str, se
     # Where so little is left that it is stored at once, nothing is left to be fast with.
     full_speed_after = min(caught_up_after, faster if faster is not None else caught_up_after)
     # It may answer some time before whoever started it sees that it does.
-    requests = scene.http.count(away_at, min(back_at, since("elasticsearch.resumed")[0]))
+    requests = harness.http.count(away_at, min(back_at, since("elasticsearch.resumed")[0]))
     print(
         f"{how} for {back_at - away_at:.1f} s: {requests} requests; {before:.0f} documents a second before, half of "
         f"that again after {faster} s, all stored after {caught_up_after:.1f} s; {account}"
@@ -83,38 +85,38 @@ def test_elasticsearch_away_in_the_middle_of_a_stream(scene: Scene, how: str, se
     # A server that takes longer to start than the outage was meant to be is looked for more and more seldom.
     assert full_speed_after <= RECOVERY_SECONDS + max(0.0, back_at - away_at - LONG[0]) / 2
     # What was on its way when it went, and a single item for each probe.
-    scene.judge(account, most_rewritten=CONCURRENCY * batch + requests)
+    harness.judge(account, most_rewritten=CONCURRENCY * batch + requests)
     assert account["received"] == account["ack"] == count
     assert len(since("elasticsearch.held")) <= 3, "a line a change, not one a try"
     assert len(since("elasticsearch.resumed")) == 1
 
 
-def test_messages_are_back_in_the_queue_when_a_hold_is_too_long(scene: Scene) -> None:
+def test_messages_are_back_in_the_queue_when_a_hold_is_too_long(harness: FaultHarness) -> None:
     """After ``SIDECAR_HOLD_MAX`` others could have them, in order; they are stored when Elasticsearch is back."""
     count = 1000
-    scene.create_index({"at": {"type": "long"}})
-    scene.declare()
+    harness.create_index({"at": {"type": "long"}})
+    harness.declare()
     # No proxy: connections are refused, as they are where a server is gone.
-    sidecar = scene.sidecar(HOLD_MAX="3s", BATCH_MAX_ITEMS="100", ELASTICSEARCH_URL=scene.elasticsearch.url)
+    sidecar = harness.sidecar(HOLD_MAX="3s", BATCH_MAX_ITEMS="100", ELASTICSEARCH_URL=harness.elasticsearch.url)
     sidecar.wait_for("amqp.consuming")
-    scene.elasticsearch.kill()
+    harness.elasticsearch.kill()
     away_at = time.monotonic()
-    scene.publish_more(count)
+    harness.publish_more(count)
     held = sidecar.wait_for("elasticsearch.held")
     assert held["reason"]
     given_back = sidecar.wait_for("amqp.given_back")
     given_back_after = time.monotonic() - away_at
-    wait_until(lambda: scene.count() == count, DEADLINE_SECONDS, "all messages back", sidecar.told)
+    wait_until(lambda: harness.count() == count, DEADLINE_SECONDS, "all messages back", sidecar.told)
     assert given_back["reason"]
-    assert scene.amqp.queue_state(scene.queue).consumers == 0
-    assert [one.message_id for one in scene.amqp.peek(scene.queue, count)] == [str(at) for at in range(count)]
+    assert harness.amqp.queue_state(harness.queue).consumers == 0
+    assert [one.message_id for one in harness.amqp.peek(harness.queue, count)] == [str(at) for at in range(count)]
     time.sleep(max(0.0, away_at + 8.0 - time.monotonic()))
     assert len(sidecar.events("amqp.given_back")) == 1, "nothing is taken to be given back again"
-    assert scene.count() == count
-    scene.elasticsearch.start()
+    assert harness.count() == count
+    harness.elasticsearch.start()
     back_at = time.monotonic()
-    scene.wait_all_stored(sidecar)
+    harness.wait_all_stored(sidecar)
     print(f"given back after {given_back_after:.1f} s, all stored {time.monotonic() - back_at:.1f} s after the return")
     account = sidecar.terminate()
-    scene.judge(account, most_rewritten=0)
+    harness.judge(account, most_rewritten=0)
     assert account["requeue"] == account["received"] - count

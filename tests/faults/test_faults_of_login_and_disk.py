@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import obtain
 from tests.faults.proxy import Proxy
-from tests.faults.scene import DEADLINE_SECONDS, OUTAGE_REQUESTS, Scene, numbered
+from tests.faults.scene import DEADLINE_SECONDS, OUTAGE_REQUESTS, FaultHarness, numbered
 from tests.integration.bench import message
 from tests.integration.process import wait_until
 from tests.servers.choose import own_cluster
@@ -42,7 +42,7 @@ def users_file(password: str) -> str:
 
 
 @pytest.fixture
-def locked(breakable_broker: Any, unique_name: str, tmp_path: Path) -> Iterator[Scene]:
+def locked(breakable_broker: Any, unique_name: str, tmp_path: Path) -> Iterator[FaultHarness]:
     """Return a scene whose Elasticsearch knows a user by a file, and lets in who shows no password at all."""
     settings = {
         "xpack.security.authc.anonymous.username": "test",
@@ -52,15 +52,15 @@ def locked(breakable_broker: Any, unique_name: str, tmp_path: Path) -> Iterator[
     files = {"users": users_file(OLD), "users_roles": f"superuser:{USER}\n"}
     cluster = obtain(lambda: own_cluster(settings, password="of-nobody", files=files))
     http, amqp = Proxy(cluster.url, http=True), Proxy(breakable_broker.amqp_url)
-    scene = Scene(breakable_broker, cluster, unique_name, tmp_path, http=http, amqp=amqp)
-    yield scene
-    scene.close()
+    harness = FaultHarness(breakable_broker, cluster, unique_name, tmp_path, http=http, amqp=amqp)
+    yield harness
+    harness.close()
     http.close()
     amqp.close()
     cluster.close()
 
 
-def test_a_password_is_wrong_and_put_right_and_changed_and_changed_back(locked: Scene) -> None:
+def test_a_password_is_wrong_and_put_right_and_changed_and_changed_back(locked: FaultHarness) -> None:
     """A wrong one at the start: nothing is consumed. One that is changed later: a hold. Both end by themselves."""
     cluster = locked.elasticsearch
     if not hasattr(cluster, "write_config"):
@@ -103,73 +103,73 @@ def accepts(url: str, password: str) -> bool:
         return client.send("GET", "/_security/_authenticate").status == 200
 
 
-def block_index(scene: Scene, *, on: bool) -> None:
-    scene.es("PUT", f"/{scene.index_name}/_settings", {f"index.{DISK_BLOCK}": on or None})
+def block_index(harness: FaultHarness, *, on: bool) -> None:
+    harness.es("PUT", f"/{harness.index_name}/_settings", {f"index.{DISK_BLOCK}": on or None})
 
 
-def block_cluster(scene: Scene, *, on: bool) -> None:
-    scene.es("PUT", "/_cluster/settings", {"persistent": {f"cluster.{DISK_BLOCK}": on or None}})
+def block_cluster(harness: FaultHarness, *, on: bool) -> None:
+    harness.es("PUT", "/_cluster/settings", {"persistent": {f"cluster.{DISK_BLOCK}": on or None}})
 
 
 @pytest.mark.parametrize("block", [block_index, pytest.param(block_cluster, marks=pytest.mark.full)])
-def test_a_disk_at_its_flood_stage(scene: Scene, block: Callable[..., None]) -> None:
+def test_a_disk_at_its_flood_stage(harness: FaultHarness, block: Callable[..., None]) -> None:
     """Elasticsearch takes nothing for lack of room: all waits, with few requests, and is stored when there is room."""
     count = 500
-    scene.create_index({"at": {"type": "long"}})
-    scene.declare()
-    scene.publish_more(count)
-    sidecar = scene.sidecar(BATCH_MAX_ITEMS="100")
-    scene.wait_all_stored(sidecar)
-    block(scene, on=True)
+    harness.create_index({"at": {"type": "long"}})
+    harness.declare()
+    harness.publish_more(count)
+    sidecar = harness.sidecar(BATCH_MAX_ITEMS="100")
+    harness.wait_all_stored(sidecar)
+    block(harness, on=True)
     began_at = time.monotonic()
     try:
-        scene.publish_more(count)
-        wait_until(lambda: scene.count() == 0, DEADLINE_SECONDS, "deliveries", sidecar.told)
+        harness.publish_more(count)
+        wait_until(lambda: harness.count() == 0, DEADLINE_SECONDS, "deliveries", sidecar.told)
         sidecar.wait_for("elasticsearch.held", HELD_SECONDS)
         time.sleep(5.0)  # so long the disk is full
-        assert scene.stored() == count
-        assert scene.held() == count
-        requests = scene.http.count(began_at, time.monotonic())
+        assert harness.stored() == count
+        assert harness.held() == count
+        requests = harness.http.count(began_at, time.monotonic())
         seconds = time.monotonic() - began_at
     finally:
-        block(scene, on=False)
-    scene.wait_all_stored(sidecar)
+        block(harness, on=False)
+    harness.wait_all_stored(sidecar)
     account = sidecar.terminate()
     print(f"{requests} requests in {seconds:.1f} s without room; {account}")
-    scene.judge(account, most_rewritten=0)
+    harness.judge(account, most_rewritten=0)
     assert account["requeue"] == account["delay"] == 0
     # Until nothing has succeeded for so long that it counts as an outage there are some more.
     assert requests < 2 * OUTAGE_REQUESTS
 
 
 @pytest.mark.parametrize("seconds", ALARM_SECONDS)
-def test_a_resource_alarm_while_there_are_rejects(scene: Scene, seconds: float) -> None:
+def test_a_resource_alarm_while_there_are_rejects(harness: FaultHarness, seconds: float) -> None:
     """Good ones are stored and acked all the while; each bad one is one dead letter when the alarm is over."""
     count, every = 1000, 10
-    scene.create_index({"at": {"type": "long"}})
-    scene.declare()
+    harness.create_index({"at": {"type": "long"}})
+    harness.declare()
     bad = {f"bad-{at}": b"no json %d" % at for at in range(count // every)}
     mixed = numbered(range(count))
-    for position, (ident, body) in enumerate(bad.items()):
-        mixed.insert(position * (every + 1), message(body, ident))
-    scene.publish(mixed)
-    scene.published = count
-    scene.rabbitmq.rabbitmqctl("set_vm_memory_high_watermark", "0.0000001")
+    for position, (document_id, body) in enumerate(bad.items()):
+        mixed.insert(position * (every + 1), message(body, document_id))
+    harness.publish(mixed)
+    harness.published = count
+    harness.rabbitmq.rabbitmqctl("set_vm_memory_high_watermark", "0.0000001")
     try:
-        sidecar = scene.sidecar(BATCH_MAX_ITEMS="100")
-        wait_until(lambda: scene.stored() == count, DEADLINE_SECONDS, "the good ones", sidecar.told)
-        wait_until(lambda: scene.held() == len(bad), DEADLINE_SECONDS, "their acks", sidecar.told)
+        sidecar = harness.sidecar(BATCH_MAX_ITEMS="100")
+        wait_until(lambda: harness.stored() == count, DEADLINE_SECONDS, "the good ones", sidecar.told)
+        wait_until(lambda: harness.held() == len(bad), DEADLINE_SECONDS, "their acks", sidecar.told)
         held = sidecar.wait_for("dead_letters.held")
         time.sleep(seconds)  # so long the alarm lasts
-        assert scene.held() == len(bad)
+        assert harness.held() == len(bad)
         assert sidecar.process.poll() is None
     finally:
-        scene.rabbitmq.rabbitmqctl("set_vm_memory_high_watermark", WATERMARK)
-    wait_until(lambda: scene.held() == 0, DEADLINE_SECONDS, "dead letters", sidecar.told)
+        harness.rabbitmq.rabbitmqctl("set_vm_memory_high_watermark", WATERMARK)
+    wait_until(lambda: harness.held() == 0, DEADLINE_SECONDS, "dead letters", sidecar.told)
     account = sidecar.terminate()
     print(f"told: {held['reason']}; {account}")
     assert account["ack"] == count
     assert account["dead_letter"] == len(bad)
     assert account["stale"] == 0
-    assert sorted(letter.body for letter in scene.dead_letters()) == sorted(bad.values())
-    assert scene.stored() == count
+    assert sorted(letter.body for letter in harness.dead_letters()) == sorted(bad.values())
+    assert harness.stored() == count

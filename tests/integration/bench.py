@@ -47,7 +47,7 @@ end.
 """
 
 
-class Bench:
+class Harness:
     """A queue and an index of one test.
 
     Args:
@@ -190,10 +190,10 @@ class Bench:
             return 0
         return count
 
-    def has_document(self, ident: str) -> bool:
+    def has_document(self, document_id: str) -> bool:
         """Whether a document is stored, refreshed or not."""
         try:
-            self.es("HEAD", f"/{self.index_name}/_doc/{ident}")
+            self.es("HEAD", f"/{self.index_name}/_doc/{document_id}")
         except urllib.error.HTTPError:
             return False
         return True

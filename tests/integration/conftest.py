@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from tests.conftest import obtain
-from tests.integration.bench import Bench
+from tests.integration.bench import Harness
 from tests.integration.between import Proxy
 from tests.servers.choose import own_cluster
 
@@ -24,12 +24,12 @@ class Servers(NamedTuple):
 
 
 @pytest.fixture
-def make_bench(unique_name: str, tmp_path: Path) -> Iterator[Callable[[Any, Any], Bench]]:
+def make_bench(unique_name: str, tmp_path: Path) -> Iterator[Callable[[Any, Any], Harness]]:
     """Return a function that makes a bench on given servers; its processes are ended after the test."""
-    made: list[Bench] = []
+    made: list[Harness] = []
 
-    def make(rabbitmq: Any, elasticsearch: Any) -> Bench:
-        made.append(Bench(rabbitmq, elasticsearch, unique_name, tmp_path))
+    def make(rabbitmq: Any, elasticsearch: Any) -> Harness:
+        made.append(Harness(rabbitmq, elasticsearch, unique_name, tmp_path))
         return made[-1]
 
     yield make
@@ -38,7 +38,7 @@ def make_bench(unique_name: str, tmp_path: Path) -> Iterator[Callable[[Any, Any]
 
 
 @pytest.fixture
-def bench(make_bench: Callable[[Any, Any], Bench], rabbitmq: Any, elasticsearch: Any) -> Bench:
+def bench(make_bench: Callable[[Any, Any], Harness], rabbitmq: Any, elasticsearch: Any) -> Harness:
     """Return a queue and an index of the test's own on the shared servers."""
     return make_bench(rabbitmq, elasticsearch)
 
@@ -63,7 +63,7 @@ def breakable_servers(breakable_broker: Any, breakable_cluster: Any) -> Iterator
 
 
 @pytest.fixture
-def breakable(make_bench: Callable[[Any, Any], Bench], breakable_servers: Servers) -> Bench:
+def breakable(make_bench: Callable[[Any, Any], Harness], breakable_servers: Servers) -> Harness:
     """Return a bench on servers that the test may break."""
     return make_bench(*breakable_servers)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sidecar import Message as Shown
 from sidecar.core import exact_json
-from sidecar.core.compose import Composer, Recipe
+from sidecar.core.compose import BulkEncoder, EncoderConfig
 from sidecar.core.document import METADATA
 from sidecar.core.fields import Fields
 from sidecar.core.merge import merged
@@ -20,7 +20,7 @@ from tests.servers.amqp import Outgoing
 from tests.servers.es import Elastic
 
 if TYPE_CHECKING:
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
 
 DOCUMENTS = 3_000
 ODD = [
@@ -52,7 +52,7 @@ def ids(elastic: Elastic, index: str) -> set[str]:
 
 def one(body: bytes, **options: Any) -> Any:
     """Return what a message is made into."""
-    accepted, rejects = Composer(Recipe(index=Template("docs"), **options), lambda: "made").compose(
+    accepted, rejects = BulkEncoder(EncoderConfig(index=Template("docs"), **options), lambda: "made").encode(
         [message(body=body)], 0.0
     )
     assert not rejects, (body[:200], rejects[0].detail)
@@ -67,7 +67,7 @@ def test_what_elasticsearch_stores_is_read_alike_by_every_reader(elastic: Elasti
     # What the look at a document refuses, with its own reason, never gets to a reader; line breaks become spaces.
     documents = {}
     for at, body in enumerate(bodies):
-        accepted, _ = Composer(Recipe(index=Template("docs")), lambda: "").compose([message(body=body)], 0.0)
+        accepted, _ = BulkEncoder(EncoderConfig(index=Template("docs")), lambda: "").encode([message(body=body)], 0.0)
         if accepted:
             documents[str(at)] = body
     elastic.create_index(index_name, mappings={"dynamic": False})
@@ -116,7 +116,7 @@ def test_comments_are_read_as_elasticsearch_reads_them(elastic: Elastic, index_n
         assert is_read == is_stored, name
 
 
-def test_documents_end_in_the_index_that_their_body_names(bench: Bench) -> None:
+def test_documents_end_in_the_index_that_their_body_names(bench: Harness) -> None:
     """With a default and without it: half a pair, a mark, dotted names, times of every kind, compressed or not."""
     day, other = f"{bench.index_name}-2026.11.30", f"{bench.index_name}-other"
     times = [

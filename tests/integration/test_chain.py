@@ -13,9 +13,9 @@ import pytest
 from dotenv import dotenv_values
 
 from sidecar.amqp import check as amqp_check
-from sidecar.amqp.outlet import Outlet
+from sidecar.amqp.outlet import ReconnectingPublisher
 from sidecar.amqp.topology import Topology
-from sidecar.amqp.wire import Reach
+from sidecar.amqp.wire import ConnectOptions
 from tests.faults.proxy import Proxy
 from tests.integration.bench import QUORUM, message
 from tests.integration.process import SidecarProcess, run_sidecar, wait_until
@@ -27,7 +27,7 @@ from tests.servers.waiting import run_coroutine
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
     from tests.servers.amqp import Amqp
     from tests.servers.choose import Broker, Cluster
     from tests.servers.es import Elastic
@@ -47,14 +47,14 @@ SLOW = {"BATCH_MAX_ITEMS": "5", "BULK_CONCURRENCY": "1"}
 
 
 @pytest.fixture
-def staging(bench: Bench) -> Iterator[str]:
+def staging(bench: Harness) -> Iterator[str]:
     """Return the name of a queue that isn't there yet; afterwards it isn't any more."""
     name = f"{bench.queue}.staging"
     yield name
     bench.amqp.delete_queue(name)
 
 
-def stage(bench: Bench, staging: str, **settings: str) -> SidecarProcess:
+def stage(bench: Harness, staging: str, **settings: str) -> SidecarProcess:
     """Start a sidecar that passes messages on to the queue `staging`."""
     told = {"AMQP_URL": bench.rabbitmq.amqp_url, "AMQP_QUEUE": bench.queue, "BATCH_MAX_AGE": "100ms"}
     told |= {"SINK": "amqp", "SINK_ROUTING_KEY": staging} | settings
@@ -64,7 +64,7 @@ def stage(bench: Bench, staging: str, **settings: str) -> SidecarProcess:
     return running
 
 
-def test_a_stage_loses_nothing_and_changes_nothing(bench: Bench, staging: str) -> None:
+def test_a_stage_loses_nothing_and_changes_nothing(bench: Harness, staging: str) -> None:
     """The next queue comes later, and connections to it are lost in the middle; then all is there, byte by byte."""
     bench.declare()
     headers = {"traceparent": "00-1-2-01", "raw": b"\xff"}
@@ -100,7 +100,7 @@ def test_a_stage_loses_nothing_and_changes_nothing(bench: Bench, staging: str) -
     assert bench.dead_letters() == []
 
 
-def test_what_no_queue_takes_leaves_as_configured_and_a_full_queue_waits(bench: Bench, staging: str) -> None:
+def test_what_no_queue_takes_leaves_as_configured_and_a_full_queue_waits(bench: Harness, staging: str) -> None:
     """A route of each message's own: one is unroutable, one full, one takes all; none holds up another."""
     bench.declare()
     full = {"x-queue-type": "classic", "x-max-length": 2, "x-overflow": "reject-publish"}
@@ -130,7 +130,7 @@ def test_what_no_queue_takes_leaves_as_configured_and_a_full_queue_waits(bench: 
         bench.amqp.delete_queue(f"{staging}.full")
 
 
-def test_an_alarm_is_waited_for_and_nothing_is_there_twice(bench: Bench, staging: str) -> None:
+def test_an_alarm_is_waited_for_and_nothing_is_there_twice(bench: Harness, staging: str) -> None:
     """What was written when RabbitMQ ran short of resources waits at its door; nothing more is written."""
     bench.declare()
     bench.amqp.declare_queue(staging, QUORUM)
@@ -153,9 +153,9 @@ def test_an_exchange_is_created_or_must_be_there(rabbitmq: Broker, amqp: Amqp, q
 
     async def look(*, declare: bool) -> str | None:
         topology = Topology(exchange=queue_name, exchange_type="topic", declare=declare, publishes=True)
-        outlet = Outlet((rabbitmq.amqp_url,), topology, Reach())
+        outlet = ReconnectingPublisher((rabbitmq.amqp_url,), topology, ConnectOptions())
         try:
-            return await outlet.unavailable()
+            return await outlet.check()
         finally:
             await outlet.close()
 
@@ -170,7 +170,7 @@ def test_an_exchange_is_created_or_must_be_there(rabbitmq: Broker, amqp: Amqp, q
 # Check ---------------------------------------------------------------------------------------------------------------
 
 
-def test_check_looks_at_both_ends(bench: Bench, staging: str) -> None:
+def test_check_looks_at_both_ends(bench: Harness, staging: str) -> None:
     """Exchange, rights and queue, and at no Elasticsearch; nothing is created by looking."""
     found = run_check(bench, SINK_EXCHANGE="amq.topic", SINK_EXCHANGE_TYPE="topic", BULK_TIMEOUT="20s")
     assert found.returncode == 0
@@ -190,7 +190,7 @@ def test_check_looks_at_both_ends(bench: Bench, staging: str) -> None:
     assert bench.amqp.queue_state(staging) is None
 
 
-def run_check(bench: Bench, **settings: str) -> subprocess.CompletedProcess[str]:
+def run_check(bench: Harness, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run ``sidecar check`` for a stage."""
     told = {"AMQP_URL": bench.rabbitmq.amqp_url, "AMQP_QUEUE": bench.queue, "SINK": "amqp"} | settings
     environment = {name: text for name, text in os.environ.items() if not name.startswith("SIDECAR_")}
@@ -198,7 +198,7 @@ def run_check(bench: Bench, **settings: str) -> subprocess.CompletedProcess[str]
     return run_sidecar("check", environment=environment, seconds=60.0)
 
 
-def test_the_rights_to_publish_are_looked_at(bench: Bench, staging: str) -> None:
+def test_the_rights_to_publish_are_looked_at(bench: Harness, staging: str) -> None:
     """Each that is wanting is named, with what the pattern has to match."""
     user, exchange = f"{bench.queue}-user", f"{staging}.x"
     control = bench.rabbitmq.rabbitmqctl
@@ -207,7 +207,7 @@ def test_the_rights_to_publish_are_looked_at(bench: Bench, staging: str) -> None
 
     def lacks(topology: Topology, routing_key: str | None = None) -> list[str]:
         look = amqp_check.check_sink(
-            (url,), Reach(), topology, routing_key, named="SIDECAR_AMQP_URL", on_unroutable="hold"
+            (url,), ConnectOptions(), topology, routing_key, named="SIDECAR_AMQP_URL", on_unroutable="hold"
         )
         found = run_coroutine(look)
         return [f"{one.where}: {one.what.partition(' lacks ')[2]}" for one in found if " lacks " in one.what]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from tests.integration.bench import QUORUM, Bench
+from tests.integration.bench import QUORUM, Harness
 from tests.integration.process import run_sidecar
 
 if TYPE_CHECKING:
@@ -47,14 +47,14 @@ class Told(NamedTuple):
         return [finding for finding in self.findings if finding["severity"] != "note"]
 
 
-def command(bench: Bench, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+def command(bench: Harness, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run ``sidecar check`` to its end."""
     inherited = {name: text for name, text in os.environ.items() if not name.startswith("SIDECAR_")}
     environment = inherited | bench.settings(**(EXACTLY_ONE | settings))
     return run_sidecar("check", *arguments, environment=environment, seconds=60.0)
 
 
-def check(bench: Bench, **settings: str) -> Told:
+def check(bench: Harness, **settings: str) -> Told:
     """Return what the check says; it never ends in a traceback, nor tells a secret."""
     done = command(bench, "--format", "json", **settings)
     assert "Traceback" not in done.stderr, done.stderr
@@ -67,7 +67,7 @@ def check(bench: Bench, **settings: str) -> Told:
 
 
 @pytest.fixture
-def ready(bench: Bench) -> Iterator[Bench]:
+def ready(bench: Harness) -> Iterator[Harness]:
     """A bench with all that the sidecar needs; what a test adds under its name is removed."""
     bench.declare()
     bench.amqp.declare_queue(bench.dead, DEAD)
@@ -78,7 +78,7 @@ def ready(bench: Bench) -> Iterator[Bench]:
 
 
 @pytest.fixture
-def template(bench: Bench) -> Iterator[Callable[..., None]]:
+def template(bench: Harness) -> Iterator[Callable[..., None]]:
     """Return a function that installs an index template for the bench's index."""
 
     def install(**content: Any) -> None:
@@ -97,14 +97,14 @@ def with_login(url: str, login: str) -> str:
 # -- Both sides -------------------------------------------------------------------------------------------------------
 
 
-def test_all_is_well(ready: Bench) -> None:
+def test_all_is_well(ready: Harness) -> None:
     """Nothing but what AMQP can't tell; exit 0."""
     told = check(ready)
     assert (told.status, told.worse) == (0, [])
     assert [finding["what"][:20] for finding in told.findings] == ["the consumer timeout"]
 
 
-def test_servers_that_cannot_be_reached_get_a_sentence_each(bench: Bench) -> None:
+def test_servers_that_cannot_be_reached_get_a_sentence_each(bench: Harness) -> None:
     """Every URL of both sides, without a secret; exit 1."""
     urls = {
         "AMQP_URL": f"amqp://user:{SECRET}@{NOBODY}/,amqps://user:{SECRET}@{NOBODY}/,amqp://user:{SECRET}@x.invalid/",
@@ -120,7 +120,7 @@ def test_servers_that_cannot_be_reached_get_a_sentence_each(bench: Bench) -> Non
     assert SECRET not in as_text.stdout + as_text.stderr
 
 
-def test_one_of_several_urls_that_is_away_is_only_a_warning(ready: Bench) -> None:
+def test_one_of_several_urls_that_is_away_is_only_a_warning(ready: Harness) -> None:
     """Others do its work."""
     told = check(
         ready,
@@ -132,7 +132,7 @@ def test_one_of_several_urls_that_is_away_is_only_a_warning(ready: Bench) -> Non
     assert len(told.about(NOBODY, "warning")) == 2
 
 
-def test_one_side_away_does_not_hide_the_other(ready: Bench) -> None:
+def test_one_side_away_does_not_hide_the_other(ready: Harness) -> None:
     """Both are looked at, whatever the other says."""
     ready.amqp.delete_queue(ready.queue)
     told = check(ready, ELASTICSEARCH_URL=f"http://{NOBODY}", AMQP_DECLARE="never")
@@ -140,7 +140,7 @@ def test_one_side_away_does_not_hide_the_other(ready: Bench) -> None:
     assert len(told.about(f"queue '{ready.queue}'", "problem")) == 1
 
 
-def test_bad_settings_are_exit_two(bench: Bench) -> None:
+def test_bad_settings_are_exit_two(bench: Harness) -> None:
     """All of them at once, and neither server is asked."""
     done = command(bench, BATCH_MAX_ITEMS="many", ACTION="destroy")
     assert (done.returncode, done.stdout) == (2, "")
@@ -150,7 +150,7 @@ def test_bad_settings_are_exit_two(bench: Bench) -> None:
 # -- RabbitMQ ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_wrong_login_and_a_missing_virtual_host(ready: Bench) -> None:
+def test_a_wrong_login_and_a_missing_virtual_host(ready: Harness) -> None:
     """Each is told as what it is."""
     (login,) = check(ready, AMQP_URL=with_login(ready.rabbitmq.amqp_url, f"guest:{SECRET}")).about("RabbitMQ")
     assert "doesn't accept the login of the user 'guest'" in login["what"]
@@ -158,14 +158,14 @@ def test_a_wrong_login_and_a_missing_virtual_host(ready: Bench) -> None:
     assert "the virtual host 'nowhere' doesn't exist" in vhost["what"]
 
 
-def test_no_tls_where_it_is_expected(ready: Bench) -> None:
+def test_no_tls_where_it_is_expected(ready: Harness) -> None:
     """A plain port that is spoken to by TLS."""
     told = check(ready, AMQP_URL=ready.rabbitmq.amqp_url.replace("amqp:", "amqps:"))
     (finding,) = told.about("RabbitMQ amqps")
     assert "TLS" in finding["mend"]
 
 
-def test_missing_queues_are_created_or_a_problem_and_looking_creates_none(bench: Bench) -> None:
+def test_missing_queues_are_created_or_a_problem_and_looking_creates_none(bench: Harness) -> None:
     """Under `missing` they will be there; under `never` somebody has to see to it."""
     told = check(bench)
     assert [finding["severity"] for finding in told.about("queue '")] == ["note", "note"]
@@ -178,7 +178,7 @@ def test_missing_queues_are_created_or_a_problem_and_looking_creates_none(bench:
     assert bench.amqp.queue_state(bench.dead) is None
 
 
-def test_queues_with_other_arguments_are_told_and_left_alone(bench: Bench) -> None:
+def test_queues_with_other_arguments_are_told_and_left_alone(bench: Harness) -> None:
     """The argument is named, for the work queue and for the dead letters."""
     bench.declare({"x-queue-type": "classic"})
     bench.amqp.declare_queue(bench.dead, {"x-queue-type": "quorum"})
@@ -194,7 +194,7 @@ def test_queues_with_other_arguments_are_told_and_left_alone(bench: Bench) -> No
         bench.amqp.delete_queue(queue)
 
 
-def test_a_stream_is_a_problem(bench: Bench) -> None:
+def test_a_stream_is_a_problem(bench: Harness) -> None:
     """It isn't consumed as a queue is."""
     bench.declare({"x-queue-type": "stream"})
     (finding,) = check(bench).about(f"queue '{bench.queue}'", "problem")
@@ -202,7 +202,7 @@ def test_a_stream_is_a_problem(bench: Bench) -> None:
     bench.amqp.delete_queue(bench.queue)
 
 
-def test_a_missing_dead_letter_route(ready: Bench) -> None:
+def test_a_missing_dead_letter_route(ready: Harness) -> None:
     """An exchange that isn't there, a queue that comes back to itself, and rejects that the broker would drop."""
     told = check(ready, DEAD_LETTER_EXCHANGE="nowhere")
     assert len(told.about("dead-letter exchange 'nowhere'", "problem")) == 1
@@ -215,7 +215,7 @@ def test_a_missing_dead_letter_route(ready: Bench) -> None:
 
 
 @pytest.mark.parametrize(("kind", "word"), [("topic", "another type"), ("x-unheard-of", "doesn't know the type")])
-def test_an_exchange_of_another_type(ready: Bench, kind: str, word: str) -> None:
+def test_an_exchange_of_another_type(ready: Harness, kind: str, word: str) -> None:
     """It is bound to as it is; a type that closes the connection doesn't end the check."""
     told = check(ready, AMQP_EXCHANGE="amq.direct", AMQP_EXCHANGE_TYPE=kind, ON_REJECT="broker")
     assert len(told.about(word, "warning")) == 1
@@ -226,7 +226,7 @@ def test_an_exchange_of_another_type(ready: Bench, kind: str, word: str) -> None
 # -- Elasticsearch ----------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_index_says_what_will_make_it(bench: Bench, template: Callable[..., None]) -> None:
+def test_a_missing_index_says_what_will_make_it(bench: Harness, template: Callable[..., None]) -> None:
     """Nothing, a template, or a template that forbids it; looking makes none."""
     assert len(check(bench).about("no index template matches", "warning")) == 1
     template()
@@ -237,7 +237,7 @@ def test_a_missing_index_says_what_will_make_it(bench: Bench, template: Callable
 
 
 def test_a_data_stream_takes_only_create_and_ids_only_until_its_rollover(
-    bench: Bench, template: Callable[..., None]
+    bench: Harness, template: Callable[..., None]
 ) -> None:
     """Before it is there, by its template; when it is there; and for names that come from messages."""
     template(data_stream={})
@@ -252,7 +252,7 @@ def test_a_data_stream_takes_only_create_and_ids_only_until_its_rollover(
     assert len(told.about("nothing but create", "warning")) == 1
 
 
-def test_an_alias_without_a_write_index(ready: Bench) -> None:
+def test_an_alias_without_a_write_index(ready: Harness) -> None:
     """It stands for two, and neither is said to be the one to write to."""
     name, alias = ready.index_name, f"{ready.index_name}-alias"
     ready.es("PUT", f"/{name}/_alias/{alias}")
@@ -261,7 +261,7 @@ def test_an_alias_without_a_write_index(ready: Bench) -> None:
     assert len(check(ready, INDEX=alias).about("none is its write index", "problem")) == 1
 
 
-def test_blocked_and_closed_indices_and_a_missing_pipeline(ready: Bench) -> None:
+def test_blocked_and_closed_indices_and_a_missing_pipeline(ready: Harness) -> None:
     """What every item would come back with."""
     ready.es("PUT", f"/{ready.index_name}/_settings", {"index.blocks.write": True})
     told = check(ready, PIPELINE="nowhere")
@@ -286,7 +286,7 @@ FILES = {
 
 @pytest.mark.full  # a server of its own
 def test_logins_and_privileges(
-    bench: Bench, make_bench: Callable[..., Bench], elasticsearch_factory: Callable[..., Any]
+    bench: Harness, make_bench: Callable[..., Harness], elasticsearch_factory: Callable[..., Any]
 ) -> None:
     """A wrong password, an index that is forbidden, and one that isn't."""
     cluster = elasticsearch_factory(password=SECRET, files=FILES)
@@ -317,7 +317,7 @@ class _Stranger(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_server_that_is_not_elasticsearch(ready: Bench) -> None:
+def test_a_server_that_is_not_elasticsearch(ready: Harness) -> None:
     """It answers, but not as one."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Stranger)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
 
 SERIES = {
     "settings": {"index.mode": "time_series", "index.routing_path": ["host"]},
@@ -26,7 +26,7 @@ SERIES = {
 
 
 @pytest.fixture
-def series(bench: Bench) -> Iterator[str]:
+def series(bench: Harness) -> Iterator[str]:
     """An index template of time series, whose mode comes by a component; the name that it is for."""
     name = bench.index_name
     bench.es("PUT", f"/_component_template/{name}", {"template": SERIES})
@@ -38,7 +38,7 @@ def series(bench: Bench) -> Iterator[str]:
             bench.es("DELETE", f"/{path}")
 
 
-def refusal(bench: Bench, index: str) -> str:
+def refusal(bench: Harness, index: str) -> str:
     """Return the error type that Elasticsearch gives a document for an index."""
     lines = json.dumps({"index": {"_index": index}}).encode() + b"\n{}\n"
     (item,) = json.loads(bench.es("POST", "/_bulk", lines))["items"]
@@ -47,7 +47,7 @@ def refusal(bench: Bench, index: str) -> str:
 
 
 @pytest.mark.parametrize("index", ["Events", "a b", "a:b", "x" * 256])
-def test_a_name_that_elasticsearch_refuses_is_a_problem(bench: Bench, index: str) -> None:
+def test_a_name_that_elasticsearch_refuses_is_a_problem(bench: Harness, index: str) -> None:
     """Every document would be; the way out of capitals is told."""
     assert refusal(bench, index) == "invalid_index_name_exception"
     (finding,) = check(bench, INDEX=index).about("very document is refused", "problem")
@@ -55,14 +55,14 @@ def test_a_name_that_elasticsearch_refuses_is_a_problem(bench: Bench, index: str
 
 
 @pytest.mark.parametrize("template", ["Events-{type}", "logs-{now}", "NAME-{type|Unknown}"])
-def test_a_template_that_never_gives_a_good_name_is_a_problem(bench: Bench, template: str) -> None:
+def test_a_template_that_never_gives_a_good_name_is_a_problem(bench: Harness, template: str) -> None:
     """By its own text, its default, or its format of a time. No other test's alias has such a name."""
     index = template.replace("NAME", bench.index_name)
     assert len(check(bench, INDEX=index).about("every document is refused", "problem")) == 1
     assert check(bench, INDEX=index.lower().replace("{now}", "{now:%Y}")).about("is refused", "problem") == []
 
 
-def test_an_alias_may_have_capitals(bench: Bench) -> None:
+def test_an_alias_may_have_capitals(bench: Harness) -> None:
     """Elasticsearch allows them there."""
     bench.create_index()
     alias = f"Alias-{bench.index_name}"
@@ -72,7 +72,7 @@ def test_an_alias_may_have_capitals(bench: Bench) -> None:
     assert check(bench, INDEX=f"Alias-{bench.index_name}{{type}}").about("is refused", "problem") == []
 
 
-def test_a_time_series_takes_no_ids(bench: Bench, series: str) -> None:
+def test_a_time_series_takes_no_ids(bench: Harness, series: str) -> None:
     """Before it is there, by its template's component; when it is there; and for names that come from messages."""
     ids = {"ACTION": "create", "ID": "{header.id}", "INDEX": series}
     (finding,) = check(bench, **ids).about("makes its own ids", "problem")
@@ -83,7 +83,7 @@ def test_a_time_series_takes_no_ids(bench: Bench, series: str) -> None:
     assert finding["where"] == f"index '{series}'"
 
 
-def test_a_time_series_index_that_is_there_takes_no_ids(bench: Bench) -> None:
+def test_a_time_series_index_that_is_there_takes_no_ids(bench: Harness) -> None:
     """Its settings tell, without any template."""
     bounds = {
         "index.time_series.start_time": "2020-01-01T00:00:00Z",
@@ -94,7 +94,7 @@ def test_a_time_series_index_that_is_there_takes_no_ids(bench: Bench) -> None:
     assert check(bench, ID="none").about("makes its own ids") == []
 
 
-def test_templates_that_elasticsearch_refuses_are_problems(bench: Bench, tmp_path: Path) -> None:
+def test_templates_that_elasticsearch_refuses_are_problems(bench: Harness, tmp_path: Path) -> None:
     """`run` would end at its start; nothing is installed by looking."""
     name = bench.index_name
     contents: dict[str, Any] = {

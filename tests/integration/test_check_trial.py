@@ -13,11 +13,11 @@ from tests.integration.test_check import check
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
 
 
 @pytest.fixture
-def user(bench: Bench) -> Iterator[str]:
+def user(bench: Harness) -> Iterator[str]:
     """A user with all rights, whose limits a test may change."""
     name = f"u{secrets.token_hex(4)}"
     bench.rabbitmq.rabbitmqctl("add_user", name, "pw")
@@ -26,13 +26,13 @@ def user(bench: Bench) -> Iterator[str]:
     bench.rabbitmq.rabbitmqctl("delete_user", name)
 
 
-def as_user(bench: Bench, user: str) -> str:
+def as_user(bench: Harness, user: str) -> str:
     """Return the broker's URL with another login."""
     url: str = bench.rabbitmq.amqp_url
     return url.replace("guest:guest@", f"{user}:pw@")
 
 
-def leftovers(bench: Bench) -> list[str]:
+def leftovers(bench: Harness) -> list[str]:
     """Return queues and exchanges of this test that are there."""
     listed = [
         bench.rabbitmq.rabbitmqctl(f"list_{kind}", "name", "--no-table-headers") for kind in ("queues", "exchanges")
@@ -50,7 +50,7 @@ def leftovers(bench: Bench) -> list[str]:
     ],
 )
 def test_a_queue_that_cannot_be_created_is_a_problem(
-    bench: Bench, arguments: dict[str, object], kind: str, word: str
+    bench: Harness, arguments: dict[str, object], kind: str, word: str
 ) -> None:
     """RabbitMQ is asked, with the very arguments; nothing of it stays."""
     told = check(bench, AMQP_QUEUE_ARGUMENTS=json.dumps(arguments), AMQP_QUEUE_TYPE=kind)
@@ -61,7 +61,7 @@ def test_a_queue_that_cannot_be_created_is_a_problem(
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_arguments_of_a_consumer_that_rabbitmq_refuses_are_a_problem(bench: Bench, *, there: bool) -> None:
+def test_arguments_of_a_consumer_that_rabbitmq_refuses_are_a_problem(bench: Harness, *, there: bool) -> None:
     """`sidecar run` would connect again and again; the real queue isn't consumed, and nothing of the trial stays."""
     if there:
         bench.declare()
@@ -74,7 +74,7 @@ def test_arguments_of_a_consumer_that_rabbitmq_refuses_are_a_problem(bench: Benc
     assert leftovers(bench) == ([bench.queue] if there else [])
 
 
-def test_a_queue_that_can_be_created_is_a_note_that_says_with_what(bench: Bench) -> None:
+def test_a_queue_that_can_be_created_is_a_note_that_says_with_what(bench: Harness) -> None:
     """What a producer would have to declare as well, and what else it can do; nothing of the trial stays."""
     told = check(bench, AMQP_QUEUE_ARGUMENTS='{"x-max-length":1000}')
     (finding,) = told.about(f"queue '{bench.queue}'", "note")
@@ -86,7 +86,7 @@ def test_a_queue_that_can_be_created_is_a_note_that_says_with_what(bench: Bench)
     assert leftovers(bench) == []
 
 
-def test_an_exchange_and_bindings_that_cannot_be_created_are_problems(bench: Bench) -> None:
+def test_an_exchange_and_bindings_that_cannot_be_created_are_problems(bench: Harness) -> None:
     """A type that there is not, and arguments of a binding that the type refuses; real exchanges get no binding."""
     exchange = f"{bench.queue}.x"
     (finding,) = check(bench, AMQP_EXCHANGE=exchange, AMQP_EXCHANGE_TYPE="x-unheard-of").about(exchange, "problem")
@@ -111,7 +111,7 @@ def test_an_exchange_and_bindings_that_cannot_be_created_are_problems(bench: Ben
         ("DEAD_LETTER_ROUTING_KEY", "dead-letter queue 'amq.mine'"),
     ],
 )
-def test_a_name_that_rabbitmq_reserves_is_a_problem(bench: Bench, setting: str, where: str) -> None:
+def test_a_name_that_rabbitmq_reserves_is_a_problem(bench: Harness, setting: str, where: str) -> None:
     """Nobody may create it, and `sidecar run` wouldn't start; no right of the user's is to blame."""
     told = check(bench, **{setting: "amq.mine"})
     (finding,) = told.about(where, "problem")
@@ -120,7 +120,7 @@ def test_a_name_that_rabbitmq_reserves_is_a_problem(bench: Bench, setting: str, 
     assert not [one for one in told.findings if "lacks" in one["what"]]
 
 
-def test_a_dead_letter_queue_that_cannot_be_created_is_a_problem(bench: Bench) -> None:
+def test_a_dead_letter_queue_that_cannot_be_created_is_a_problem(bench: Harness) -> None:
     """For its arguments are the sidecar's own, that is a limit: here one of queues in the virtual host."""
     vhost = f"v{secrets.token_hex(4)}"
     bench.rabbitmq.rabbitmqctl("add_vhost", vhost)
@@ -138,7 +138,7 @@ def test_a_dead_letter_queue_that_cannot_be_created_is_a_problem(bench: Bench) -
 @pytest.mark.parametrize(
     ("limits", "queues"), [('{"max-connections":1}', 1), ('{"max-channels":3}', 2)], ids=["connections", "channels"]
 )
-def test_limits_that_run_would_meet_are_problems(bench: Bench, user: str, limits: str, queues: int) -> None:
+def test_limits_that_run_would_meet_are_problems(bench: Harness, user: str, limits: str, queues: int) -> None:
     """As many connections and channels are opened at once as `run` has open; one less than it needs is too few."""
     bench.rabbitmq.rabbitmqctl("set_user_limits", user, limits)
     names = ",".join(f"{bench.queue}{at}" for at in range(queues))
@@ -150,7 +150,7 @@ def test_limits_that_run_would_meet_are_problems(bench: Bench, user: str, limits
     assert check(bench, AMQP_URL=as_user(bench, user), AMQP_QUEUE=names).about("sidecar run opens") == []
 
 
-def test_who_may_create_only_the_sidecars_own_queues_can_try_them(bench: Bench, user: str) -> None:
+def test_who_may_create_only_the_sidecars_own_queues_can_try_them(bench: Harness, user: str) -> None:
     """With the patterns of docs/deployment.md; a user who may not try gets a note, and no problem."""
     pattern = f"^{bench.queue}(\\.dead|\\.delay\\.[0-9]+)?$"
     bench.rabbitmq.rabbitmqctl("set_permissions", user, pattern, "^amq\\.default$", pattern)
@@ -162,7 +162,7 @@ def test_who_may_create_only_the_sidecars_own_queues_can_try_them(bench: Bench, 
     assert told.about("is unknown", "note")[0]["where"] == f"queue '{bench.queue}'"
 
 
-def test_old_bindings_are_told_since_they_cannot_be_seen(bench: Bench) -> None:
+def test_old_bindings_are_told_since_they_cannot_be_seen(bench: Harness) -> None:
     """Whoever changed SIDECAR_AMQP_ROUTING_KEYS learns how to see and remove them."""
     told = check(bench, AMQP_EXCHANGE="amq.topic", AMQP_EXCHANGE_TYPE="topic", AMQP_ROUTING_KEYS="new.#")
     (finding,) = told.about("bindings of earlier SIDECAR_AMQP_ROUTING_KEYS stay", "note")

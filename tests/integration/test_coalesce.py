@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.core.batcher import Batcher
 from sidecar.core.coalesce import Coalescer, Operation, source_line
-from sidecar.core.order import Order
+from sidecar.core.order import DocumentOrder
 from tests.fakes.elasticsearch import merge
 from tests.integration.bench import message
 from tests.integration.process import wait_until
@@ -18,7 +18,7 @@ from tests.integration.process import wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
     from tests.servers.amqp import Outgoing
 
 SECONDS = 400.0
@@ -35,43 +35,43 @@ class Model:
         self.documents: dict[str, dict[str, Any]] = {}
         self.versions: dict[str, int] = {}
 
-    def do(self, action: str, ident: str, document: dict[str, Any], version: int = 0) -> None:
+    def do(self, action: str, document_id: str, document: dict[str, Any], version: int = 0) -> None:
         """Do one; of versions that come late nothing is left."""
-        if version and version <= self.versions.get(ident, 0):
+        if version and version <= self.versions.get(document_id, 0):
             return
-        self.versions[ident] = version
-        there = self.documents.get(ident)
+        self.versions[document_id] = version
+        there = self.documents.get(document_id)
         if action == "delete":
-            self.documents.pop(ident, None)
+            self.documents.pop(document_id, None)
         elif action == "index" or (there is None and action != "update"):
-            self.documents[ident] = document
+            self.documents[document_id] = document
         elif there is not None and action != "create":
-            self.documents[ident] = merge(there, document)
+            self.documents[document_id] = merge(there, document)
 
 
-def any_document(dice: random.Random, number: int) -> dict[str, Any]:
+def any_document(rng: random.Random, number: int) -> dict[str, Any]:
     """Return a small document, often with the same names as others."""
     values: list[Any] = [number, f"text {number}", [number], None, {"x": number}, {"y": {"z": number}}, {}, 1.0]
-    return {name: dice.choice(values) for name in dice.sample("abc", dice.randint(0, 3))} | {"n": number}
+    return {name: rng.choice(values) for name in rng.sample("abc", rng.randint(0, 3))} | {"n": number}
 
 
-def operation(action: str, ident: str, document: dict[str, Any], version: int = 0) -> Outgoing:
+def operation(action: str, document_id: str, document: dict[str, Any], version: int = 0) -> Outgoing:
     """Return the message that asks for it."""
     headers = {"do": action, "v": str(version)}
-    return message(json.dumps(document, separators=(",", ":")).encode(), ident, headers=headers)
+    return message(json.dumps(document, separators=(",", ":")).encode(), document_id, headers=headers)
 
 
 @pytest.mark.parametrize("mode", ["none", "merge"])
 @pytest.mark.parametrize("count", SIZES)
 def test_every_document_ends_as_if_all_was_done_in_turn(
-    make_bench: Callable[[Any, Any], Bench], rabbitmq: Any, cramped: Any, count: int, mode: str
+    make_bench: Callable[[Any, Any], Harness], rabbitmq: Any, cramped: Any, count: int, mode: str
 ) -> None:
     """Random operations of every kind on 100 documents, concurrency 8, a tiny write pool: as a model says."""
     bench = make_bench(rabbitmq, cramped)
-    dice, model = random.Random(SEED), Model()
+    rng, model = random.Random(SEED), Model()
     operations = []
     for number in range(count):
-        one = dice.choice(ACTIONS), f"d{dice.randrange(100)}", any_document(dice, number)
+        one = rng.choice(ACTIONS), f"d{rng.randrange(100)}", any_document(rng, number)
         model.do(*one)
         operations.append(operation(*one))
     bench.es("PUT", f"/{bench.index_name}", ANY_FIELD)
@@ -94,17 +94,17 @@ def test_every_document_ends_as_if_all_was_done_in_turn(
 
 
 @pytest.mark.parametrize("count", SIZES)
-def test_the_highest_version_stays_through_kills(bench: Bench, count: int) -> None:
+def test_the_highest_version_stays_through_kills(bench: Harness, count: int) -> None:
     """`index` and `delete` in any order of their versions, the sidecar killed three times on the way."""
-    dice, model = random.Random(SEED), Model()
+    rng, model = random.Random(SEED), Model()
     last = [0] * 100
     operations = []
     for number in range(count):
-        at = dice.randrange(100)
+        at = rng.randrange(100)
         # Versions that mostly grow, and sometimes come late.
-        last[at] += dice.randint(1, 3)
-        version = max(1, last[at] - (dice.randint(1, 9) if dice.random() < 0.2 else 0))
-        one = dice.choice(("index", "delete")), f"d{at}", {"n": number, "v": version}, version
+        last[at] += rng.randint(1, 3)
+        version = max(1, last[at] - (rng.randint(1, 9) if rng.random() < 0.2 else 0))
+        one = rng.choice(("index", "delete")), f"d{at}", {"n": number, "v": version}, version
         if model.versions.get(one[1]) == version:
             continue  # two writes of one version: either may stay
         model.do(*one)
@@ -121,8 +121,8 @@ def test_the_highest_version_stays_through_kills(bench: Bench, count: int) -> No
     sidecar = bench.sidecar(**settings, BULK_CONCURRENCY="8")
     bench.wait_empty(SECONDS, sidecar)
     sidecar.terminate()
-    assert {ident: source["v"] for ident, source in bench.documents().items()} == {
-        ident: document["v"] for ident, document in model.documents.items()
+    assert {document_id: source["v"] for document_id, source in bench.documents().items()} == {
+        document_id: document["v"] for document_id, document in model.documents.items()
     }
 
 
@@ -134,12 +134,12 @@ class Cost(NamedTuple):
 @pytest.mark.parametrize(
     "count", [pytest.param(10_000, id="short"), pytest.param(100_000, id="long", marks=pytest.mark.full)]
 )
-def test_a_tenth_of_the_operations_is_sent_and_elasticsearch_is_spared(bench: Bench, count: int) -> None:
+def test_a_tenth_of_the_operations_is_sent_and_elasticsearch_is_spared(bench: Harness, count: int) -> None:
     """`index` and `delete` on 1,000 documents in batches of 20,000, as they are and with `latest`: the same end."""
-    dice, model = random.Random(SEED), Model()
+    rng, model = random.Random(SEED), Model()
     operations = []
     for number in range(count):
-        one = dice.choice(("index", "index", "delete")), f"d{dice.randrange(1_000)}", {"n": number, "pad": "x" * 200}
+        one = rng.choice(("index", "index", "delete")), f"d{rng.randrange(1_000)}", {"n": number, "pad": "x" * 200}
         model.do(*one)
         operations.append(operation(*one))
     costs: dict[str, Cost] = {}
@@ -169,7 +169,7 @@ def test_a_tenth_of_the_operations_is_sent_and_elasticsearch_is_spared(bench: Be
     assert costs["latest"].cpu_seconds < costs["none"].cpu_seconds
 
 
-def cpu_seconds(bench: Bench) -> float:
+def cpu_seconds(bench: Harness) -> float:
     """Return what Elasticsearch's process has used."""
     (node,) = json.loads(bench.es("GET", "/_nodes/stats/process"))["nodes"].values()
     milliseconds: int = node["process"]["cpu"]["total_in_millis"]
@@ -179,25 +179,23 @@ def cpu_seconds(bench: Bench) -> float:
 @pytest.mark.parametrize(
     "count", [pytest.param(1_000, id="short"), pytest.param(20_000, id="long", marks=pytest.mark.full)]
 )
-def test_every_fold_leaves_what_the_operations_leave_whatever_is_stored(bench: Bench, count: int) -> None:
+def test_every_fold_leaves_what_the_operations_leave_whatever_is_stored(bench: Harness, count: int) -> None:
     """Two or three operations on a document that is there or isn't: one after the other, and folded."""
     bench.es("PUT", f"/{bench.index_name}", ANY_FIELD)
-    dice = random.Random(SEED)
-    coalescer = Coalescer("merge", Order(), Batcher(1, 1, 1.0), conflicts_matter=False, equal_wins=False)
+    rng = random.Random(SEED)
+    coalescer = Coalescer("merge", DocumentOrder(), Batcher(1, 1, 1.0), conflicts_matter=False, equal_wins=False)
     prepared: list[bytes] = []
     steps: list[list[bytes]] = [[], [], []]
     together: list[bytes] = []
     folds = 0
     while folds < count:
-        chain = [_any_operation(dice, number) for number in range(dice.randint(2, 3))]
+        chain = [_any_operation(rng, number) for number in range(rng.randint(2, 3))]
         folded: Operation | None = chain[0]
         for later in chain[1:]:
             folded = coalescer.fold(folded, later) if folded is not None else None
         if folded is None:
             continue
-        there = (
-            Operation("index", document=json.dumps(any_document(dice, -1)).encode()) if dice.random() < 0.6 else None
-        )
+        there = Operation("index", document=json.dumps(any_document(rng, -1)).encode()) if rng.random() < 0.6 else None
         for half in ("turn", "fold"):
             prepared += _lines(there, f"{half}-{folds}") if there is not None else []
         for at, one in enumerate(chain):
@@ -207,22 +205,32 @@ def test_every_fold_leaves_what_the_operations_leave_whatever_is_stored(bench: B
     for lines in (prepared, *steps, together):
         bench.es("POST", f"/{bench.index_name}/_bulk?filter_path=errors", b"".join(lines))
     stored = bench.documents()
-    in_turn = {ident.removeprefix("turn-"): source for ident, source in stored.items() if ident.startswith("turn-")}
-    at_once = {ident.removeprefix("fold-"): source for ident, source in stored.items() if ident.startswith("fold-")}
-    different = [ident for ident in {**in_turn, **at_once} if in_turn.get(ident) != at_once.get(ident)]
+    in_turn = {
+        document_id.removeprefix("turn-"): source
+        for document_id, source in stored.items()
+        if document_id.startswith("turn-")
+    }
+    at_once = {
+        document_id.removeprefix("fold-"): source
+        for document_id, source in stored.items()
+        if document_id.startswith("fold-")
+    }
+    different = [
+        document_id for document_id in {**in_turn, **at_once} if in_turn.get(document_id) != at_once.get(document_id)
+    ]
     print(f"seed {SEED}: {folds} folds, {len(in_turn)} documents")
-    assert not different, [(in_turn.get(ident), at_once.get(ident)) for ident in different[:5]]
+    assert not different, [(in_turn.get(document_id), at_once.get(document_id)) for document_id in different[:5]]
     assert len(in_turn) > folds / 3
 
 
-def _any_operation(dice: random.Random, number: int) -> Operation:
-    action = dice.choice(ACTIONS)
-    document = None if action == "delete" else json.dumps(any_document(dice, number)).encode()
+def _any_operation(rng: random.Random, number: int) -> Operation:
+    action = rng.choice(ACTIONS)
+    document = None if action == "delete" else json.dumps(any_document(rng, number)).encode()
     return Operation(action, document=document)
 
 
-def _lines(one: Operation, ident: str) -> list[bytes]:
+def _lines(one: Operation, document_id: str) -> list[bytes]:
     verb = "update" if one.action == "upsert" else one.action
     source = source_line(one.action, one.document, one.upsert)
-    action = b'{"%s":{"_id":"%s"}}\n' % (verb.encode(), ident.encode())
+    action = b'{"%s":{"_id":"%s"}}\n' % (verb.encode(), document_id.encode())
     return [action] if source is None else [action, source + b"\n"]

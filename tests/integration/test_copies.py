@@ -15,7 +15,7 @@ from tests.servers.amqp import Outgoing
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
     from tests.integration.process import SidecarProcess
     from tests.servers.amqp import Received
 
@@ -66,7 +66,7 @@ def own_entries(letter: Received) -> list[Entry]:
     return own
 
 
-def bury(bench: Bench, *messages: Outgoing) -> dict[str, Received]:
+def bury(bench: Harness, *messages: Outgoing) -> dict[str, Received]:
     """Publish bad messages; return their dead letters by id, once the sidecar has ended and nothing is left."""
     bench.declare()
     sidecar = bench.sidecar()
@@ -82,7 +82,7 @@ def bury(bench: Bench, *messages: Outgoing) -> dict[str, Received]:
     return {str(letter.message_id): letter for letter in letters}
 
 
-def wait_for_letters(bench: Bench, count: int, sidecar: SidecarProcess) -> None:
+def wait_for_letters(bench: Harness, count: int, sidecar: SidecarProcess) -> None:
     wait_until(lambda: bench.count(bench.dead) >= count, DEADLINE_SECONDS, f"{count} dead letters", sidecar.told)
 
 
@@ -112,7 +112,7 @@ HEADERS: dict[str, list[Entry]] = {
 }
 
 
-def test_headers_of_every_kind_keep_their_exact_bytes_and_their_order(bench: Bench) -> None:
+def test_headers_of_every_kind_keep_their_exact_bytes_and_their_order(bench: Harness) -> None:
     """int64, decimals, milliseconds, nested tables, what is no UTF-8, repeated names: not a byte of them changes."""
     messages = [
         Outgoing(BAD_BODY, properties={"message_id": name, "delivery_mode": 2, "headers": table(fields)})
@@ -124,7 +124,7 @@ def test_headers_of_every_kind_keep_their_exact_bytes_and_their_order(bench: Ben
         assert letters[name].body == BAD_BODY
 
 
-def test_properties_arrive_as_they_were_and_none_is_invented(bench: Bench) -> None:
+def test_properties_arrive_as_they_were_and_none_is_invented(bench: Harness) -> None:
     """Each property keeps its bytes, also a timestamp in milliseconds; where there was none, there is none."""
     every = {
         "content_type": "application/x-\xe9", "content_encoding": b"\xff\xfe", "priority": 9, "correlation_id": "c",
@@ -144,7 +144,7 @@ def test_properties_arrive_as_they_were_and_none_is_invented(bench: Bench) -> No
     assert [letters[name].body for name in ("every", "few")] == [BAD_BODY] * 2
 
 
-def test_a_message_that_expires_has_a_dead_letter_that_does_not(bench: Bench) -> None:
+def test_a_message_that_expires_has_a_dead_letter_that_does_not(bench: Harness) -> None:
     """``expiration`` moves aside: the copy is still there when the time is long over."""
     # Long enough to be delivered first, short enough to be waited for.
     letters = bury(bench, Outgoing(BAD_BODY, properties={"message_id": "mortal", "expiration": "3000"}))
@@ -153,7 +153,7 @@ def test_a_message_that_expires_has_a_dead_letter_that_does_not(bench: Bench) ->
     assert own_entries(letter) == [field("sidecar-original-expiration", "3000")]
 
 
-def test_a_dead_letter_outlives_the_expiration_in_its_queue(bench: Bench) -> None:
+def test_a_dead_letter_outlives_the_expiration_in_its_queue(bench: Harness) -> None:
     """Lying in the dead-letter queue, where RabbitMQ would drop what expires."""
     bench.declare()
     sidecar = bench.sidecar()
@@ -169,7 +169,7 @@ def test_a_dead_letter_outlives_the_expiration_in_its_queue(bench: Bench) -> Non
     assert [letter.body for letter in bench.dead_letters()] == [BAD_BODY]
 
 
-def test_a_foreign_user_id_moves_aside(bench: Bench) -> None:
+def test_a_foreign_user_id_moves_aside(bench: Harness) -> None:
     """RabbitMQ closes the channel of who publishes with another's name; the sidecar logs in as somebody else here."""
     user = bench.queue[-20:]
     bench.rabbitmq.rabbitmqctl("add_user", user, "password")
@@ -194,7 +194,7 @@ def test_a_foreign_user_id_moves_aside(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("name", ["CC", "BCC"])
-def test_a_copy_goes_nowhere_else(bench: Bench, name: str) -> None:
+def test_a_copy_goes_nowhere_else(bench: Harness, name: str) -> None:
     """``CC`` and ``BCC`` name more routing keys: a copy that kept them would come again, here and elsewhere."""
     elsewhere = f"{bench.queue}.elsewhere"
     bench.amqp.declare_queue(elsewhere, QUORUM)
@@ -213,7 +213,7 @@ def test_a_copy_goes_nowhere_else(bench: Bench, name: str) -> None:
     assert own_entries(letter) == [fields[0], *moved, fields[2]]
 
 
-def test_a_copy_to_its_own_queue_by_cc_comes_once(bench: Bench) -> None:
+def test_a_copy_to_its_own_queue_by_cc_comes_once(bench: Harness) -> None:
     """The publisher named the work queue in ``CC``: the copy must not come round to be rejected again, for ever."""
     entry = field("CC", [bench.queue])
     bench.declare()
@@ -224,7 +224,7 @@ def test_a_copy_to_its_own_queue_by_cc_comes_once(bench: Bench) -> None:
     assert own_entries(letters["m"]) == [(b"sidecar-original-CC", entry[1])]
 
 
-def test_the_history_of_dead_lettering_moves_aside(bench: Bench) -> None:
+def test_the_history_of_dead_lettering_moves_aside(bench: Harness) -> None:
     """By ``x-death`` RabbitMQ sees cycles and drops; what a client wrote there is kept, in another place."""
     death = [{"count": 1, "reason": "rejected", "queue": bench.dead, "exchange": "", "routing-keys": [bench.dead]}]
     fields = [
@@ -241,7 +241,7 @@ def test_the_history_of_dead_lettering_moves_aside(bench: Bench) -> None:
     assert not any(name.startswith((b"x-death", b"x-first-death")) for name, _ in own)
 
 
-def test_what_a_delivery_limit_and_a_real_dead_lettering_leave_behind_is_kept(bench: Bench) -> None:
+def test_what_a_delivery_limit_and_a_real_dead_lettering_leave_behind_is_kept(bench: Harness) -> None:
     """A message that the broker itself dead-lettered into the work queue brings a true ``x-death``."""
     first = f"{bench.queue}.first"
     arguments = {**QUORUM, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": bench.queue, "x-message-ttl": 50}
@@ -271,7 +271,7 @@ FULL: dict[str, Callable[[], list[Entry]]] = {
 }
 
 
-def test_a_hundred_kilobytes_of_headers_are_kept(bench: Bench) -> None:
+def test_a_hundred_kilobytes_of_headers_are_kept(bench: Harness) -> None:
     """They fit into the frame together with what is added: not a byte of them is cut."""
     fields = [*many(100, 1000), field("deep", {"t": {"list": [1, 2, 3]}})]
     letters = bury(bench, Outgoing(BAD_BODY, properties={"message_id": "m", "headers": table(fields)}))
@@ -280,7 +280,7 @@ def test_a_hundred_kilobytes_of_headers_are_kept(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("name", FULL)
-def test_what_does_not_fit_into_the_frame_is_cut_and_the_cut_is_named(bench: Bench, name: str) -> None:
+def test_what_does_not_fit_into_the_frame_is_cut_and_the_cut_is_named(bench: Harness, name: str) -> None:
     """Reason first, then the longest of the message's own; why, whence and the body stay whole."""
     fields = FULL[name]()
     sent = Outgoing(BAD_BODY * 50_000, properties={"message_id": "m", "headers": table(fields)})
@@ -308,7 +308,7 @@ def test_what_does_not_fit_into_the_frame_is_cut_and_the_cut_is_named(bench: Ben
         assert [entry for entry in own if entry[0] not in lost] == [entry for entry in fields if entry[0] not in lost]
 
 
-def test_fifty_strange_messages_at_once_among_good_ones(bench: Bench) -> None:
+def test_fifty_strange_messages_at_once_among_good_ones(bench: Harness) -> None:
     """One channel carries them all: none of them closes it, and the good ones are stored."""
     strange = [
         Outgoing(BAD_BODY, properties={"message_id": f"{name}-{at}", "user_id": "guest", "headers": table(fields)})

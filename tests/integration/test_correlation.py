@@ -11,14 +11,14 @@ from tests.integration.bench import message
 from tests.integration.process import wait_until
 
 if TYPE_CHECKING:
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
 
 SECONDS = 120.0
 SEED = 20_241_103
 MEBIBYTE = 1 << 20
 
 
-def test_forty_messages_and_a_batch_size_of_ten_are_four_batches(bench: Bench) -> None:
+def test_forty_messages_and_a_batch_size_of_ten_are_four_batches(bench: Harness) -> None:
     """The producer of the classic tutorial; nothing is left to wait for its age."""
     bench.declare()
     bench.publish([message(b'{"n":%d}' % at, str(at)) for at in range(40)])
@@ -29,16 +29,16 @@ def test_forty_messages_and_a_batch_size_of_ten_are_four_batches(bench: Bench) -
     assert account["requests"] == {"stored": 4}
 
 
-def test_sets_of_250_arrive_in_one_request_each_whatever_interleaves(bench: Bench) -> None:
+def test_sets_of_250_arrive_in_one_request_each_whatever_interleaves(bench: Harness) -> None:
     """Twelve sets shuffled, and single messages between them; a batch has 100 items otherwise."""
-    dice = random.Random(SEED)
+    rng = random.Random(SEED)
     bench.declare()
     messages = [
         message(b'{"n":%d}' % at, f"{at}-{one}", correlation_id=f"set-{one}", headers={"size": 250})
         for at in range(250)
         for one in range(12)
     ]
-    dice.shuffle(messages)
+    rng.shuffle(messages)
     bench.publish(messages)
     sidecar = bench.sidecar(
         BATCH_KEY="{correlation_id}",
@@ -54,7 +54,7 @@ def test_sets_of_250_arrive_in_one_request_each_whatever_interleaves(bench: Benc
     assert bench.stored() == 3_000
 
 
-def test_a_flush_message_and_a_signal_end_a_batch_at_once(bench: Bench) -> None:
+def test_a_flush_message_and_a_signal_end_a_batch_at_once(bench: Harness) -> None:
     """The message is stored with the others; the signal is acked and stored nowhere. What is late waits."""
     bench.declare()
     sidecar = bench.sidecar(BATCH_FLUSH_WHEN="{header.last|}", BATCH_KEY="{type}", BATCH_MAX_AGE="1h")
@@ -76,7 +76,7 @@ def test_a_flush_message_and_a_signal_end_a_batch_at_once(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("count", [5_000, pytest.param(50_000, marks=pytest.mark.full)])
-def test_a_key_that_never_repeats_flows_within_the_memory_limit(bench: Bench, count: int) -> None:
+def test_a_key_that_never_repeats_flows_within_the_memory_limit(bench: Harness, count: int) -> None:
     """Each message is a group of its own and its age never comes: the oldest share requests, and all are stored."""
     bench.create_index({"n": {"type": "long"}})
     bench.declare()

@@ -15,14 +15,14 @@ from tests.integration.process import wait_until
 from tests.servers.amqp import ChannelClosedError
 
 if TYPE_CHECKING:
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
 
 SECONDS = 60.0
 PAGE = Path(__file__).parents[2] / "docs" / "deployment.md"
 
 
 @pytest.mark.parametrize("arguments", [{}, {"x-queue-type": "quorum"}], ids=["classic", "quorum without a limit"])
-def test_with_own_the_producers_declaration_counts(bench: Bench, arguments: dict[str, Any]) -> None:
+def test_with_own_the_producers_declaration_counts(bench: Harness, arguments: dict[str, Any]) -> None:
     """The sidecar comes first, waits and says for what; the producer declares as ever; then messages flow."""
     port = processes.free_port()
     exchange = f"{bench.queue}.x"
@@ -45,7 +45,7 @@ def test_with_own_the_producers_declaration_counts(bench: Bench, arguments: dict
 
 
 @pytest.mark.parametrize("kind", ["quorum", "classic"])
-def test_what_the_docs_tell_producers_to_declare_is_what_the_sidecar_declares(bench: Bench, kind: str) -> None:
+def test_what_the_docs_tell_producers_to_declare_is_what_the_sidecar_declares(bench: Harness, kind: str) -> None:
     """For both types, in both languages: RabbitMQ takes it beside what is there."""
     sidecar = bench.sidecar(AMQP_QUEUE_TYPE=kind)
     sidecar.wait_for("amqp.connected")

@@ -24,7 +24,7 @@ from tests.servers.amqp import Amqp, Outgoing
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
     from tests.servers.amqp import Received
 
 SECONDS = 60.0
@@ -43,14 +43,14 @@ TOKEN = "sidecar-copy"
 MEMORY = ["sidecar-copy", "sidecar-retry-count", "sidecar-exchange", "sidecar-routing-key", "sidecar-received-at"]
 
 
-def environment(bench: Bench, **settings: str) -> dict[str, str]:
+def environment(bench: Harness, **settings: str) -> dict[str, str]:
     """Return the process's environment with the test's settings and no others."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
     wanted = {"SIDECAR_AMQP_URL": bench.rabbitmq.amqp_url, "SIDECAR_AMQP_QUEUE": bench.queue, **settings}
     return {**inherited, **wanted}
 
 
-def dlq(bench: Bench, *arguments: str, answer: str | None = None, **settings: str) -> Result:
+def dlq(bench: Harness, *arguments: str, answer: str | None = None, **settings: str) -> Result:
     """Run the command in this process, which is quicker than another."""
     result = CliRunner().invoke(cli, ["dlq", *arguments], env=environment(bench, **settings), input=answer)
     assert isinstance(result.exception, SystemExit | ConfigError | None), result.output
@@ -58,7 +58,7 @@ def dlq(bench: Bench, *arguments: str, answer: str | None = None, **settings: st
     return result
 
 
-def told(bench: Bench, *arguments: str, status: int = 0, **settings: str) -> dict[str, Any]:
+def told(bench: Harness, *arguments: str, status: int = 0, **settings: str) -> dict[str, Any]:
     """Run the command and return its JSON."""
     result = dlq(bench, *arguments, "--format", "json", **settings)
     assert result.exit_code == status, result.output
@@ -66,7 +66,7 @@ def told(bench: Bench, *arguments: str, status: int = 0, **settings: str) -> dic
     return document
 
 
-def process(bench: Bench, *arguments: str) -> subprocess.Popen[str]:
+def process(bench: Harness, *arguments: str) -> subprocess.Popen[str]:
     """Start the command as a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "sidecar", "dlq", *arguments],
@@ -93,14 +93,14 @@ def letter(
     return Outgoing(b'{"number":%d}' % number if body is None else body, properties=properties)
 
 
-def bury(bench: Bench, letters: Iterable[Outgoing], arguments: dict[str, Any] | None = None) -> None:
+def bury(bench: Harness, letters: Iterable[Outgoing], arguments: dict[str, Any] | None = None) -> None:
     """Put letters into the test's dead-letter queue."""
     bench.declare()
     bench.amqp.declare_queue(bench.dead, QUORUM if arguments is None else arguments)
     assert bench.amqp.publish(letters, routing_key=bench.dead).nacked == []
 
 
-def consumers(bench: Bench) -> int:
+def consumers(bench: Harness) -> int:
     """Return how many consumers the dead-letter queue has."""
     state = bench.amqp.queue_state(bench.dead)
     assert state is not None
@@ -128,7 +128,7 @@ def own_headers(message: Received) -> list[tuple[str | bytes, wire.FieldValue]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_hundred_looks_lose_nothing_and_keep_the_order(bench: Bench, kind: str) -> None:
+def test_a_hundred_looks_lose_nothing_and_keep_the_order(bench: Harness, kind: str) -> None:
     """A quorum queue drops what was given back for the 21st time, and 3.10 gives back by nack in any order."""
     count = 300
     sent = [letter(number, bench.queue) for number in range(count)]
@@ -148,7 +148,7 @@ def test_a_hundred_looks_lose_nothing_and_keep_the_order(bench: Bench, kind: str
         }
 
 
-def test_showing_one_of_many_keeps_the_order_too(bench: Bench) -> None:
+def test_showing_one_of_many_keeps_the_order_too(bench: Harness) -> None:
     """Only those before it are taken, with as many again on their way."""
     bury(bench, [letter(number, bench.queue) for number in range(1000)], KINDS["limit of 20"])
     for position in range(1, 1000, 40):
@@ -156,7 +156,7 @@ def test_showing_one_of_many_keeps_the_order_too(bench: Bench) -> None:
     assert ids(bench.dead_letters()) == [f"m{number}" for number in range(1000)]
 
 
-def test_letters_are_grouped_with_counts_ages_and_an_example(bench: Bench) -> None:
+def test_letters_are_grouped_with_counts_ages_and_an_example(bench: Harness) -> None:
     """By reason, error type and index; the largest group first."""
     letters = [letter(number, bench.queue, index="logs-1") for number in range(5)]
     letters += [letter(number, bench.queue, index="logs-2") for number in range(5, 8)]
@@ -177,7 +177,7 @@ def test_letters_are_grouped_with_counts_ages_and_an_example(bench: Bench) -> No
     assert "2026-01-01 00:00:05" in text
 
 
-def test_filters_choose_letters(bench: Bench) -> None:
+def test_filters_choose_letters(bench: Harness) -> None:
     """Each of them, with patterns; several of one kind add up, several kinds narrow down."""
     letters = [letter(number, bench.queue, index=f"logs-{number % 2}", reason=f"r{number % 3}") for number in range(12)]
     letters.append(letter(12, bench.queue, error_type="other", id="document-7"))
@@ -196,7 +196,7 @@ def test_filters_choose_letters(bench: Bench) -> None:
     assert counted("--id", "m") == 0
 
 
-def test_one_letter_is_shown_whole(bench: Bench) -> None:
+def test_one_letter_is_shown_whole(bench: Harness) -> None:
     """Properties, headers in their order, and the body: as text, as JSON, or the bytes alone."""
     own = [field("k", "first"), field("k", "second"), field("deep", {"a": [1, None]})]
     bury(bench, [letter(0, bench.queue), letter(1, bench.queue, BAD_BODY, own)])
@@ -215,7 +215,7 @@ def test_one_letter_is_shown_whole(bench: Bench) -> None:
     assert (missing.exit_code, "no letter at position 3" in missing.stderr) == (1, True)
 
 
-def test_a_look_is_refused_while_another_consumer_takes_letters(bench: Bench) -> None:
+def test_a_look_is_refused_while_another_consumer_takes_letters(bench: Harness) -> None:
     """They would share the letters, and neither would see all."""
     bury(bench, [letter(0, bench.queue)])
     with Amqp(bench.rabbitmq.amqp_url) as other:
@@ -225,7 +225,7 @@ def test_a_look_is_refused_while_another_consumer_takes_letters(bench: Bench) ->
     assert "other consumer" in result.stderr
 
 
-def test_what_is_wrong_is_told_without_a_password(bench: Bench) -> None:
+def test_what_is_wrong_is_told_without_a_password(bench: Harness) -> None:
     """2 for settings and usage, 1 for a broker that isn't there or a queue that doesn't exist."""
     for arguments, settings, status, text in (
         (("list",), {"SIDECAR_AMQP_QUEUE": ""}, 2, "SIDECAR_AMQP_QUEUE is required"),
@@ -246,7 +246,7 @@ def test_what_is_wrong_is_told_without_a_password(bench: Bench) -> None:
 # Replaying -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_replay_goes_back_to_the_queue_it_came_from(bench: Bench) -> None:
+def test_a_replay_goes_back_to_the_queue_it_came_from(bench: Harness) -> None:
     """Each to its own, in order; what the sidecar added is gone, what remembers the first delivery stays."""
     other = f"{bench.queue}.other"
     bench.amqp.declare_queue(other, QUORUM)
@@ -265,7 +265,7 @@ def test_a_replay_goes_back_to_the_queue_it_came_from(bench: Bench) -> None:
     assert (headers["sidecar-received-at"], headers["sidecar-id"]) == ("2026-01-01T00:00:02.000Z", "m2")
 
 
-def test_limit_filters_and_dry_run(bench: Bench) -> None:
+def test_limit_filters_and_dry_run(bench: Harness) -> None:
     """What is not meant stays, in its order; a dry run changes nothing at all."""
     bury(bench, [letter(number, bench.queue, reason=f"r{number % 2}") for number in range(20)], KINDS["limit of 20"])
     answer = told(bench, "replay", "--reason", "r1", "--limit", "3", "--dry-run")
@@ -277,7 +277,7 @@ def test_limit_filters_and_dry_run(bench: Bench) -> None:
     assert ids(bench.dead_letters()) == [f"m{number}" for number in range(20) if number not in {1, 3, 5}]
 
 
-def test_a_message_that_keeps_coming_back_is_skipped(bench: Bench) -> None:
+def test_a_message_that_keeps_coming_back_is_skipped(bench: Harness) -> None:
     """It is counted in the message, across being rejected again: here by a real sidecar, whose index refuses it."""
     bench.es("PUT", f"/{bench.index_name}", {"mappings": {"properties": {"number": {"type": "date"}}}})
     bury(bench, [letter(0, bench.queue, b'{"number":"x"}', [field("k", "v")])])
@@ -298,7 +298,7 @@ def test_a_message_that_keeps_coming_back_is_skipped(bench: Bench) -> None:
     assert len(names) == len(set(names)), names
 
 
-def test_what_has_nowhere_to_go_stays_and_fails_the_command(bench: Bench) -> None:
+def test_what_has_nowhere_to_go_stays_and_fails_the_command(bench: Harness) -> None:
     """A queue that is gone costs the others nothing, though they are on their way together."""
     gone = f"{bench.queue}.gone"
     bury(bench, [letter(number, (bench.queue, gone, "")[number % 3]) for number in range(30)])
@@ -322,7 +322,7 @@ AWKWARD: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def test_awkward_messages_come_back_as_they_were(bench: Bench) -> None:
+def test_awkward_messages_come_back_as_they_were(bench: Harness) -> None:
     """Rejected by a real sidecar and replayed: every property, header and byte of the body is that of the original."""
     sent = {
         name: Outgoing(BAD_BODY, properties={"delivery_mode": 2, **values, "message_id": name})
@@ -347,7 +347,7 @@ def test_awkward_messages_come_back_as_they_were(bench: Bench) -> None:
         assert own_headers(one) == wire.table_entries(expected), name
 
 
-def test_what_would_lead_astray_stays_aside(bench: Bench) -> None:
+def test_what_would_lead_astray_stays_aside(bench: Harness) -> None:
     """Another's user_id, CC and the history of dead-lettering: the message arrives once, and where it belongs."""
     elsewhere = f"{bench.queue}.elsewhere"
     bench.amqp.declare_queue(elsewhere, QUORUM)
@@ -365,7 +365,7 @@ def test_what_would_lead_astray_stays_aside(bench: Bench) -> None:
     assert own_headers(found) == expected
 
 
-def test_what_rabbitmq_itself_dead_lettered_goes_back_too(bench: Bench) -> None:
+def test_what_rabbitmq_itself_dead_lettered_goes_back_too(bench: Harness) -> None:
     """With ``SIDECAR_ON_REJECT=broker`` no header of ours tells where it came from, but x-death does."""
     arguments = {**QUORUM, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": bench.dead}
     bench.amqp.declare_queue(bench.queue, arguments)
@@ -381,7 +381,7 @@ def test_what_rabbitmq_itself_dead_lettered_goes_back_too(bench: Bench) -> None:
     assert ids(bench.amqp.drain(bench.queue)) == ["m"]
 
 
-def test_templates_resolve_as_at_the_first_delivery(bench: Bench) -> None:
+def test_templates_resolve_as_at_the_first_delivery(bench: Harness) -> None:
     """Exchange, routing key and time of a replayed message are those of the message that was rejected."""
     index = bench.index_name
     bury(bench, [letter(0, bench.queue, b'{"a":1}')])
@@ -394,7 +394,7 @@ def test_templates_resolve_as_at_the_first_delivery(bench: Bench) -> None:
 
 
 @pytest.mark.full
-def test_twenty_thousand_letters_are_replayed_by_two_commands_of_which_the_first_is_killed(bench: Bench) -> None:
+def test_twenty_thousand_letters_are_replayed_by_two_commands_of_which_the_first_is_killed(bench: Harness) -> None:
     """Rejected by a mapping, which is mended then: every one of them is stored in the end, once, and none is left."""
     count = 20_000
     bench.create_index({"number": {"type": "ip"}})
@@ -428,7 +428,7 @@ def test_twenty_thousand_letters_are_replayed_by_two_commands_of_which_the_first
     assert bench.count(bench.dead) == 0
 
 
-def test_killed_in_the_middle_it_loses_nothing(bench: Bench) -> None:
+def test_killed_in_the_middle_it_loses_nothing(bench: Harness) -> None:
     """At worst the last ones are in both places, and their ids make one document of them."""
     count = 3000
     bench.create_index()
@@ -449,7 +449,7 @@ def test_killed_in_the_middle_it_loses_nothing(bench: Bench) -> None:
     assert set(bench.documents()) == {f"m{number}" for number in range(count)}
 
 
-def test_a_lost_connection_ends_it_with_the_reason_and_the_count(bench: Bench) -> None:
+def test_a_lost_connection_ends_it_with_the_reason_and_the_count(bench: Harness) -> None:
     """No traceback; what was not acked is there again."""
     count = 2000
     bury(bench, [letter(number, bench.queue) for number in range(count)])
@@ -464,7 +464,7 @@ def test_a_lost_connection_ends_it_with_the_reason_and_the_count(bench: Bench) -
     assert found == {f"m{number}" for number in range(count)}
 
 
-def test_stopped_in_the_middle_it_settles_what_it_published(bench: Bench) -> None:
+def test_stopped_in_the_middle_it_settles_what_it_published(bench: Harness) -> None:
     """On SIGTERM nothing is in both places."""
     count = 2000
     bury(bench, [letter(number, bench.queue) for number in range(count)])
@@ -483,7 +483,7 @@ def test_stopped_in_the_middle_it_settles_what_it_published(bench: Bench) -> Non
 # Purging -------------------------------------------------------------------------------------------------------------
 
 
-def test_purging_asks_first(bench: Bench) -> None:
+def test_purging_asks_first(bench: Harness) -> None:
     """With the count; a no removes nothing, and neither does silence."""
     bury(bench, [letter(number, bench.queue) for number in range(7)])
     for answer in ("n\n", ""):
@@ -496,7 +496,7 @@ def test_purging_asks_first(bench: Bench) -> None:
     assert bench.count(bench.dead) == 0
 
 
-def test_purging_by_a_filter_leaves_the_others_in_their_order(bench: Bench) -> None:
+def test_purging_by_a_filter_leaves_the_others_in_their_order(bench: Harness) -> None:
     """With ``--yes`` nobody is asked."""
     letters = [letter(number, bench.queue, reason=f"r{number % 2}") for number in range(100)]
     bury(bench, letters, KINDS["limit of 20"])
@@ -508,7 +508,7 @@ def test_purging_by_a_filter_leaves_the_others_in_their_order(bench: Bench) -> N
 
 
 @pytest.mark.full
-def test_a_hundred_thousand_letters_are_listed_in_little_memory(bench: Bench) -> None:
+def test_a_hundred_thousand_letters_are_listed_in_little_memory(bench: Harness) -> None:
     """200 MB of bodies go by; more letters than one consumer may hold are looked at and given back in order."""
     count, size = 100_000, 2000
     program = (

@@ -77,7 +77,7 @@ def test_into_sqlite(start: Any, amqp: Amqp, queue_name: str, tmp_path: Path) ->
     """Each order is a row, once, however often it comes; what is none is a dead letter."""
     declare(amqp, queue_name)
     orders = [(f"id-{number % 90}", b'{"amount": %d.5}' % (number % 90)) for number in range(100)]
-    amqp.publish([Outgoing(body, queue_name, properties={"message_id": ident}) for ident, body in orders])
+    amqp.publish([Outgoing(body, queue_name, properties={"message_id": document_id}) for document_id, body in orders])
     amqp.publish([Outgoing(b"[]", queue_name), Outgoing(b'{"amount": 1}', queue_name)])
     start("into_sqlite.py", tmp_path / "orders.db", AMQP_QUEUE=queue_name, BATCH_MAX_AGE="100ms")
     dead = f"{queue_name}.dead"
@@ -94,7 +94,7 @@ def test_jobs_survive_a_crash(start: Any, amqp: Amqp, queue_name: str, tmp_path:
     """A job is acked after its work: when its engine is killed, another one does it, and only then the next."""
     declare(amqp, queue_name)
     jobs = [(b'{"job": "report", "seconds": 2}', "long"), (b'{"job": "report"}', "next"), (b'{"job": "dance"}', "none")]
-    amqp.publish([Outgoing(body, queue_name, properties={"message_id": ident}) for body, ident in jobs])
+    amqp.publish([Outgoing(body, queue_name, properties={"message_id": document_id}) for body, document_id in jobs])
     first = start("jobs.py", tmp_path, AMQP_QUEUE=queue_name)
     assert first.stdout.readline() == "begun long\n"
     first.kill()
@@ -219,7 +219,7 @@ def test_pubsub(amqp: Amqp, elastic: Elastic, rabbitmq: Broker, elasticsearch: C
         messages = [(f"e{number}", "order.paid", body) for number, body in paid]
         messages.append(("e9", "cart.filled", b'{"cart":1}'))
         published = amqp.publish(
-            [Outgoing(body, key, "shop", properties={"message_id": ident}) for ident, key, body in messages]
+            [Outgoing(body, key, "shop", properties={"message_id": document_id}) for document_id, key, body in messages]
         )
         assert not published.returned
         wait_until(

@@ -19,7 +19,7 @@ from tests.integration.test_check import check
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
     from tests.integration.process import SidecarProcess
 
 DEADLINE_SECONDS = 60.0
@@ -44,14 +44,14 @@ class Taking(Proxy):
 
 
 @pytest.fixture
-def taking(bench: Bench) -> Iterator[Taking]:
+def taking(bench: Harness) -> Iterator[Taking]:
     """Stand before the bench's Elasticsearch."""
     proxy = Taking(bench.elasticsearch.url)
     yield proxy
     proxy.close()
 
 
-def make_stream(bench: Bench, *, failure_store: bool = True) -> None:
+def make_stream(bench: Harness, *, failure_store: bool = True) -> None:
     """Install a template for a data stream whose field ``n`` is a number."""
     template = {
         "index_patterns": [f"{bench.index_name}*"],
@@ -66,14 +66,14 @@ def make_stream(bench: Bench, *, failure_store: bool = True) -> None:
     bench.es("PUT", f"/_index_template/{bench.index_name}", template)
 
 
-def publish(bench: Bench, count: int) -> None:
+def publish(bench: Harness, count: int) -> None:
     """Publish documents of which every fifth is refused by the mapping."""
     stamp = b'{"@timestamp":"2026-01-01T00:00:00Z","n":'
     bench.declare()
     bench.publish([message(stamp + (b'"no number"}' if at % 5 == 0 else b"%d}" % at), str(at)) for at in range(count)])
 
 
-def has_failure_stores(bench: Bench) -> bool:
+def has_failure_stores(bench: Harness) -> bool:
     """Whether the distribution knows of them."""
     try:
         bench.es("GET", "/_data_stream")
@@ -82,14 +82,14 @@ def has_failure_stores(bench: Bench) -> bool:
     return True
 
 
-def in_failure_store(bench: Bench) -> list[dict[str, Any]]:
+def in_failure_store(bench: Harness) -> list[dict[str, Any]]:
     """Return the documents of the failure store."""
     bench.es("POST", f"/{bench.index_name}::failures/_refresh")
     found = json.loads(bench.es("GET", f"/{bench.index_name}::failures/_search?size=100"))
     return [hit["_source"] for hit in found["hits"]["hits"]]
 
 
-def judge(bench: Bench, sidecar: SidecarProcess, choice: str) -> None:
+def judge(bench: Harness, sidecar: SidecarProcess, choice: str) -> None:
     """Wait until 50 messages are settled, of which a failure store took 10, and look at what became of them."""
     bench.wait_empty(DEADLINE_SECONDS, sidecar)
     account = sidecar.terminate()
@@ -105,7 +105,7 @@ def judge(bench: Bench, sidecar: SidecarProcess, choice: str) -> None:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_what_a_failure_store_took_is_told(bench: Bench, taking: Taking, choice: str) -> None:
+def test_what_a_failure_store_took_is_told(bench: Harness, taking: Taking, choice: str) -> None:
     """Elasticsearch answers 201, and a search of the data stream doesn't find it: acked or dead-lettered, and told."""
     make_stream(bench)
     publish(bench, 50)
@@ -114,7 +114,7 @@ def test_what_a_failure_store_took_is_told(bench: Bench, taking: Taking, choice:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_a_real_failure_store(bench: Bench, choice: str) -> None:
+def test_a_real_failure_store(bench: Harness, choice: str) -> None:
     """The same where Elasticsearch has failure stores."""
     if not has_failure_stores(bench):
         pytest.skip("this distribution has no failure stores")
@@ -125,7 +125,7 @@ def test_a_real_failure_store(bench: Bench, choice: str) -> None:
     assert len(check(bench, ACTION="create").about("failure store", "note")) == 1
 
 
-def test_check_notes_a_failure_store(bench: Bench) -> None:
+def test_check_notes_a_failure_store(bench: Harness) -> None:
     """By the template, before the data stream is there and afterwards; off means off."""
     make_stream(bench)
     assert len(check(bench, ACTION="create").about("failure store", "note")) == 1
@@ -137,7 +137,7 @@ def test_check_notes_a_failure_store(bench: Bench) -> None:
         assert check(bench, ACTION="create").about("failure store", "note") == []
 
 
-def test_without_one_they_are_refused_as_ever(bench: Bench) -> None:
+def test_without_one_they_are_refused_as_ever(bench: Harness) -> None:
     """A full distribution says `not_enabled` beside the failure: a dead letter `rejected`."""
     make_stream(bench, failure_store=False)
     publish(bench, 50)

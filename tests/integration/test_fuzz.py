@@ -29,7 +29,7 @@ from tests.servers.es import Elastic
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
     from tests.integration.process import SidecarProcess
     from tests.servers.amqp import Received
     from tests.servers.es import Document
@@ -81,7 +81,7 @@ class Case:
         fate: `STORED`, `DEAD`, or `EITHER` of the two.
         action: what it asks for.
         index: where its document belongs.
-        ident: the document's id, or `ANY_ID`.
+        document_id: the document's id, or `ANY_ID`.
         routing: the document's, or None.
     """
 
@@ -90,14 +90,14 @@ class Case:
     fate: str
     action: str
     index: str
-    ident: str | None
+    document_id: str | None
     routing: str | None = None
 
     def __repr__(self) -> str:
         """Show what is needed to send it again."""
         raw = self.sent.property_bytes()
         return (
-            f"#{self.serial} {self.fate} {self.action} {self.index} id={str(self.ident)[:80]!r} "
+            f"#{self.serial} {self.fate} {self.action} {self.index} id={str(self.document_id)[:80]!r} "
             f"key={self.sent.routing_key!r:.80} body={self.sent.body[:200]!r} ({len(self.sent.body)} bytes) "
             f"properties={raw[:200]!r} ({len(raw)} bytes)"
         )
@@ -106,37 +106,37 @@ class Case:
 class Words:
     """Random bytes of many kinds."""
 
-    def __init__(self, dice: random.Random) -> None:
-        self.dice = dice
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
 
     # Bodies ----------------------------------------------------------------------------------------------------------
 
     def body(self, serial: int) -> Body:
         """Return a body; half of them are good JSON."""
-        kind = self.dice.choice([self._good] * 8 + [self._bad] * 6 + [self._doubtful] * 2)
+        kind = self.rng.choice([self._good] * 8 + [self._bad] * 6 + [self._doubtful] * 2)
         return kind(serial)
 
     def good(self, serial: int) -> bytes:
         """Return a JSON object that no other message has, spelt in unusual ways."""
         members = [b'"serial"' + self._space() + b":" + self._space() + b"%d" % serial]
-        names = self.dice.sample(["a", "b", "c d", "é", "index", "id", "doc", "x" * 100], self.dice.randrange(4))
+        names = self.rng.sample(["a", "b", "c d", "é", "index", "id", "doc", "x" * 100], self.rng.randrange(4))
         members += [json.dumps(name).encode() + self._space() + b":" + self._value(0) for name in names]
-        self.dice.shuffle(members)
+        self.rng.shuffle(members)
         inside = (self._space() + b"," + self._space()).join(members)
         return self._space() + b"{" + self._space() + inside + self._space() + b"}" + self._space()
 
     def _good(self, serial: int) -> Body:
-        return Body(self.dice.choice([b""] * 9 + [MARK]) + self.good(serial), STORED)
+        return Body(self.rng.choice([b""] * 9 + [MARK]) + self.good(serial), STORED)
 
     def _bad(self, serial: int) -> Body:
         body = self.good(serial).strip()
         inside = body[1:-1]
         act = b'{"index":{"_id":"victim"}}'
         return Body(
-            self.dice.choice(
+            self.rng.choice(
                 [
                     b"", b" \r\n\t ", b"\n", b"null", b"7", b'"text"', b"[" + body + b"]", b"{", b"}", b"{}}", b"\0",
-                    body[: self.dice.randrange(1, len(body))],
+                    body[: self.rng.randrange(1, len(body))],
                     MARK + MARK + body, body.decode().encode("utf-16"), body + b"\0", b"{\0" + inside + b"}",
                     b"\xff" + body,
                     body + body, body + b"," + body, body + b"\n" + body, body + b" x}",
@@ -160,13 +160,13 @@ class Words:
         """Return what Elasticsearch takes or not, as it likes: a matter between it and that message alone."""
         body = self.good(serial)
         inside = body.strip()[1:-1]
-        depth = self.dice.choice([50, 200, 300, 900, 985, 999, 1000, 1001, 1500, 3000])
+        depth = self.rng.choice([50, 200, 300, 900, 985, 999, 1000, 1001, 1500, 3000])
         odd = [
             b'{"a":"\\ud800",' + inside + b"}",
             b'{"\\udc00":1,' + inside + b"}",
             b'{"a":NaN,' + inside + b"}",
             b'{"a":1e999,' + inside + b"}",
-            b'{"a":' + b"9" * self.dice.choice([999, 1001, 5000]) + b"," + inside + b"}",
+            b'{"a":' + b"9" * self.rng.choice([999, 1001, 5000]) + b"," + inside + b"}",
             b'{"deep":' + b"[" * depth + b"]" * depth + b"," + inside + b"}",
             b'{"f":1.5,"deep":' + b'{"a":' * depth + b"1" + b"}" * depth + b"," + inside + b"}",
             b'{"":1,' + inside + b"}",
@@ -174,44 +174,44 @@ class Words:
             b'{"_id":"victim","_index":"i",' + inside + b"}",
             b"{" + inside + b',"long":"' + b"y" * 70_000 + b'"}',
         ]
-        if self.dice.random() < 0.5:
-            return Body(self.dice.choice(odd), EITHER)
+        if self.rng.random() < 0.5:
+            return Body(self.rng.choice(odd), EITHER)
         return Body(self._mutated(body), EITHER)
 
     def _mutated(self, body: bytes) -> bytes:
         data = bytearray(body)
-        for _ in range(self.dice.randint(1, 3)):
-            at = self.dice.randrange(len(data))
-            change = self.dice.randrange(3)
+        for _ in range(self.rng.randint(1, 3)):
+            at = self.rng.randrange(len(data))
+            change = self.rng.randrange(3)
             if change == 0:
-                data[at] = self.dice.choice(b'{}[]:,"\\\n\r\t\0 019eE+-.\x80\xff')
+                data[at] = self.rng.choice(b'{}[]:,"\\\n\r\t\0 019eE+-.\x80\xff')
             elif change == 1 and len(data) > 1:
                 del data[at]
             else:
-                data.insert(at, self.dice.randrange(256))
+                data.insert(at, self.rng.randrange(256))
         return bytes(data)
 
     def _value(self, depth: int) -> bytes:
-        kind = self.dice.randrange(5 if depth < 3 else 3)
+        kind = self.rng.randrange(5 if depth < 3 else 3)
         if kind == 0:
-            return self.dice.choice(NUMBERS)
+            return self.rng.choice(NUMBERS)
         if kind == 1:
-            return self.dice.choice(STRINGS).encode()
+            return self.rng.choice(STRINGS).encode()
         if kind == 2:
-            return self.dice.choice([b"true", b"false", b"null", b"[]", b"{}"])
-        values = [self._value(depth + 1) for _ in range(self.dice.randrange(3))]
+            return self.rng.choice([b"true", b"false", b"null", b"[]", b"{}"])
+        values = [self._value(depth + 1) for _ in range(self.rng.randrange(3))]
         if kind == 3:
             return b"[" + (self._space() + b",").join(values) + b"]"
         return b"{" + b",".join(b'"k%d":' % at + value for at, value in enumerate(values)) + b"}"
 
     def _space(self) -> bytes:
-        return self.dice.choice(SPACES)
+        return self.rng.choice(SPACES)
 
     # Everything else -------------------------------------------------------------------------------------------------
 
-    def ident(self, serial: int, most_bytes: int) -> bytes:
+    def document_id(self, serial: int, max_bytes: int) -> bytes:
         """Return an id that no other message has; it may be too long, or no text."""
-        odd = self.dice.choice(
+        odd = self.rng.choice(
             [
                 b"", b"plain", b'"', b'"}}\n{"delete":{"_id":"victim"}}\n', b"\0", b"\n", b"\r\n", b"\x1f\x7f", b"\\",
                 "é🙂".encode(), "\u2028".encode(), b"..", b"_id", b"_", b"*", b",", b"#", b" ", b"{now}", b"\xff",
@@ -219,55 +219,55 @@ class Words:
             ]
         )  # fmt: skip
         number = b"%d" % serial
-        odd = odd[: most_bytes - len(number)]
-        return number + odd if self.dice.random() < 0.5 else odd + number
+        odd = odd[: max_bytes - len(number)]
+        return number + odd if self.rng.random() < 0.5 else odd + number
 
     def routing_key(self) -> bytes:
         """Return up to 255 bytes of any kind."""
-        kind = self.dice.randrange(3)
+        kind = self.rng.randrange(3)
         if kind == 0:
-            return self.dice.choice(SHORTS)
+            return self.rng.choice(SHORTS)
         if kind == 1:
-            return self.dice.randbytes(self.dice.randrange(256))
-        return b"orders.%d" % self.dice.randrange(5)
+            return self.rng.randbytes(self.rng.randrange(256))
+        return b"orders.%d" % self.rng.randrange(5)
 
     def headers(self) -> list[Entry]:
         """Return some headers of any type, with names of any bytes."""
-        return [self._header() for _ in range(self.dice.choice([0, 0, 1, 2, 5]))]
+        return [self._header() for _ in range(self.rng.choice([0, 0, 1, 2, 5]))]
 
     def _header(self) -> Entry:
-        name = self.dice.choice([b"", b"k", b"\xff\0", b"n" * 255, b"x-" + self.dice.randbytes(5)])
+        name = self.rng.choice([b"", b"k", b"\xff\0", b"n" * 255, b"x-" + self.rng.randbytes(5)])
         return name, wire.encode_value(self.value(0))
 
     def value(self, depth: int) -> wire.FieldValue:
         """Return a value of any of AMQP's types, but no NaN: RabbitMQ hangs up on who sends one."""
-        raw = self.dice.randbytes
+        raw = self.rng.randbytes
         simple: list[wire.FieldValue] = [
-            None, True, self.dice.choice(SHORTS), raw(self.dice.randrange(40)), wire.Raw(b"T", raw(8)),
-            wire.Raw(b"l", raw(8)), wire.Raw(b"I", raw(4)), wire.Raw(b"f", struct.pack(">f", self.dice.random())),
+            None, True, self.rng.choice(SHORTS), raw(self.rng.randrange(40)), wire.Raw(b"T", raw(8)),
+            wire.Raw(b"l", raw(8)), wire.Raw(b"I", raw(4)), wire.Raw(b"f", struct.pack(">f", self.rng.random())),
             wire.Raw(b"D", raw(5)), wire.Raw(b"b", raw(1)), wire.Raw(b"B", raw(1)), wire.Raw(b"s", raw(2)),
-            wire.Raw(b"u", raw(2)), wire.Raw(b"i", raw(4)), self.dice.random() * 10.0 ** self.dice.randrange(-300, 300),
-            wire.Raw(b"x", wire.long_string(raw(self.dice.randrange(20)))),
+            wire.Raw(b"u", raw(2)), wire.Raw(b"i", raw(4)), self.rng.random() * 10.0 ** self.rng.randrange(-300, 300),
+            wire.Raw(b"x", wire.long_string(raw(self.rng.randrange(20)))),
         ]  # fmt: skip
-        if depth < 4 and self.dice.random() < 0.3:
-            items = [self.value(depth + 1) for _ in range(self.dice.randrange(4))]
-            return items if self.dice.random() < 0.5 else {raw(at + 1): item for at, item in enumerate(items)}
-        if depth == 0 and self.dice.random() < 0.03:
-            return wire.Raw(b"F", nested(self.dice.choice([100, 300, 1200, 4000])))
-        return self.dice.choice(simple)
+        if depth < 4 and self.rng.random() < 0.3:
+            items = [self.value(depth + 1) for _ in range(self.rng.randrange(4))]
+            return items if self.rng.random() < 0.5 else {raw(at + 1): item for at, item in enumerate(items)}
+        if depth == 0 and self.rng.random() < 0.03:
+            return wire.Raw(b"F", nested(self.rng.choice([100, 300, 1200, 4000])))
+        return self.rng.choice(simple)
 
     def properties(self, serial: int) -> dict[str, Any]:
         """Return some properties; ``correlation_id`` says which message it is."""
         values: dict[str, Any] = {"correlation_id": str(serial)}
         for name in ("content_type", "reply_to", "type", "app_id", "cluster_id"):
-            if self.dice.random() < 0.15:
-                values[name] = self.dice.choice(SHORTS)
+            if self.rng.random() < 0.15:
+                values[name] = self.rng.choice(SHORTS)
         for name, choices in (
             ("priority", [0, 9, 255]), ("delivery_mode", [1, 2, 2]), ("timestamp", [0, 1_700_000_000_123, 2**64 - 1]),
             ("expiration", ["600000"]), ("user_id", ["guest"]),
         ):  # fmt: skip
-            if self.dice.random() < 0.3:
-                values[name] = self.dice.choice(choices)
+            if self.rng.random() < 0.3:
+                values[name] = self.rng.choice(choices)
         return values
 
 
@@ -295,28 +295,28 @@ def plain(words: Words, serial: int, name: str) -> Case:
     """Return a message for the default settings: the id is the property of that name, if it is there."""
     body = words.body(serial)
     properties = words.properties(serial) | {"headers": table(words.headers())}
-    ident = ANY_ID
+    document_id = ANY_ID
     fate = body.fate
-    if words.dice.random() < 0.8:
-        raw = words.ident(serial, 255) if words.dice.random() < 0.95 else b""
+    if words.rng.random() < 0.8:
+        raw = words.document_id(serial, 255) if words.rng.random() < 0.95 else b""
         properties["message_id"] = raw
         fate = fate if is_text(raw) else DEAD
-        ident = raw.decode(errors="replace") or ANY_ID
+        document_id = raw.decode(errors="replace") or ANY_ID
     sent = Outgoing(body.data, properties=properties, routing_key=words.routing_key())
-    return Case(serial, sent, fate, "index", name, ident)
+    return Case(serial, sent, fate, "index", name, document_id)
 
 
 def by_headers(words: Words, serial: int, name: str) -> Case:
     """Return a message whose headers name action, index, id and routing."""
-    dice = words.dice
+    rng = words.rng
     body = words.body(serial)
     fate, action, index, routing = body.fate, "index", name, None
     own: list[Entry] = []
-    ident: str | None
-    if dice.random() < 0.9:
-        raw = words.ident(serial, 1000)
+    document_id: str | None
+    if rng.random() < 0.9:
+        raw = words.document_id(serial, 1000)
         own.append(field("id", raw))
-        ident = raw.decode(errors="replace")
+        document_id = raw.decode(errors="replace")
         fate = fate if is_text(raw) and 0 < len(raw) <= 512 else DEAD
     else:
         values: list[wire.FieldValue] = [
@@ -325,31 +325,31 @@ def by_headers(words: Words, serial: int, name: str) -> Case:
             [serial, words.value(0)],
             {"s": serial, "v": words.value(0)},
         ]
-        own.append((b"id", wire.encode_value(dice.choice(values))))
-        ident, fate = ANY_ID, DEAD if fate == DEAD else EITHER
-    if dice.random() < 0.5 and ident is not ANY_ID:
-        action = dice.choice(["create", "upsert", "update", "delete", "index", "INDEX", "", 'index":{}}\n{"', "bulk"])
+        own.append((b"id", wire.encode_value(rng.choice(values))))
+        document_id, fate = ANY_ID, DEAD if fate == DEAD else EITHER
+    if rng.random() < 0.5 and document_id is not ANY_ID:
+        action = rng.choice(["create", "upsert", "update", "delete", "index", "INDEX", "", 'index":{}}\n{"', "bulk"])
         own.append(field("op", action))
-        if action in {"update", "upsert"} and dice.random() < 0.4:
-            body = Body(dice.choice(NEIGHBOURS), DEAD)
+        if action in {"update", "upsert"} and rng.random() < 0.4:
+            body = Body(rng.choice(NEIGHBOURS), DEAD)
             fate = DEAD
         if action not in {"index", "create", "upsert"}:
             fate = EITHER if action == "delete" and is_text(raw) and len(raw) <= 512 else DEAD
         elif action == "upsert" and fate == STORED:
             fate = EITHER if b"e" in body.data or b"1" * 300 in body.data else STORED
-    if dice.random() < 0.15:
-        index, allowed = dice.choice(odd_indices(name))
+    if rng.random() < 0.15:
+        index, allowed = rng.choice(odd_indices(name))
         own.append(field("index", index))
         fate = (EITHER if fate == STORED else fate) if allowed else DEAD
-    if dice.random() < 0.3:
-        value = dice.choice([b"r", "é".encode(), b'","_id":"victim', b"\n", b"a,b", b"\0", b"r" * 2000])
+    if rng.random() < 0.3:
+        value = rng.choice([b"r", "é".encode(), b'","_id":"victim', b"\n", b"a,b", b"\0", b"r" * 2000])
         own.append(field("routing", value))
         routing = value.decode()
     every = own + words.headers()
-    dice.shuffle(every)
+    rng.shuffle(every)
     properties = words.properties(serial) | {"headers": table(every)}
     sent = Outgoing(body.data, properties=properties, routing_key=words.routing_key())
-    return Case(serial, sent, fate, action, index, ident, routing)
+    return Case(serial, sent, fate, action, index, document_id, routing)
 
 
 def odd_indices(name: str) -> list[tuple[str, bool]]:
@@ -361,16 +361,16 @@ def odd_indices(name: str) -> list[tuple[str, bool]]:
 
 def by_route(words: Words, serial: int, name: str) -> Case:
     """Return a message whose id is made of routing key and body, with an external version."""
-    dice = words.dice
+    rng = words.rng
     body = words.body(serial)
     key = words.routing_key()
     known = body.fate == STORED and is_text(key)
-    ident = f"{key.decode(errors='replace')}/{serial}/{serial}"
+    document_id = f"{key.decode(errors='replace')}/{serial}/{serial}"
     fate = DEAD if body.fate == DEAD or not is_text(key) else EITHER
-    fate = STORED if known and len(ident.encode()) <= 512 else fate
-    version: wire.FieldValue = dice.choice(["1", "0", 7, "00012", 2**63 - 1, 2**63 - 1, 5])
+    fate = STORED if known and len(document_id.encode()) <= 512 else fate
+    version: wire.FieldValue = rng.choice(["1", "0", 7, "00012", 2**63 - 1, 2**63 - 1, 5])
     own: list[Entry] = [field("version", version)]
-    if dice.random() < 0.15:
+    if rng.random() < 0.15:
         bad: list[wire.FieldValue] = [
             "",
             "-1",
@@ -384,15 +384,15 @@ def by_route(words: Words, serial: int, name: str) -> Case:
             1.5,
             b"\xff",
         ]
-        own = [field("version", dice.choice(bad))]
+        own = [field("version", rng.choice(bad))]
         fate = DEAD
-    if dice.random() < 0.1:
-        own.append((b"sidecar-received-at", wire.encode_value(dice.choice(["0001-01-01T00:00:00+23:59", "x", 7]))))
+    if rng.random() < 0.1:
+        own.append((b"sidecar-received-at", wire.encode_value(rng.choice(["0001-01-01T00:00:00+23:59", "x", 7]))))
     sent = Outgoing(
         body.data, properties=words.properties(serial) | {"headers": table(own + words.headers())}, routing_key=key
     )
     routing = ANY_ROUTING if b'"deep"' in body.data or b'"f"' in body.data else "--"
-    return Case(serial, sent, fate, "index", name, ident if known else ANY_ID, routing)
+    return Case(serial, sent, fate, "index", name, document_id if known else ANY_ID, routing)
 
 
 class Kind(NamedTuple):
@@ -437,10 +437,10 @@ def cases(kind: Kind, words: Words, name: str, count: int) -> list[Case]:
         else:
             properties = {"correlation_id": str(serial), "delivery_mode": 2, **kind.control(serial)}
             body = b'{"serial":%d,"control" : 1.50}' % serial
-            ident = f"control/{serial}/{serial}" if "message_id" not in properties else f"control-{serial}"
-            ident = f"control-{serial}" if b"id" in dict(entries(properties.get("headers", b""))) else ident
+            document_id = f"control/{serial}/{serial}" if "message_id" not in properties else f"control-{serial}"
+            document_id = f"control-{serial}" if b"id" in dict(entries(properties.get("headers", b""))) else document_id
             sent = Outgoing(body, properties=properties, routing_key="control")
-            made.append(Case(serial, sent, STORED, "index", name, ident, ANY_ROUTING))
+            made.append(Case(serial, sent, STORED, "index", name, document_id, ANY_ROUTING))
     return made
 
 
@@ -472,8 +472,8 @@ class Judge:
 
     def judge(self) -> list[str]:
         """Return what is wrong."""
-        known = [case for case in self.sent if case.ident is not ANY_ID]
-        for case in (*known, *(case for case in self.sent if case.ident is ANY_ID)):
+        known = [case for case in self.sent if case.document_id is not ANY_ID]
+        for case in (*known, *(case for case in self.sent if case.document_id is ANY_ID)):
             letters = self.letters.pop(case.serial, [])
             document = self._find(case)
             if len(letters) > 1:
@@ -491,8 +491,8 @@ class Judge:
         return self.wrong
 
     def _find(self, case: Case) -> Document | None:
-        place: tuple[str, str] | None = (case.index, case.ident or "")
-        if case.ident is ANY_ID:
+        place: tuple[str, str] | None = (case.index, case.document_id or "")
+        if case.document_id is ANY_ID:
             places = self.by_source.get(as_stored(case.sent.body), [])
             place = next((place for place in places if place in self.left), None)
         if place is None or place not in self.left:
@@ -562,7 +562,7 @@ def deep_recursion() -> Iterator[None]:
         sys.setrecursionlimit(before)
 
 
-def fuzz(bench: Bench, kind: Kind, seed: int, count: int) -> None:
+def fuzz(bench: Harness, kind: Kind, seed: int, count: int) -> None:
     """Send random messages, let a sidecar work them off, and judge."""
     print(f"seed {seed}: FUZZ_SEED={seed} sends the same again")
     name = bench.index_name
@@ -596,7 +596,7 @@ def fuzz(bench: Bench, kind: Kind, seed: int, count: int) -> None:
     print(f"{len(sent)} sent, {Counter(case.fate for case in sent)}, {len(letters)} dead, splits {account['splits']}")
 
 
-def work_off(bench: Bench, kind: Kind, sent: Sequence[Case]) -> tuple[dict[str, Any], SidecarProcess]:
+def work_off(bench: Harness, kind: Kind, sent: Sequence[Case]) -> tuple[dict[str, Any], SidecarProcess]:
     """Publish, run a sidecar until the queue is empty, and return its account."""
     bench.declare()
     exchange = f"{bench.queue}-x"
@@ -618,7 +618,7 @@ def work_off(bench: Bench, kind: Kind, sent: Sequence[Case]) -> tuple[dict[str, 
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_whatever_comes_ends_once_and_harms_no_other(bench: Bench, name: str) -> None:
+def test_whatever_comes_ends_once_and_harms_no_other(bench: Harness, name: str) -> None:
     """A thousand random messages: each is one document, byte for byte, or one dead letter with a reason."""
     fuzz(bench, KINDS[name], SEED, 1000)
 
@@ -634,7 +634,7 @@ LENIENT = {
 }
 
 
-def test_what_is_no_json_but_elasticsearch_takes_it_ends_once(bench: Bench) -> None:
+def test_what_is_no_json_but_elasticsearch_takes_it_ends_once(bench: Harness) -> None:
     """Its parser likes comments: such a document is stored as the bytes that it is, or dead, and no other is harmed.
 
     They are read one by one, for a search that finds one of them has an answer that is no JSON either.
@@ -662,6 +662,6 @@ def test_what_is_no_json_but_elasticsearch_takes_it_ends_once(bench: Bench) -> N
 @pytest.mark.full
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("more", range(1, 6))
-def test_whatever_comes_ends_once_in_bulk(bench: Bench, name: str, more: int) -> None:
+def test_whatever_comes_ends_once_in_bulk(bench: Harness, name: str, more: int) -> None:
     """The same with other seeds, thirty thousand in all."""
     fuzz(bench, KINDS[name], SEED + more, 2000)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
 
 DEADLINE_SECONDS = 60.0
 GUARD = 1000
@@ -21,7 +21,7 @@ BAD = 4000
 GOOD = 50
 
 
-def test_a_property_that_publishers_do_not_set_holds(bench: Bench) -> None:
+def test_a_property_that_publishers_do_not_set_holds(bench: Harness) -> None:
     """4,000 messages without it: a thousand dead letters, not ready, and why; fixed settings store the rest."""
     bench.create_index()
     bench.declare()
@@ -46,7 +46,7 @@ def test_a_property_that_publishers_do_not_set_holds(bench: Bench) -> None:
     assert {letter.message_id for letter in letters} | stored == {str(at) for at in range(BAD)}
 
 
-def test_publishers_that_are_fixed_end_the_hold(bench: Bench) -> None:
+def test_publishers_that_are_fixed_end_the_hold(bench: Harness) -> None:
     """Their messages are behind those that wait; each of them lets a row go, and all is settled without a restart."""
     bench.create_index()
     bench.declare()
@@ -61,7 +61,7 @@ def test_publishers_that_are_fixed_end_the_hold(bench: Bench) -> None:
     assert bench.stored() == GOOD
 
 
-def test_code_that_raises_holds(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_raises_holds(bench: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIDECAR_TRANSFORM whose server is away: it is asked again, and all goes on once it answers."""
     (tmp_path / "away.py").write_text(
         "from pathlib import Path\n"

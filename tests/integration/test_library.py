@@ -355,7 +355,7 @@ def test_connections_are_recovered(rabbitmq: Broker, amqp: Amqp, queue_name: str
         async with Scripted(amqp_url=rabbitmq.amqp_url, amqp_queue=queue_name, **SOON) as consumer:
             await until(lambda: consumer.counts().get("ack") == 1)
             session = consumer._app.session
-            session._consume_wire.abort()
+            session._consume_protocol.abort()
             await until(lambda: not consumer.is_healthy)
             publish(amqp, queue_name, b"after")
             await until(lambda: consumer.counts()["ack"] == 2 and consumer.is_healthy)
@@ -550,7 +550,7 @@ def test_publishing_is_confirmed(rabbitmq: Broker, amqp: Amqp, queue_name: str, 
             assert await publisher.publish([sent]) == [None]
             (refusal,) = await publisher.publish([Outgoing(body=b"", routing_key=f"{queue_name}.nowhere")])
             assert "NO_ROUTE" in str(refusal)
-            publisher._outlet._producer._wire.abort()
+            publisher._outlet._publisher._protocol.abort()
             with pytest.raises(BrokerError):
                 await publisher.publish([sent])
             async with Scripted(amqp_url=rabbitmq.amqp_url, amqp_queue=queue_name, **SOON) as consumer:

@@ -10,12 +10,12 @@ from tests.integration.bench import message
 from tests.integration.process import wait_until
 
 if TYPE_CHECKING:
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
 
 DEADLINE_SECONDS = 120.0
 
 
-def test_servers_may_come_after_the_sidecar(breakable: Bench) -> None:
+def test_servers_may_come_after_the_sidecar(breakable: Harness) -> None:
     """It waits for Elasticsearch, then for RabbitMQ, says so once for each, and works when both are there."""
     breakable.anew = True
     breakable.elasticsearch.stop()
@@ -38,7 +38,7 @@ def test_servers_may_come_after_the_sidecar(breakable: Bench) -> None:
 
 
 @pytest.mark.full  # the faults of each server are tried in tests/faults
-def test_it_comes_back_to_both_servers(breakable: Bench) -> None:
+def test_it_comes_back_to_both_servers(breakable: Harness) -> None:
     """Connections cut, both servers killed, Elasticsearch frozen, in one run: all stored, nothing dead-lettered."""
     breakable.create_index({"at": {"type": "long"}})
     breakable.declare()
@@ -80,7 +80,7 @@ def test_it_comes_back_to_both_servers(breakable: Bench) -> None:
     assert breakable.documents() == {str(at): {"at": at} for at in range(published)}
 
 
-def test_a_missing_virtual_host_is_told_by_its_name(bench: Bench) -> None:
+def test_a_missing_virtual_host_is_told_by_its_name(bench: Harness) -> None:
     """In the words of the broker, and tried again: somebody may be about to create it."""
     url = bench.rabbitmq.amqp_url.rstrip("/")
     sidecar = bench.sidecar(AMQP_URL=f"{url}/nowhere")

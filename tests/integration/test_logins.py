@@ -30,8 +30,8 @@ from tests.servers.es import Elastic
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from sidecar.elastic.sink import ElasticSink
-    from tests.integration.bench import Bench
+    from sidecar.elastic.sink import ElasticsearchClient
+    from tests.integration.bench import Harness
     from tests.integration.process import SidecarProcess
 
 PASSWORD = "s3cret/with:odd@signs"
@@ -190,8 +190,8 @@ def test_tls_to_elasticsearch(name: str, cluster: Elasticsearch, ours: Authority
     pin = None if case.fingerprint is None else ours.fingerprint(case.fingerprint)
     tls = client_context(prefix="SIDECAR_ELASTICSEARCH", fingerprint=pin, **files)
 
-    async def use(sink: ElasticSink) -> None:
-        reason = await sink.unavailable()
+    async def use(sink: ElasticsearchClient) -> None:
+        reason = await sink.check()
         if case.says is None:
             assert reason is None
             answer = await sink.bulk("/logins/_bulk", ITEM)
@@ -228,7 +228,7 @@ def external(ours: Authority) -> dict[str, str]:
 
 
 @pytest.fixture
-def locked(make_bench: Callable[[Any, Any], Bench], broker: TlsBroker, cluster: Elasticsearch) -> Bench:
+def locked(make_bench: Callable[[Any, Any], Harness], broker: TlsBroker, cluster: Elasticsearch) -> Harness:
     """A queue and an index behind logins and TLS, 10 messages in the queue."""
     bench = make_bench(broker, cluster)
     bench.declare()
@@ -238,7 +238,7 @@ def locked(make_bench: Callable[[Any, Any], Bench], broker: TlsBroker, cluster: 
 
 @pytest.mark.full  # three servers of its own
 def test_end_to_end_with_a_password_in_the_url(
-    locked: Bench, ours: Authority, cluster: Elasticsearch, broker: TlsBroker
+    locked: Harness, ours: Authority, cluster: Elasticsearch, broker: TlsBroker
 ) -> None:
     """Both sides by TLS, RabbitMQ with a client certificate instead of a password."""
     sidecar = locked.sidecar(
@@ -257,7 +257,7 @@ def test_end_to_end_with_a_password_in_the_url(
 
 
 @pytest.mark.full  # three servers of its own
-def test_end_to_end_with_a_fingerprint_and_a_user(locked: Bench, ours: Authority, cluster: Elasticsearch) -> None:
+def test_end_to_end_with_a_fingerprint_and_a_user(locked: Harness, ours: Authority, cluster: Elasticsearch) -> None:
     """User and password as settings, no authority known."""
     sidecar = locked.sidecar(
         ELASTICSEARCH_USERNAME="elastic",
@@ -269,7 +269,7 @@ def test_end_to_end_with_a_fingerprint_and_a_user(locked: Bench, ours: Authority
     assert count(cluster, locked.index_name, ours) == 10
 
 
-def assert_waits(locked: Bench, sidecar: SidecarProcess, event: str, says: str, secret: str) -> None:
+def assert_waits(locked: Harness, sidecar: SidecarProcess, event: str, says: str, secret: str) -> None:
     """It says why, once, consumes nothing and shows no secret."""
     assert says in sidecar.wait_for(event)["reason"]
     time.sleep(0.5)
@@ -280,7 +280,7 @@ def assert_waits(locked: Bench, sidecar: SidecarProcess, event: str, says: str, 
 
 
 @pytest.mark.full  # three servers of its own
-def test_a_wrong_password_of_elasticsearch_is_waited_for(locked: Bench, ours: Authority) -> None:
+def test_a_wrong_password_of_elasticsearch_is_waited_for(locked: Harness, ours: Authority) -> None:
     """It may be put right on the other side: nothing is consumed until then."""
     login = {"ELASTICSEARCH_USERNAME": "elastic", "ELASTICSEARCH_PASSWORD": WRONG}
     sidecar = locked.sidecar(**login, ELASTICSEARCH_CA_FILE=ours.path("ca.crt"))
@@ -288,7 +288,9 @@ def test_a_wrong_password_of_elasticsearch_is_waited_for(locked: Bench, ours: Au
 
 
 @pytest.mark.full  # three servers of its own
-def test_a_wrong_authority_of_elasticsearch_is_told(locked: Bench, foreign: Authority, cluster: Elasticsearch) -> None:
+def test_a_wrong_authority_of_elasticsearch_is_told(
+    locked: Harness, foreign: Authority, cluster: Elasticsearch
+) -> None:
     """In a sentence, and no login is sent to who can't show that it is Elasticsearch."""
     login = {"ELASTICSEARCH_USERNAME": "elastic", "ELASTICSEARCH_PASSWORD": PASSWORD}
     sidecar = locked.sidecar(**login, ELASTICSEARCH_CA_FILE=foreign.path("ca.crt"))
@@ -315,7 +317,7 @@ REFUSALS = {
 @pytest.mark.parametrize("name", REFUSALS)
 @pytest.mark.full  # three servers of its own
 def test_rabbitmq_refuses_or_is_refused(
-    name: str, locked: Bench, broker: TlsBroker, cluster: Elasticsearch, ours: Authority, foreign: Authority
+    name: str, locked: Harness, broker: TlsBroker, cluster: Elasticsearch, ours: Authority, foreign: Authority
 ) -> None:
     """It is told in a sentence with the address, and tried again."""
     login, files, says = REFUSALS[name]
@@ -331,7 +333,7 @@ def test_rabbitmq_refuses_or_is_refused(
 
 @pytest.mark.full  # three servers of its own
 def test_plain_amqp_to_the_port_of_tls_is_told(
-    locked: Bench, broker: TlsBroker, cluster: Elasticsearch, ours: Authority
+    locked: Harness, broker: TlsBroker, cluster: Elasticsearch, ours: Authority
 ) -> None:
     """With the scheme that belongs there."""
     sidecar = locked.sidecar(
@@ -344,7 +346,7 @@ def test_plain_amqp_to_the_port_of_tls_is_told(
 
 @pytest.mark.full  # three servers of its own
 def test_a_broker_without_login_by_certificate_is_told(
-    make_bench: Callable[[Any, Any], Bench], rabbitmq: Any, recorder: Recorder
+    make_bench: Callable[[Any, Any], Harness], rabbitmq: Any, recorder: Recorder
 ) -> None:
     """What it offers, and what it takes to have it offer the other."""
     bench = make_bench(rabbitmq, recorder)
@@ -355,7 +357,7 @@ def test_a_broker_without_login_by_certificate_is_told(
 
 
 @pytest.mark.full  # three servers of its own
-def test_a_client_certificate_beside_a_password(locked: Bench, broker: TlsBroker, ours: Authority) -> None:
+def test_a_client_certificate_beside_a_password(locked: Harness, broker: TlsBroker, ours: Authority) -> None:
     """A login in the URL wins: the certificate only opens the door then."""
     recorder = Recorder()
     try:
@@ -369,7 +371,7 @@ def test_a_client_certificate_beside_a_password(locked: Bench, broker: TlsBroker
 
 
 @pytest.mark.full  # three servers of its own
-def test_a_file_that_is_missing_ends_the_sidecar(locked: Bench) -> None:
+def test_a_file_that_is_missing_ends_the_sidecar(locked: Harness) -> None:
     """Exit status 2 and a line that names the setting, before anything is connected."""
     sidecar = locked.sidecar(ELASTICSEARCH_CA_FILE="nowhere.crt", ELASTICSEARCH_URL="https://127.0.0.1:9")
     assert sidecar.process.wait(LIMIT_SECONDS) == 2
@@ -378,7 +380,7 @@ def test_a_file_that_is_missing_ends_the_sidecar(locked: Bench) -> None:
 
 
 @pytest.mark.full  # three servers of its own
-def test_a_file_that_holds_no_certificate_ends_the_sidecar(locked: Bench, ours: Authority) -> None:
+def test_a_file_that_holds_no_certificate_ends_the_sidecar(locked: Harness, ours: Authority) -> None:
     """The same for what only shows when the file is used."""
     sidecar = locked.sidecar(
         AMQP_URL="amqps://127.0.0.1:9",
@@ -419,7 +421,7 @@ def test_elasticsearch_that_demands_a_certificate(ours: Authority) -> None:
         def ask(**options: Any) -> str | None:
             tls = client_context(prefix="SIDECAR_ELASTICSEARCH", **options)
             connection = Connection(urls=(server.url,), username="elastic", password=PASSWORD, tls=tls)
-            reason: str | None = using(connection, lambda sink: sink.unavailable())
+            reason: str | None = using(connection, lambda sink: sink.check())
             return reason
 
         assert ask(ca_file=authority, **pair) is None
@@ -448,7 +450,7 @@ def old_install() -> provision.ElasticsearchInstall:
 
 @pytest.mark.full
 def test_the_version_before(
-    broker: TlsBroker, make_bench: Callable[[Any, Any], Bench], monkeypatch: pytest.MonkeyPatch
+    broker: TlsBroker, make_bench: Callable[[Any, Any], Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """8.19 takes the same requests: good ones are stored, the bad one is dead-lettered with its reason."""
     install = obtain(old_install)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
 
 SECONDS = 60.0
 
@@ -26,7 +26,7 @@ SECONDS = 60.0
 class Folder:
     """Templates of one test: a component, a data stream and an index of entities, all with names of its own."""
 
-    def __init__(self, bench: Bench, path: Path) -> None:
+    def __init__(self, bench: Harness, path: Path) -> None:
         self.bench = bench
         self.path = path / "mappings"
         self.path.mkdir()
@@ -79,7 +79,7 @@ class Folder:
 
 
 @pytest.fixture
-def folder(bench: Bench, tmp_path: Path) -> Iterator[Folder]:
+def folder(bench: Harness, tmp_path: Path) -> Iterator[Folder]:
     """Return a folder of templates, which are removed from the cluster after the test."""
     made = Folder(bench, tmp_path)
     yield made
@@ -159,7 +159,7 @@ def test_a_refusal_and_an_absence_end_with_the_reason(folder: Folder) -> None:
     assert "no answer from Elasticsearch" in away.stderr
 
 
-def test_the_sidecar_installs_them_before_it_consumes(folder: Folder, bench: Bench) -> None:
+def test_the_sidecar_installs_them_before_it_consumes(folder: Folder, bench: Harness) -> None:
     """The first document finds the mapping, which refuses what it should."""
     bench.declare()
     bench.publish([message(b'{"n":1}', "good"), message(b'{"n":2,"unknown":true}', "bad")])
@@ -175,7 +175,7 @@ def test_the_sidecar_installs_them_before_it_consumes(folder: Folder, bench: Ben
     assert letter.headers["sidecar-error-type"] == "strict_dynamic_mapping_exception"
 
 
-def test_a_refused_template_ends_the_sidecar_with_the_reason(folder: Folder, bench: Bench) -> None:
+def test_a_refused_template_ends_the_sidecar_with_the_reason(folder: Folder, bench: Harness) -> None:
     """Nothing good can come of going on without it: the messages stay in the queue."""
     folder.contents[folder.entities]["template"]["settings"] = {"index": {"number_of_shards": -3}}
     folder.write()
@@ -189,7 +189,7 @@ def test_a_refused_template_ends_the_sidecar_with_the_reason(folder: Folder, ben
     assert bench.count() == 1
 
 
-def test_the_sidecar_waits_for_an_elasticsearch_that_is_away(folder: Folder, bench: Bench) -> None:
+def test_the_sidecar_waits_for_an_elasticsearch_that_is_away(folder: Folder, bench: Harness) -> None:
     """It is told once, and SIGTERM ends the waiting."""
     templates = {"MAPPINGS_DIR": str(folder.path), "MAPPINGS_APPLY": "true"}
     sidecar = bench.sidecar(**templates, ELASTICSEARCH_URL="http://127.0.0.1:1")

@@ -15,7 +15,7 @@ from tests.integration.process import wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
     from tests.servers.amqp import Outgoing
 
 MIB = 1 << 20
@@ -47,14 +47,14 @@ def documents(count: int, size: int) -> Iterator[Outgoing]:
         yield message(b'{"n":%d,"text":"%s"}' % (number, filling), f"id-{number}")
 
 
-def create_plain_index(bench: Bench) -> None:
+def create_plain_index(bench: Harness) -> None:
     """Create an index that keeps documents without looking into them: it is not Elasticsearch that is measured."""
     body = {"settings": {"number_of_replicas": 0}, "mappings": {"enabled": False}}
     bench.es("PUT", f"/{bench.index_name}", body)
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(128, marks=pytest.mark.full)])
-def test_messages_of_8_mib_fit_into_the_bound(bench: Bench, imports_bytes: int, count: int) -> None:
+def test_messages_of_8_mib_fit_into_the_bound(bench: Harness, imports_bytes: int, count: int) -> None:
     """Under a limit of 64 MiB, at the default prefetch: what a batch of small messages takes, and no more."""
     bench.anew = True  # what is resident in a fork isn't what is in a process of its own
     create_plain_index(bench)
@@ -74,7 +74,7 @@ def test_messages_of_8_mib_fit_into_the_bound(bench: Bench, imports_bytes: int, 
 
 @pytest.mark.parametrize(("count", "seconds"), [(60, 15.0), pytest.param(200, 60.0, marks=pytest.mark.full)])
 def test_a_frozen_elasticsearch_costs_neither_memory_nor_the_connection(
-    breakable: Bench, imports_bytes: int, count: int, seconds: float, pause: Callable[[float], None]
+    breakable: Harness, imports_bytes: int, count: int, seconds: float, pause: Callable[[float], None]
 ) -> None:
     """Messages of 4 MB at the default prefetch while nothing is answered, for longer than the broker bears a pause."""
     bench = breakable

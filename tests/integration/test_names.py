@@ -19,7 +19,7 @@ from tests.integration.process import run_sidecar, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
 
 SECONDS = 60.0
 NAMES = ["logs.*", "q1$node", "tasks;high", "a=b", "Aufträge", "a, b", "back\\slash"]
@@ -27,7 +27,7 @@ LONGEST = 255
 
 
 @contextmanager
-def removed(bench: Bench, queues: Iterable[str], exchanges: Iterable[str] = ()) -> Iterator[None]:
+def removed(bench: Harness, queues: Iterable[str], exchanges: Iterable[str] = ()) -> Iterator[None]:
     """Remove queues and exchanges in the end."""
     try:
         yield
@@ -39,13 +39,13 @@ def removed(bench: Bench, queues: Iterable[str], exchanges: Iterable[str] = ()) 
             bench.amqp.delete_exchange(exchange)
 
 
-def unique(bench: Bench, text: str, size: int = 0) -> str:
+def unique(bench: Harness, text: str, size: int = 0) -> str:
     """Return a name with awkward text in it that no other test has, of so many bytes."""
     name = f"{text} {bench.queue}"
     return name + "ä" * ((size - len(name.encode())) // 2) + "x" * ((size - len(name.encode())) % 2)
 
 
-def run(bench: Bench, *arguments: str, **settings: str) -> Result:
+def run(bench: Harness, *arguments: str, **settings: str) -> Result:
     """Run a command in this process."""
     inherited = {name: text for name, text in os.environ.items() if not name.startswith("SIDECAR_")}
     result = CliRunner().invoke(cli, [*arguments], env=inherited | bench.settings(**settings))
@@ -55,7 +55,7 @@ def run(bench: Bench, *arguments: str, **settings: str) -> Result:
 
 
 @pytest.mark.parametrize("text", NAMES)
-def test_a_queue_may_have_any_legal_name(bench: Bench, text: str) -> None:
+def test_a_queue_may_have_any_legal_name(bench: Harness, text: str) -> None:
     """Produced to, checked, consumed, dead-lettered, looked at and replayed."""
     name = unique(bench, text)
     settings = {"AMQP_QUEUE": join_list([name]), "ACTION": "{header.action|index}", "ID": "{message_id}"}
@@ -80,7 +80,7 @@ def test_a_queue_may_have_any_legal_name(bench: Bench, text: str) -> None:
         assert bench.count(name) == 1
 
 
-def test_exchanges_keys_and_dead_letters_may_have_the_longest_names(bench: Bench) -> None:
+def test_exchanges_keys_and_dead_letters_may_have_the_longest_names(bench: Harness) -> None:
     """255 bytes in UTF-8; of the queue 242, for its delay queue's name is longer."""
     queue = unique(bench, "a=b;$*", 242)
     exchange, dead_exchange = (unique(bench, text, LONGEST) for text in ("Börse*", "tot$"))
@@ -114,7 +114,7 @@ def test_exchanges_keys_and_dead_letters_may_have_the_longest_names(bench: Bench
 
 @pytest.mark.parametrize("command", [["run"], ["check"], ["produce"], ["dlq", "list"]])
 @pytest.mark.parametrize(("name", "says"), [("x" * 256, "256 bytes"), ("a\nb", "control character")])
-def test_a_name_that_cannot_be_one_is_told(bench: Bench, command: list[str], name: str, says: str) -> None:
+def test_a_name_that_cannot_be_one_is_told(bench: Harness, command: list[str], name: str, says: str) -> None:
     """Exit status 2 and a sentence, from the process itself."""
     environment = {key: text for key, text in os.environ.items() if not key.startswith("SIDECAR_")}
     environment |= bench.settings(AMQP_QUEUE=name)
@@ -124,7 +124,7 @@ def test_a_name_that_cannot_be_one_is_told(bench: Bench, command: list[str], nam
     assert "Traceback" not in done.stderr
 
 
-def test_several_queues_none_of_which_exists_may_be_one_name(bench: Bench) -> None:
+def test_several_queues_none_of_which_exists_may_be_one_name(bench: Harness) -> None:
     """The check says how to write a comma; with the comma escaped it finds the queue."""
     name = f"Shop.OrderCreated, Shop.{bench.queue}"
     with removed(bench, [name]):

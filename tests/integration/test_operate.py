@@ -23,7 +23,7 @@ from tests.integration.test_secrets import PASSWORD
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
     from tests.integration.process import SidecarProcess
 
 DEADLINE_SECONDS = 60.0
@@ -68,7 +68,7 @@ class Watch:
             before = scrape
 
 
-def test_the_account_adds_up_at_every_scrape_under_load_and_faults(breakable: Bench) -> None:
+def test_the_account_adds_up_at_every_scrape_under_load_and_faults(breakable: Harness) -> None:
     """Connections cut, Elasticsearch frozen, bad documents, little memory, SIGTERM in the middle: never a gap."""
     breakable.create_index({"n": {"type": "long"}})
     breakable.declare()
@@ -134,7 +134,7 @@ def test_the_account_adds_up_at_every_scrape_under_load_and_faults(breakable: Be
     assert account["dead_letter"] > 0
 
 
-def test_without_a_broker_it_lives_and_has_not_started(bench: Bench) -> None:
+def test_without_a_broker_it_lives_and_has_not_started(bench: Harness) -> None:
     """A probe of readiness tells what a person has to mend, without the password."""
     sidecar = bench.sidecar(HTTP_ADDRESS=ANY_PORT, AMQP_URL=f"amqp://guest:{PASSWORD}@127.0.0.1:1/")
     http = Http(sidecar)
@@ -150,7 +150,7 @@ def test_without_a_broker_it_lives_and_has_not_started(bench: Bench) -> None:
     sidecar.terminate()
 
 
-def test_probes_follow_what_happens(breakable: Bench) -> None:
+def test_probes_follow_what_happens(breakable: Harness) -> None:
     """Ready only when both sides work; waiting, held and draining are told; alive throughout."""
     breakable.create_index()
     breakable.declare()
@@ -200,7 +200,7 @@ def test_probes_follow_what_happens(breakable: Bench) -> None:
         http.get("/livez")
 
 
-def test_a_dead_letter_route_that_takes_nothing_is_told(bench: Bench) -> None:
+def test_a_dead_letter_route_that_takes_nothing_is_told(bench: Harness) -> None:
     """By the probe, the metric and the status, in RabbitMQ's words."""
     bench.declare()
     bench.publish([message(b"not json")])
@@ -214,7 +214,7 @@ def test_a_dead_letter_route_that_takes_nothing_is_told(bench: Bench) -> None:
     assert "NO_ROUTE" in http.get("/status").json["dead_letters_held"]
 
 
-def test_a_port_in_use_is_a_fault_of_the_settings(bench: Bench) -> None:
+def test_a_port_in_use_is_a_fault_of_the_settings(bench: Harness) -> None:
     """A sentence and exit status 2, before anything is consumed."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -225,7 +225,7 @@ def test_a_port_in_use_is_a_fault_of_the_settings(bench: Bench) -> None:
     assert "in use" in line
 
 
-def test_without_an_address_nothing_listens(bench: Bench) -> None:
+def test_without_an_address_nothing_listens(bench: Harness) -> None:
     """An empty value means off."""
     sidecar = bench.sidecar(HTTP_ADDRESS="")
     sidecar.wait_for("amqp.consuming")
@@ -244,7 +244,7 @@ def test_without_an_address_nothing_listens(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("count", [5_000, pytest.param(100_000, marks=pytest.mark.full)])
-def test_a_storm_of_rejects_is_a_log_that_a_person_can_read(bench: Bench, count: int) -> None:
+def test_a_storm_of_rejects_is_a_log_that_a_person_can_read(bench: Harness, count: int) -> None:
     """Every reject is in a line, and the lines are few: at first one a batch and type, then one for ten seconds."""
     bench.create_index({"n": {"type": "long"}})
     bench.declare()
@@ -311,16 +311,16 @@ def browse(tmp_path: Path) -> Callable[..., str]:
     return call
 
 
-def shown(dom: str, ident: str) -> str:
+def shown(dom: str, document_id: str) -> str:
     """Return the text of an element, by its id."""
-    match = re.search(rf'<(\w+)[^>]* id="{ident}"[^>]*>(.*?)</\1>', dom, re.DOTALL) or re.search(
-        rf'<(\w+) id="{ident}"[^>]*>(.*?)</\1>', dom, re.DOTALL
+    match = re.search(rf'<(\w+)[^>]* id="{document_id}"[^>]*>(.*?)</\1>', dom, re.DOTALL) or re.search(
+        rf'<(\w+) id="{document_id}"[^>]*>(.*?)</\1>', dom, re.DOTALL
     )
-    assert match is not None, ident
+    assert match is not None, document_id
     return " ".join(re.sub(r"<[^>]+>", " ", match[2]).split())
 
 
-def red(bench: Bench, **settings: str) -> tuple[SidecarProcess, Http]:
+def red(bench: Harness, **settings: str) -> tuple[SidecarProcess, Http]:
     """Return a sidecar that has stored much and refused some, of several kinds, one of them with an evil id."""
     bench.create_index({"n": {"type": "long"}})
     bench.declare()
@@ -334,7 +334,7 @@ def red(bench: Bench, **settings: str) -> tuple[SidecarProcess, Http]:
     return sidecar, http
 
 
-def test_the_page_shows_what_is_going_on(bench: Bench, browse: Callable[..., str]) -> None:
+def test_the_page_shows_what_is_going_on(bench: Harness, browse: Callable[..., str]) -> None:
     """In a browser, with real traffic: what the account says, in words, and ids as text whatever they hold."""
     _, http = red(bench)
     status = http.get("/status").json
@@ -357,7 +357,9 @@ def test_the_page_shows_what_is_going_on(bench: Bench, browse: Callable[..., str
     assert len({point.split(",")[1] for point in points[0].split()}) > 1, "a flat line"
 
 
-def test_the_page_says_why_nothing_flows_and_when_nobody_answers(breakable: Bench, browse: Callable[..., str]) -> None:
+def test_the_page_says_why_nothing_flows_and_when_nobody_answers(
+    breakable: Harness, browse: Callable[..., str]
+) -> None:
     """The reason is what is read first."""
     sidecar, http = red(breakable, BULK_TIMEOUT="2s")
     breakable.elasticsearch.freeze()
@@ -372,7 +374,7 @@ def test_the_page_says_why_nothing_flows_and_when_nobody_answers(breakable: Benc
 
 
 @pytest.mark.skipif("SCREENSHOTS" not in os.environ, reason="SCREENSHOTS=docs makes the pictures of the status page")
-def test_pictures_of_the_page(breakable: Bench, browse: Callable[..., str]) -> None:
+def test_pictures_of_the_page(breakable: Harness, browse: Callable[..., str]) -> None:
     """``SCREENSHOTS=docs python -m pytest tests/integration/test_operate.py -k pictures``."""
     folder = Path(os.environ["SCREENSHOTS"]).resolve()
     breakable.queue, breakable.dead, breakable.index_name = "orders", "orders.dead", "events"

@@ -17,7 +17,7 @@ from tests.integration.process import wait_until
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
     from tests.integration.process import SidecarProcess
 
 SECONDS = 60.0
@@ -26,10 +26,10 @@ GRACE_SECONDS = 30.0
 DOCUMENTS, ROUNDS = 20, 50
 
 
-class Producer:
+class PublisherConnection:
     """``sidecar produce`` without an end, as a pod's own container."""
 
-    def __init__(self, bench: Bench, folder: Path) -> None:
+    def __init__(self, bench: Harness, folder: Path) -> None:
         inherited = {name: text for name, text in os.environ.items() if not name.startswith("SIDECAR_")}
         self._output = folder / "producer.log"
         with self._output.open("wb") as sink:
@@ -55,7 +55,7 @@ def health(sidecar: SidecarProcess, probe: str) -> int:
     return subprocess.run(command, env=environment, check=False, capture_output=True, timeout=SECONDS).returncode
 
 
-def test_a_pods_life(bench: Bench, tmp_path: Path) -> None:
+def test_a_pods_life(bench: Harness, tmp_path: Path) -> None:
     """The sidecar is there first; the producer publishes to its end; then SIGTERM: nothing is lost, in good time.
 
     Every message that was confirmed to the producer is a document, or is in the queue again.
@@ -65,7 +65,7 @@ def test_a_pods_life(bench: Bench, tmp_path: Path) -> None:
     assert health(sidecar, "livez") == 0
     sidecar.wait_for("amqp.consuming")
     assert health(sidecar, "readyz") == 0
-    producer = Producer(bench, tmp_path)
+    producer = PublisherConnection(bench, tmp_path)
     try:
         # In full swing when it ends: messages are in the queue, in a batch, and in flight.
         http = Http(sidecar)
@@ -83,7 +83,7 @@ def test_a_pods_life(bench: Bench, tmp_path: Path) -> None:
     assert health(sidecar, "livez") == 1
 
 
-def test_replicas_keep_the_order_of_each_document(bench: Bench) -> None:
+def test_replicas_keep_the_order_of_each_document(bench: Harness) -> None:
     """By a consistent-hash exchange, as `deploy/kubernetes/overlays/ordered` does it: each queue has one sidecar.
 
     A second one on a queue gets nothing as long as the first is there, and goes on from where that ended.

@@ -13,12 +13,12 @@ from sidecar.samples import Samples
 from tests.integration.process import wait_until
 
 if TYPE_CHECKING:
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
 
 SECONDS = 60.0
 
 
-def start(bench: Bench, *options: str, **settings: str) -> subprocess.Popen[str]:
+def start(bench: Harness, *options: str, **settings: str) -> subprocess.Popen[str]:
     """Start the command for the test's queue."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
     wanted = {"SIDECAR_AMQP_URL": bench.rabbitmq.amqp_url, "SIDECAR_AMQP_QUEUE": bench.queue, **settings}
@@ -37,7 +37,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
-def test_what_is_published_is_what_the_seed_says_byte_for_byte_and_in_order(bench: Bench) -> None:
+def test_what_is_published_is_what_the_seed_says_byte_for_byte_and_in_order(bench: Harness) -> None:
     """Several chunks are under way at a time, and the queue has them in the order of their making all the same."""
     status, output, errors = ended(start(bench, "--count", "6000", "--bad-ratio", "0.05", "--seed", "11"))
     assert (status, errors) == (0, "")
@@ -47,7 +47,7 @@ def test_what_is_published_is_what_the_seed_says_byte_for_byte_and_in_order(benc
     assert found == expected
 
 
-def test_the_queue_is_declared_as_run_does_it(bench: Bench) -> None:
+def test_the_queue_is_declared_as_run_does_it(bench: Harness) -> None:
     """Either may come first: neither is refused what the other declared."""
     assert ended(start(bench, "--count", "10", "--quiet"))[0] == 0
     bench.declare()
@@ -55,7 +55,7 @@ def test_the_queue_is_declared_as_run_does_it(bench: Bench) -> None:
     assert bench.amqp.queue_state(bench.dead) is not None
 
 
-def test_an_exchange_is_declared_bound_and_published_to(bench: Bench) -> None:
+def test_an_exchange_is_declared_bound_and_published_to(bench: Harness) -> None:
     """With the options as with the settings of the same meaning."""
     exchange = f"{bench.queue}.x"
     assert ended(start(bench, "--count", "7", "--exchange", exchange, "--routing-key", "new.order"))[0] == 0
@@ -67,7 +67,7 @@ def test_an_exchange_is_declared_bound_and_published_to(bench: Bench) -> None:
     bench.amqp.delete_exchange(exchange)
 
 
-def test_a_route_that_leads_nowhere_is_told_and_fails(bench: Bench) -> None:
+def test_a_route_that_leads_nowhere_is_told_and_fails(bench: Harness) -> None:
     """Nothing counts as confirmed that came back unroutable, although RabbitMQ confirms that as well."""
     bench.declare()
     bench.amqp.declare_queue(bench.dead)
@@ -80,7 +80,7 @@ def test_a_route_that_leads_nowhere_is_told_and_fails(bench: Bench) -> None:
     bench.amqp.delete_exchange(exchange)
 
 
-def test_a_full_queue_refuses_and_is_told(bench: Bench) -> None:
+def test_a_full_queue_refuses_and_is_told(bench: Harness) -> None:
     """What the broker refused is counted apart, and the exit status says that not all is there."""
     bench.amqp.declare_queue(
         bench.queue, {"x-queue-type": "classic", "x-max-length": 100, "x-overflow": "reject-publish"}
@@ -92,7 +92,7 @@ def test_a_full_queue_refuses_and_is_told(bench: Bench) -> None:
     assert confirmed == bench.count() < 1000
 
 
-def test_a_rate_is_kept(bench: Bench) -> None:
+def test_a_rate_is_kept(bench: Harness) -> None:
     """Evenly: not all at once and then a pause."""
     process = start(bench, "--count", "300", "--rate", "150")
     wait_until(lambda: bench.count() > 0, SECONDS, "the first message")
@@ -102,7 +102,7 @@ def test_a_rate_is_kept(bench: Bench) -> None:
     assert float(output.split(" in ")[1].split(" s: ")[0]) >= 1.9
 
 
-def test_asked_to_stop_it_waits_for_its_confirms(bench: Bench) -> None:
+def test_asked_to_stop_it_waits_for_its_confirms(bench: Harness) -> None:
     """Without a count that is how it ends: successfully, with everything accounted for."""
     for number in (signal.SIGTERM, signal.SIGINT):
         before = bench.count()
@@ -115,7 +115,7 @@ def test_asked_to_stop_it_waits_for_its_confirms(bench: Bench) -> None:
         assert bench.count() - before == published
 
 
-def test_stopped_before_its_count_it_says_so_and_fails(bench: Bench) -> None:
+def test_stopped_before_its_count_it_says_so_and_fails(bench: Harness) -> None:
     """A script that waits for so many messages must not go on."""
     process = start(bench, "--count", "10000", "--rate", "100")
     wait_until(lambda: bench.count() > 0, SECONDS, "the first message")
@@ -125,7 +125,7 @@ def test_stopped_before_its_count_it_says_so_and_fails(bench: Bench) -> None:
     assert "stopped before all 10,000 were published" in errors
 
 
-def test_a_lost_connection_ends_it_with_the_reason(bench: Bench) -> None:
+def test_a_lost_connection_ends_it_with_the_reason(bench: Harness) -> None:
     """What is confirmed until then is told; the exit status is that of a failure."""
     process = start(bench, "--count", "0", "--rate", "500")
     wait_until(lambda: bench.count() > 0, SECONDS, "the first message")
@@ -138,7 +138,7 @@ def test_a_lost_connection_ends_it_with_the_reason(bench: Bench) -> None:
     assert f"publishing to the queue '{bench.queue}' ended: " in errors
 
 
-def test_what_is_missing_or_wrong_is_told_without_a_traceback(bench: Bench) -> None:
+def test_what_is_missing_or_wrong_is_told_without_a_traceback(bench: Harness) -> None:
     """2 for settings and usage, 1 for a broker that isn't there; no password in any of it."""
     status, _, errors = ended(start(bench, SIDECAR_AMQP_QUEUE=""))
     assert (status, errors) == (2, "sidecar: SIDECAR_AMQP_QUEUE is required\n")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from devstack.provision import PrometheusTools
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
 
 SECONDS = 60.0
 STARTING = 503
@@ -119,7 +119,7 @@ def test_the_alerts_are_well_formed_and_fire_for_what_they_are_there_for(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_expression_works_on_what_a_sidecar_tells(bench: Bench, watch: Callable[[str], Prometheus]) -> None:
+def test_every_expression_works_on_what_a_sidecar_tells(bench: Harness, watch: Callable[[str], Prometheus]) -> None:
     """None is refused, every panel shows something, and an alert fires for what happens."""
     bench.create_index({"n": {"type": "long"}})
     bench.declare()

@@ -17,21 +17,21 @@ from tests.integration.process import wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
 
-    MakeBench = Callable[[Any, Any], Bench]
+    MakeBench = Callable[[Any, Any], Harness]
 
 SEED = 20_240_917
 DEADLINE_SECONDS = 120.0
 
 
-def documents(count: int, dice: random.Random) -> dict[str, bytes]:
+def documents(count: int, rng: random.Random) -> dict[str, bytes]:
     """Return good documents by id whose numbers and letters a careless path would change."""
     words = ("plain", "Ünïcödé", "日本語", "emoji 🎉", 'quo"te', "back\\\\slash", "tab\\tand\\nline", "\\u00e9", "</x>")
     numbers = ("0", "-0.0", "1e2", "12345678901234567890123", "0.1", "1.10", "1E-7", "9007199254740993", "-17", "3.0")
     made = {}
     for at in range(count):
-        word, number = dice.choice(words), dice.choice(numbers)
+        word, number = rng.choice(words), rng.choice(numbers)
         spelt = word.replace('"', '\\"')
         text = f'{{"at":{at},"word":"{spelt}","number":{number},"deep":{{"list":[{number},null,true]}}}}'
         made[f"doc-{at}"] = text.encode()
@@ -45,15 +45,15 @@ BAD_BODIES = {
 
 
 @pytest.mark.parametrize("count", [20_000, pytest.param(100_000, marks=pytest.mark.full)])
-def test_messages_of_mixed_quality_add_up_to_the_last_one(bench: Bench, count: int) -> None:
+def test_messages_of_mixed_quality_add_up_to_the_last_one(bench: Harness, count: int) -> None:
     """Every good message is a document equal to what was sent, every bad one a dead letter with its true reason."""
-    dice = random.Random(SEED)
-    good = documents(count - count // 100, dice)
+    rng = random.Random(SEED)
+    good = documents(count - count // 100, rng)
     reasons = [(reason, body) for reason, bodies in BAD_BODIES.items() for body in bodies]
-    bad = [(f"bad-{at}", *dice.choice(reasons)) for at in range(count // 100)]
-    messages = [message(body, ident) for ident, body in good.items()]
-    messages += [message(body, ident) for ident, _, body in bad]
-    dice.shuffle(messages)
+    bad = [(f"bad-{at}", *rng.choice(reasons)) for at in range(count // 100)]
+    messages = [message(body, document_id) for document_id, body in good.items()]
+    messages += [message(body, document_id) for document_id, _, body in bad]
+    rng.shuffle(messages)
     bench.create_index({"at": {"type": "long"}, "number": {"enabled": False}, "deep": {"enabled": False}})
     bench.declare()
     bench.publish(messages)
@@ -63,15 +63,15 @@ def test_messages_of_mixed_quality_add_up_to_the_last_one(bench: Bench, count: i
     assert account["received"] == count
     assert account["ack"] == len(good)
     assert account["dead_letter"] == len(bad)
-    assert bench.documents(exact=True) == {ident: exactly(body) for ident, body in good.items()}
+    assert bench.documents(exact=True) == {document_id: exactly(body) for document_id, body in good.items()}
     letters = {letter.message_id: letter for letter in bench.dead_letters()}
-    assert {ident: (letter.headers["sidecar-reason"], letter.body) for ident, letter in letters.items()} == {
-        ident: (reason, body) for ident, reason, body in bad
-    }
+    assert {
+        document_id: (letter.headers["sidecar-reason"], letter.body) for document_id, letter in letters.items()
+    } == {document_id: (reason, body) for document_id, reason, body in bad}
     assert bench.count() == 0
 
 
-def test_bad_neighbours_harm_nobody(bench: Bench) -> None:
+def test_bad_neighbours_harm_nobody(bench: Harness) -> None:
     """Good items beside every kind of bad one are stored; the bad ones are dead-lettered whole; the victim stays."""
     bench.create_index({"at": {"type": "long"}})
     bench.es("PUT", f"/{bench.index_name}/_doc/victim", b'{"at":1}')
@@ -90,9 +90,9 @@ def test_bad_neighbours_harm_nobody(bench: Bench) -> None:
     good = {f"good-{at}": b'{"at":%d}' % at for at in range(600)}
     good |= {"pretty": b'{\n  "at": 7,\n  "word": "line breaks between tokens"\n}\n', strange: b'{"at":8}'}
     headers = {"x-number": 2**40, "x-text": "bäd", "x-list": [1, "two", {"three": 3}]}
-    messages = [message(body, ident) for ident, body in good.items()]
-    for at, (ident, (body, _)) in enumerate(bad.items()):
-        messages.insert(at * 60, message(body, ident, headers=headers, timestamp=1_700_000_000 + at))
+    messages = [message(body, document_id) for document_id, body in good.items()]
+    for at, (document_id, (body, _)) in enumerate(bad.items()):
+        messages.insert(at * 60, message(body, document_id, headers=headers, timestamp=1_700_000_000 + at))
     bench.declare()
     bench.publish(messages)
     sidecar = bench.sidecar()
@@ -100,13 +100,13 @@ def test_bad_neighbours_harm_nobody(bench: Bench) -> None:
     sidecar.terminate()
     stored = bench.documents()
     assert stored.pop("victim") == {"at": 1}
-    assert stored == {ident: json.loads(body) for ident, body in good.items()}
+    assert stored == {document_id: json.loads(body) for document_id, body in good.items()}
     letters = {letter.message_id: letter for letter in bench.dead_letters()}
     assert set(letters) == set(bad)
-    for at, (ident, (body, reason)) in enumerate(bad.items()):
-        letter = letters[ident]
+    for at, (document_id, (body, reason)) in enumerate(bad.items()):
+        letter = letters[document_id]
         assert letter.body == body
-        assert letter.headers["sidecar-reason"] == reason, ident
+        assert letter.headers["sidecar-reason"] == reason, document_id
         assert {name: letter.headers[name] for name in headers} == headers
         assert letter.properties.values["timestamp"] == 1_700_000_000 + at
         assert letter.headers["sidecar-queue"] == bench.queue
@@ -149,8 +149,8 @@ def test_the_last_operation_on_a_document_wins_under_429s(make_bench: MakeBench,
     """Operations on one document in one queue are applied in their order, at concurrency 8, through refusals."""
     bench = make_bench(rabbitmq, cramped)
     bench.create_index({"at": {"type": "long"}}, shards=4)
-    dice = random.Random(SEED)
-    keys = [dice.randrange(300) for _ in range(6000)]
+    rng = random.Random(SEED)
+    keys = [rng.randrange(300) for _ in range(6000)]
     # In pairs, so that two operations on one document often stand in one batch.
     operations = [(f"k{keys[at // 2]}", at) for at in range(2 * len(keys))]
     bench.declare()
@@ -162,7 +162,7 @@ def test_the_last_operation_on_a_document_wins_under_429s(make_bench: MakeBench,
     assert bench.documents() == {key: {"at": at} for key, at in operations}
 
 
-def test_five_kills_in_one_run_lose_and_double_nothing(bench: Bench) -> None:
+def test_five_kills_in_one_run_lose_and_double_nothing(bench: Harness) -> None:
     """``kill -9`` five times among 50,000 messages with ids: 50,000 documents, an empty queue, no dead letters."""
     count = 50_000
     bench.create_index({"at": {"type": "long"}})
@@ -182,7 +182,7 @@ def test_five_kills_in_one_run_lose_and_double_nothing(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("with_ids", [True, False])
-def test_sigterm_under_load_leaves_nothing_half_done(bench: Bench, *, with_ids: bool) -> None:
+def test_sigterm_under_load_leaves_nothing_half_done(bench: Harness, *, with_ids: bool) -> None:
     """Exit within the shutdown time; stored + left in the queue = published, also without ids."""
     count = 40_000
     bench.create_index({"at": {"type": "long"}})
@@ -199,7 +199,7 @@ def test_sigterm_under_load_leaves_nothing_half_done(bench: Bench, *, with_ids: 
     assert len({document["at"] for document in stored.values()}) == len(stored)
 
 
-def test_sigterm_while_elasticsearch_hangs_gives_everything_back(breakable: Bench) -> None:
+def test_sigterm_while_elasticsearch_hangs_gives_everything_back(breakable: Harness) -> None:
     """The drain has an end: what can't be stored goes back to the queue within the shutdown time."""
     bench = breakable
     bench.create_index({"at": {"type": "long"}})
@@ -221,7 +221,7 @@ def test_sigterm_while_elasticsearch_hangs_gives_everything_back(breakable: Benc
     assert len(bench.documents()) == 3000
 
 
-def test_a_second_signal_ends_at_once(breakable: Bench) -> None:
+def test_a_second_signal_ends_at_once(breakable: Harness) -> None:
     """Asked twice, the sidecar doesn't wait for anything; the broker has everything again."""
     bench = breakable
     bench.declare()
@@ -240,7 +240,7 @@ def test_a_second_signal_ends_at_once(breakable: Bench) -> None:
     wait_until(lambda: bench.count() == 100, DEADLINE_SECONDS, "the messages are back")
 
 
-def test_batches_are_exactly_full_while_the_queue_has_enough(bench: Bench) -> None:
+def test_batches_are_exactly_full_while_the_queue_has_enough(bench: Harness) -> None:
     """Twenty times 1,000 messages make 20 batches, each completed by count."""
     bench.declare()
     bench.publish([message(b"{}", str(at)) for at in range(20_000)])
@@ -251,7 +251,7 @@ def test_batches_are_exactly_full_while_the_queue_has_enough(bench: Bench) -> No
     assert account["requests"] == {"stored": 20}
 
 
-def test_a_trickle_waits_no_longer_than_the_age(bench: Bench) -> None:
+def test_a_trickle_waits_no_longer_than_the_age(bench: Harness) -> None:
     """The age counts from the first item; messages that keep coming don't put it off."""
     bench.create_index()
     bench.declare()
@@ -277,7 +277,7 @@ def test_a_trickle_waits_no_longer_than_the_age(bench: Bench) -> None:
     assert max(waits) < 1.0 + 1.5  # the age, and room for a busy machine
 
 
-def test_999_hot_documents_flow_in_batches_of_1000(bench: Bench) -> None:
+def test_999_hot_documents_flow_in_batches_of_1000(bench: Harness) -> None:
     """A batch that can never fill is completed when nothing more can arrive (pressure), and the last version wins."""
     count = 20_000
     bench.create_index({"at": {"type": "long"}})
@@ -292,7 +292,7 @@ def test_999_hot_documents_flow_in_batches_of_1000(bench: Bench) -> None:
     assert bench.documents() == {f"hot-{at % 999}": {"at": at} for at in range(count)}
 
 
-def test_unroutable_dead_letters_ack_no_original(bench: Bench) -> None:
+def test_unroutable_dead_letters_ack_no_original(bench: Harness) -> None:
     """Copies that no queue takes, with equal ids: the originals stay until the route is there; then all arrive."""
     bench.declare()
     exchange = f"{bench.queue}.dlx"
@@ -313,23 +313,23 @@ def test_unroutable_dead_letters_ack_no_original(bench: Bench) -> None:
     assert sorted(letter.body for letter in bench.dead_letters()) == sorted(one.body for one in bad)
 
 
-def test_big_bodies_in_many_frames_arrive_whole(bench: Bench) -> None:
+def test_big_bodies_in_many_frames_arrive_whole(bench: Harness) -> None:
     """Bodies over many frames, between small ones, good and bad."""
     bench.create_index({"big": {"enabled": False}})
     sizes = (10, 131_000, 131_064, 131_065, 300_000, 5_000_000)
     good = {f"big-{size}": b'{"big":["%s"]}' % (b"x" * size) for size in sizes}
     bad = {f"bad-{size}": b"[%s]" % (b"1," * size) for size in sizes}
     bench.declare()
-    bench.publish([message(body, ident) for ident, body in (good | bad).items()])
+    bench.publish([message(body, document_id) for document_id, body in (good | bad).items()])
     sidecar = bench.sidecar()
     bench.wait_empty(DEADLINE_SECONDS, sidecar)
     sidecar.terminate()
-    assert bench.documents() == {ident: json.loads(body) for ident, body in good.items()}
+    assert bench.documents() == {document_id: json.loads(body) for document_id, body in good.items()}
     assert {letter.message_id: letter.body for letter in bench.dead_letters()} == bad
 
 
 @pytest.mark.full
-def test_a_connection_lives_through_deliveries_without_heartbeats(bench: Bench) -> None:
+def test_a_connection_lives_through_deliveries_without_heartbeats(bench: Harness) -> None:
     """Deliveries for longer than three heartbeats, then silence for as long: the same connection goes on."""
     bench.declare()
     sidecar = bench.sidecar(AMQP_URL=bench.rabbitmq.amqp_url + "?heartbeat=2", BATCH_MAX_AGE="100ms")

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sidecar.amqp.check import check
-from sidecar.amqp.session import Connecting, open_session
+from sidecar.amqp.session import SessionOptions, open_session
 from sidecar.amqp.topology import Topology
-from sidecar.amqp.wire import Reach
+from sidecar.amqp.wire import ConnectOptions
 from sidecar.errors import BrokerError, QueueError
 from tests.servers.amqp import Amqp, AmqpError, Outgoing
 
@@ -50,7 +50,7 @@ class Side:
 
     def check(self) -> list[Finding]:
         """Return what `sidecar check` finds out about the work queue."""
-        found = asyncio.run(check((self.broker.amqp_url,), Reach(), self.topology(), "dead-letter"))
+        found = asyncio.run(check((self.broker.amqp_url,), ConnectOptions(), self.topology(), "dead-letter"))
         return [finding for finding in found if finding.where == f"queue {self.queue!r}"]
 
     def open(self, url: str = "", **changes: Any) -> list[str]:
@@ -58,9 +58,11 @@ class Side:
 
         async def scenario() -> list[str]:
             topology = self.topology(**changes)
-            session = await open_session((url or self.broker.amqp_url,), Connecting(topology=topology), lambda _: None)
+            session = await open_session(
+                (url or self.broker.amqp_url,), SessionOptions(topology=topology), lambda _: None
+            )
             await session.close()
-            return session.notes
+            return session.warnings
 
         return asyncio.run(scenario())
 
@@ -129,7 +131,7 @@ def kept_while_connected(side: Side) -> None:
     """A session that consumes nothing keeps it; afterwards it expires."""
 
     async def stay() -> None:
-        session = await open_session((side.broker.amqp_url,), Connecting(topology=side.topology()), lambda _: None)
+        session = await open_session((side.broker.amqp_url,), SessionOptions(topology=side.topology()), lambda _: None)
         await asyncio.sleep(SHORT_SECONDS / 2)
         side.keeper.close()
         side.publish(b"{}")

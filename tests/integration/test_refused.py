@@ -20,7 +20,7 @@ from tests.integration.test_logins import OLD_VERSION, old_install, start
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
     from tests.integration.between import Proxy
 
 SEED = 20_260_314
@@ -55,17 +55,17 @@ POISONS = {
 }
 
 
-def test_five_poisons_cost_nobody_else_anything(bench: Bench) -> None:
+def test_five_poisons_cost_nobody_else_anything(bench: Harness) -> None:
     """Each makes Elasticsearch refuse a whole request; each is found by halving and is a dead letter with its reason.
 
     Five thousand others are stored, each once, with as many requests as the halving of five batches takes.
     """
-    dice = random.Random(SEED)
+    rng = random.Random(SEED)
     good = {f"good-{at}": {"n": at} for at in range(GOOD)}
     mail = [message(b'{"n":%d}' % at, f"good-{at}", headers={"to": bench.index_name}) for at in range(GOOD)]
     for name, poison in POISONS.items():
         headers = {"to": poison.index or bench.index_name}
-        mail.insert(dice.randrange(len(mail)), message(poison.body, name, headers=headers))
+        mail.insert(rng.randrange(len(mail)), message(poison.body, name, headers=headers))
     bench.create_index({"n": {"type": "long"}})
     bench.declare()
     bench.publish(mail)
@@ -75,7 +75,7 @@ def test_five_poisons_cost_nobody_else_anything(bench: Bench) -> None:
     bench.wait_empty(DEADLINE_SECONDS, sidecar)
     account = sidecar.terminate()
     hits = {hit["_id"]: hit for hit in bench.hits()}
-    assert {ident: hit["_source"] for ident, hit in hits.items()} == good
+    assert {document_id: hit["_source"] for document_id, hit in hits.items()} == good
     # What was stored before its request was refused, and sent again, changed nothing.
     assert {hit["_version"] for hit in hits.values()} == {1}
     letters = {letter.message_id: letter for letter in bench.dead_letters()}
@@ -143,7 +143,7 @@ def with_version(call: Call, version: int) -> Call:
     return replace(call, headers=headers)
 
 
-def suffer(bench: Bench, proxy: Proxy, each: int = 40) -> None:
+def suffer(bench: Harness, proxy: Proxy, each: int = 40) -> None:
     """Have each fault befall every request: a hold that names it, nothing dead-lettered, and all flows when it ends."""
     bench.create_index({"n": {"type": "long"}})
     bench.declare()
@@ -180,14 +180,14 @@ def suffer(bench: Bench, proxy: Proxy, each: int = 40) -> None:
     assert bench.dead_letters() == []
 
 
-def test_a_fault_of_every_request_is_nobodys(bench: Bench, make_proxy: Callable[[str], Proxy]) -> None:
+def test_a_fault_of_every_request_is_nobodys(bench: Harness, make_proxy: Callable[[str], Proxy]) -> None:
     """Refused paths, parameters, media types and bodies: held, said why, nothing dead-lettered; then all flows."""
     suffer(bench, make_proxy(bench.elasticsearch.url))
 
 
 @pytest.mark.full  # a server of its own
 def test_a_fault_of_every_request_is_nobodys_for_the_version_before(
-    make_bench: Callable[[Any, Any], Bench],
+    make_bench: Callable[[Any, Any], Harness],
     rabbitmq: Any,
     make_proxy: Callable[[str], Proxy],
     monkeypatch: pytest.MonkeyPatch,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Iterator
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
     from tests.integration.between import Proxy
 
 SECONDS = 60.0
@@ -114,13 +114,13 @@ def stranger() -> Iterator[Callable[..., Stranger]]:
         one.close()
 
 
-def command(bench: Bench, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+def command(bench: Harness, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the sidecar to its end."""
     inherited = {name: text for name, text in os.environ.items() if not name.startswith("SIDECAR_")}
     return run_sidecar(*arguments, environment=inherited | bench.settings(**settings), seconds=SECONDS)
 
 
-def assert_told(bench: Bench, url: str, word: str, **settings: str) -> None:
+def assert_told(bench: Harness, url: str, word: str, **settings: str) -> None:
     """See that `run` waits and says why, that its probes fail, and that `check` and `mappings` fail with the same."""
     bench.declare()
     bench.publish([message(b'{"n":1}', "a")])
@@ -147,16 +147,16 @@ def assert_told(bench: Bench, url: str, word: str, **settings: str) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 303, 307, 308])
-def test_no_kind_of_redirect_is_followed(stranger: Callable[..., Stranger], bench: Bench, status: int) -> None:
+def test_no_kind_of_redirect_is_followed(stranger: Callable[..., Stranger], bench: Harness, status: int) -> None:
     """Neither with the method kept nor changed."""
     good = bench.elasticsearch.url
     redirecting = stranger(status, {"location": f"{good}PATH"}, b"")
-    told = using(Connection(urls=(redirecting.url,)), lambda sink: sink.unavailable())
+    told = using(Connection(urls=(redirecting.url,)), lambda sink: sink.check())
     assert told is not None
     assert f"answered {status} and points at {good}/" in told
 
 
-def test_a_redirect_is_told_by_every_command(bench: Bench, stranger: Callable[..., Stranger]) -> None:
+def test_a_redirect_is_told_by_every_command(bench: Harness, stranger: Callable[..., Stranger]) -> None:
     """Not followed to a good Elasticsearch either: on the way a POST becomes a GET, and the login is dropped."""
     status = 302
     good = bench.elasticsearch.url
@@ -166,7 +166,9 @@ def test_a_redirect_is_told_by_every_command(bench: Bench, stranger: Callable[..
     assert {method for method, path in redirecting.asked if "_bulk" in path} == {"POST"}
 
 
-def test_a_redirect_that_begins_while_messages_flow_is_a_hold(bench: Bench, make_proxy: Callable[[str], Proxy]) -> None:
+def test_a_redirect_that_begins_while_messages_flow_is_a_hold(
+    bench: Harness, make_proxy: Callable[[str], Proxy]
+) -> None:
     """Nothing is sent there, nothing rejected; it goes on when Elasticsearch answers itself."""
     proxy = make_proxy(bench.elasticsearch.url)
     proxy.change = lambda call: Reply(302, b"", {"location": f"{bench.elasticsearch.url}{call.path}"})
@@ -182,14 +184,14 @@ def test_a_redirect_that_begins_while_messages_flow_is_a_hold(bench: Bench, make
     assert (account["ack"], account["dead_letter"]) == (1, 0)
 
 
-def test_a_version_before_8_is_named(bench: Bench, stranger: Callable[..., Stranger]) -> None:
+def test_a_version_before_8_is_named(bench: Harness, stranger: Callable[..., Stranger]) -> None:
     """With those that are supported, before the first message is taken."""
     headers = {"content-type": JSON, "x-elastic-product": "Elasticsearch"}
     old = stranger(200, headers, json.dumps(ROOT_OF_7).encode())
     assert_told(bench, old.url, "Elasticsearch 7.17.29 was found; the sidecar supports 8 and 9")
 
 
-def test_templates_wait_for_an_elasticsearch_too(bench: Bench, stranger: Callable[..., Stranger]) -> None:
+def test_templates_wait_for_an_elasticsearch_too(bench: Harness, stranger: Callable[..., Stranger]) -> None:
     """A proxy's 404 isn't a template that is missing, and the reason is in /readyz while they wait."""
     status, headers, body = PROXY_PAGE
     other = stranger(status, headers, body)
@@ -198,7 +200,7 @@ def test_templates_wait_for_an_elasticsearch_too(bench: Bench, stranger: Callabl
 
 
 def test_a_proxy_that_lets_only_bulk_requests_pass_is_good_enough(
-    bench: Bench, stranger: Callable[..., Stranger]
+    bench: Harness, stranger: Callable[..., Stranger]
 ) -> None:
     """Elasticsearch's own answer to an empty one shows that it is there."""
     status, headers, body = PROXY_PAGE

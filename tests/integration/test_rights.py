@@ -12,7 +12,7 @@ import pytest
 
 from sidecar.amqp import check as amqp
 from sidecar.amqp.topology import Topology
-from sidecar.amqp.wire import Reach
+from sidecar.amqp.wire import ConnectOptions
 from tests.integration.bench import message
 from tests.integration.process import wait_until
 from tests.integration.test_check import SECRET, Told, check, with_login
@@ -22,7 +22,7 @@ from tests.servers.waiting import run_coroutine
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 SECONDS = 60.0
@@ -56,7 +56,7 @@ def user_files() -> dict[str, str]:
 class Permissions:
     """What a user of RabbitMQ may do, by the script of `deploy/`, and with one right less."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Harness) -> None:
         self._bench = bench
         command = ["sh", str(DEPLOY / "rabbitmq" / "permissions.sh"), USER, bench.queue]
         environment = {"RABBITMQCTL": "printf %s\\n", "PATH": "/usr/bin:/bin"}
@@ -69,7 +69,7 @@ class Permissions:
 
 
 @pytest.fixture
-def permissions(bench: Bench) -> Iterator[Permissions]:
+def permissions(bench: Harness) -> Iterator[Permissions]:
     """Return the permissions of a user who has those of the script."""
     bench.rabbitmq.rabbitmqctl("add_user", USER, SECRET)
     given = Permissions(bench)
@@ -78,14 +78,14 @@ def permissions(bench: Bench) -> Iterator[Permissions]:
     bench.rabbitmq.rabbitmqctl("delete_user", USER)
 
 
-def test_each_right_on_rabbitmq_that_is_missing_is_named(bench: Bench, permissions: Permissions) -> None:
+def test_each_right_on_rabbitmq_that_is_missing_is_named(bench: Harness, permissions: Permissions) -> None:
     """With queues that are absent and with those that are there; nothing is made or taken by looking."""
     url = with_login(bench.rabbitmq.amqp_url, f"{USER}:{SECRET}")
     queues = (f"queue '{bench.queue}'", f"queue '{bench.dead}'", f"queue '{bench.queue}.delay.10000'")
 
     def lacks(**more: str) -> set[tuple[str, str]]:
         topology = Topology(queues=(bench.queue,), **more)  # type: ignore[arg-type]
-        findings = run_coroutine(amqp.check((url,), Reach(), topology, "dead-letter"))
+        findings = run_coroutine(amqp.check((url,), ConnectOptions(), topology, "dead-letter"))
         found = ((re.search(r"lacks (\w+)", finding.what), finding.where) for finding in findings)
         return {(right[1], where) for right, where in found if right is not None}
 
@@ -118,8 +118,8 @@ def test_each_right_on_rabbitmq_that_is_missing_is_named(bench: Bench, permissio
 
 @pytest.mark.full  # a server of its own, and many processes
 def test_least_rights_are_enough_and_each_one_is_needed(
-    bench: Bench,
-    make_bench: Callable[..., Bench],
+    bench: Harness,
+    make_bench: Callable[..., Harness],
     permissions: Permissions,
     elasticsearch_factory: Callable[..., Any],
 ) -> None:

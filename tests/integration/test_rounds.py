@@ -16,7 +16,7 @@ from tests.servers.es import Elastic
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
     from tests.servers.amqp import Received
 
 ORIGINAL = b"sidecar-original-"
@@ -28,7 +28,7 @@ LONG_MILLISECONDS, SHORT_MILLISECONDS = 300_000, 300
 STORED, REFUSED = b'{"n":1.50}', b'{ "n" : "no number" }'
 
 
-def awkward(bench: Bench, elsewhere: str) -> dict[str, dict[str, Any]]:
+def awkward(bench: Harness, elsewhere: str) -> dict[str, dict[str, Any]]:
     """Return properties by name, each of which could make a copy vanish, bounce, go elsewhere or change."""
     death = {"count": 3, "exchange": "", "routing-keys": [bench.queue], "time": number(b"T", ">Q", 1_700_000_000)}
     delays = [f"{bench.queue}.delay.{milliseconds}" for milliseconds in (LONG_MILLISECONDS, SHORT_MILLISECONDS)]
@@ -60,7 +60,7 @@ def awkward(bench: Bench, elsewhere: str) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def somebody_else(bench: Bench) -> Iterator[str]:
+def somebody_else(bench: Harness) -> Iterator[str]:
     """Give the URL of another user: for whom ``guest`` is a foreign name."""
     user = bench.queue[-20:]
     bench.rabbitmq.rabbitmqctl("add_user", user, "password")
@@ -71,7 +71,7 @@ def somebody_else(bench: Bench) -> Iterator[str]:
         bench.rabbitmq.rabbitmqctl("delete_user", user)
 
 
-def as_delivered(bench: Bench, sent: Sequence[Outgoing]) -> dict[str, Received]:
+def as_delivered(bench: Harness, sent: Sequence[Outgoing]) -> dict[str, Received]:
     """Return messages as the broker delivers them for the first time: it has a word on some headers itself."""
     reference = f"{bench.queue}.reference"
     bench.amqp.declare_queue(reference, QUORUM)
@@ -86,7 +86,7 @@ def by_id(messages: Sequence[Received]) -> dict[str, Received]:
     return found
 
 
-def look(bench: Bench, queue: str, count: int) -> dict[str, Received]:
+def look(bench: Harness, queue: str, count: int) -> dict[str, Received]:
     """Return what lies in a queue, and leave it unsettled.
 
     By a consumer: at ``basic.get`` RabbitMQ adds a header of its own and sorts them all.
@@ -132,7 +132,7 @@ def in_order(raw: bytes) -> bytes:
     return wire.encode_properties({**properties.values, "headers": table(fields)})
 
 
-def check_trace(bench: Bench, message: Received) -> None:
+def check_trace(bench: Harness, message: Received) -> None:
     """A copy on its way is persistent, lives long enough, goes nowhere else, and says whence it came."""
     assert message.properties.values["delivery_mode"] == 2
     assert not {"expiration", "user_id"} & message.properties.values.keys()
@@ -143,7 +143,7 @@ def check_trace(bench: Bench, message: Received) -> None:
     assert (message.headers["sidecar-exchange"], message.headers["sidecar-routing-key"]) == ("", bench.queue)
 
 
-def test_what_goes_round_twice_arrives_whole_or_can_be_put_back_by_hand(bench: Bench) -> None:
+def test_what_goes_round_twice_arrives_whole_or_can_be_put_back_by_hand(bench: Harness) -> None:
     """Every awkward kind, with a foreign user's name: on its way, stored, or dead at last, it is what it was."""
     elsewhere = f"{bench.queue}.elsewhere"
     bench.amqp.declare_queue(elsewhere, QUORUM)
@@ -180,7 +180,7 @@ def test_what_goes_round_twice_arrives_whole_or_can_be_put_back_by_hand(bench: B
     check_letters(bench, by_id(bench.dead_letters()), first, dead)
 
 
-def let_go_by_hand(bench: Bench, url: str, first: dict[str, Received]) -> None:
+def let_go_by_hand(bench: Harness, url: str, first: dict[str, Received]) -> None:
     """Look at what waits for five minutes, byte by byte, and have the broker give it back at once."""
     sidecar = bench.sidecar(**QUICK, AMQP_URL=url, DELAYED_RETRY_DELAY="300s")
     waiting = f"{bench.queue}.delay.{LONG_MILLISECONDS}"
@@ -198,7 +198,7 @@ def let_go_by_hand(bench: Bench, url: str, first: dict[str, Received]) -> None:
     wait_until(lambda: bench.count() == len(first), DEADLINE_SECONDS, "all came back")
 
 
-def let_go_by_time(bench: Bench, url: str, first: dict[str, Received]) -> None:
+def let_go_by_time(bench: Harness, url: str, first: dict[str, Received]) -> None:
     """Have all go round as users do, and look at what came back."""
     sidecar = bench.sidecar(**QUICK, AMQP_URL=url, DELAYED_RETRY_DELAY="300ms")
     sidecar.wait_for("amqp.connected")
@@ -217,7 +217,7 @@ def let_go_by_time(bench: Bench, url: str, first: dict[str, Received]) -> None:
     bench.amqp.nack(max(copy.tag for copy in copies.values()), multiple=True)
 
 
-def check_letters(bench: Bench, letters: dict[str, Received], first: dict[str, Received], dead: set[str]) -> None:
+def check_letters(bench: Harness, letters: dict[str, Received], first: dict[str, Received], dead: set[str]) -> None:
     """What was delayed and then dead-lettered has its originals, and once they are put back it is what it was."""
     assert letters.keys() == dead
     for name, letter in letters.items():
@@ -271,7 +271,7 @@ FORGED = {
 }  # fmt: skip
 
 
-def test_a_forged_trace_of_a_round_harms_nobody(bench: Bench) -> None:
+def test_a_forged_trace_of_a_round_harms_nobody(bench: Harness) -> None:
     """Anybody may send headers that are called like ours: such messages go round like the others, and are stored."""
     bench.create_index()
     bench.es("PUT", f"/{bench.index_name}/_settings", {"index.blocks.write": True})

@@ -19,7 +19,7 @@ from tests.integration.process import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
     from tests.integration.process import SidecarProcess
 
 DEADLINE_SECONDS = 60.0
@@ -30,7 +30,7 @@ PASSWORD = "hunter2-Xyzzy"
 
 
 @pytest.fixture
-def user(bench: Bench) -> Iterator[str]:
+def user(bench: Harness) -> Iterator[str]:
     """Return a URL of RabbitMQ with a password that is like no other text."""
     bench.rabbitmq.rabbitmqctl("add_user", bench.queue, PASSWORD)
     bench.rabbitmq.rabbitmqctl("set_permissions", bench.queue, ".*", ".*", ".*")
@@ -58,7 +58,7 @@ def quoted_bodies() -> list[bytes]:
     return bodies + [body.replace(b"%s", MARK.encode()) for body in broken]
 
 
-def test_neither_documents_nor_secrets_are_told_anywhere(bench: Bench, user: str) -> None:
+def test_neither_documents_nor_secrets_are_told_anywhere(bench: Harness, user: str) -> None:
     """Log at debug, status, metrics, page: no text of a document, no password, whatever is refused and however."""
     bench.create_index(
         {
@@ -228,7 +228,7 @@ def everything_told(sidecar: SidecarProcess, http: Http) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("login", LOGINS)
-def test_no_secret_is_told_whatever_fails(bench: Bench, user: str, login: str) -> None:
+def test_no_secret_is_told_whatever_fails(bench: Harness, user: str, login: str) -> None:
     """Each way to log in, and each way in which Elasticsearch can fail, some of which quote the document."""
     bench.declare()
     # What the others add is the login, which only answers about logins could quote; and each hold takes a second.

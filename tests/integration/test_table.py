@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 import pytest
 
-from sidecar.core.policy import Course
+from sidecar.core.policy import RequestOutcome
 from tests.integration import test_refused
-from tests.integration.bench import Bench, message
+from tests.integration.bench import Harness, message
 from tests.integration.between import Call, Proxy, Reply, as_it_is
 from tests.integration.process import wait_until
 from tests.servers.es import Elastic
@@ -203,7 +203,7 @@ class Run(NamedTuple):
     holds: int
 
 
-def ident(name: str) -> str:
+def document_id(name: str) -> str:
     """Return the document id of a row."""
     return name.replace(" ", "-").replace(",", "")
 
@@ -242,7 +242,7 @@ class Script:
 
 def key(name: str, row: Row) -> str:
     """Return by what the script knows a row's item."""
-    return f"anonymous-{ident(name)}" if row.anonymous else ident(name)
+    return f"anonymous-{document_id(name)}" if row.anonymous else document_id(name)
 
 
 class Indices:
@@ -263,7 +263,7 @@ class Indices:
         for name, row in ROWS.items():
             if row.before is not None:
                 version = "?version=5&version_type=external" if row.version is not None else ""
-                self.client.call("PUT", f"/{self.name(row.to)}/_doc/{ident(name)}{version}", row.before)
+                self.client.call("PUT", f"/{self.name(row.to)}/_doc/{document_id(name)}{version}", row.before)
         self.change(SHUT)
 
     def change(self, changes: dict[str, tuple[str, str, Any]]) -> None:
@@ -275,7 +275,7 @@ class Indices:
         """Return what is stored; closed indices and those without a name have nothing."""
         if row.to == "Bad*name" or row.anonymous:
             return None
-        answer = self.client.send("GET", f"/{self.name(row.to)}/_doc/{ident(name)}")
+        answer = self.client.send("GET", f"/{self.name(row.to)}/_doc/{document_id(name)}")
         found: dict[str, Any] = answer.json() if answer.status == 200 else {}
         return found.get("_source")
 
@@ -283,7 +283,7 @@ class Indices:
 class Stage:
     """The queue and the sidecar of a profile."""
 
-    def __init__(self, profile: str, bench: Bench, indices: Indices, proxy: Proxy) -> None:
+    def __init__(self, profile: str, bench: Harness, indices: Indices, proxy: Proxy) -> None:
         self.rows = {name: row for name, row in ROWS.items() if row.profile == profile}
         self._bench = bench
         self._indices = indices
@@ -304,7 +304,7 @@ class Stage:
         headers = {"op": row.op, "to": key(name, row) if row.anonymous else self._indices.name(row.to)}
         if row.version is not None:
             headers["version"] = str(row.version)
-        return message(row.body, None if row.anonymous else ident(name), headers=headers)
+        return message(row.body, None if row.anonymous else document_id(name), headers=headers)
 
     def settle(self) -> None:
         """Wait until all is settled that doesn't wait for its target, and note what does."""
@@ -334,7 +334,7 @@ class Stage:
         outcomes = {
             name: Outcome(
                 waited=name in self._waiting,
-                letters=headers.get(None if row.anonymous else ident(name), []),
+                letters=headers.get(None if row.anonymous else document_id(name), []),
                 source=self._indices.source(name, row),
                 tries=self._script.said[name] if self._script else 0,
             )
@@ -348,7 +348,7 @@ def runs(rabbitmq: Any, elasticsearch: Any, tmp_path_factory: pytest.TempPathFac
     """All rows, a sidecar for each profile, all at the same time: starting them is most of the time."""
     proxy, stem = Proxy(elasticsearch.url), f"table-{secrets.token_hex(4)}"
     benches = {
-        profile: Bench(rabbitmq, elasticsearch, f"{stem}-{ident(profile)}", tmp_path_factory.mktemp("table"))
+        profile: Harness(rabbitmq, elasticsearch, f"{stem}-{document_id(profile)}", tmp_path_factory.mktemp("table"))
         for profile in PROFILES
     }
     with Elastic(elasticsearch.url) as client:
@@ -434,13 +434,13 @@ OUTAGES = {
     "without results": InTurn(Reply(200, b'{"errors":'), Reply(200, b'{"errors":false,"items":[]}')),
 }
 ELSEWHERE = {
-    Course.SPLIT_FAULT: test_refused.test_five_poisons_cost_nobody_else_anything,
-    Course.HOLD: test_refused.test_a_fault_of_every_request_is_nobodys,
+    RequestOutcome.BISECT: test_refused.test_five_poisons_cost_nobody_else_anything,
+    RequestOutcome.HOLD: test_refused.test_a_fault_of_every_request_is_nobodys,
 }
-HERE = {Course.UNKNOWN, Course.THROTTLED, Course.HOLD, Course.SPLIT_SIZE}
+HERE = {RequestOutcome.OUTCOME_UNKNOWN, RequestOutcome.THROTTLED, RequestOutcome.HOLD, RequestOutcome.SPLIT_SIZE}
 
 
-def test_an_outage_and_a_breaker_cost_nobody_anything(bench: Bench, make_proxy: Callable[[str], Proxy]) -> None:
+def test_an_outage_and_a_breaker_cost_nobody_anything(bench: Harness, make_proxy: Callable[[str], Proxy]) -> None:
     """502, 503, 504, a lost connection, answers without results, and 429: the same items again, each stored once."""
     proxy, each = make_proxy(bench.elasticsearch.url), 20
     bench.create_index({"n": {"type": "long"}})
@@ -495,7 +495,7 @@ LOCKED = {
 
 @pytest.mark.full  # a server of its own
 def test_a_request_without_rights_or_too_large_and_a_full_disk(
-    make_bench: Callable[[Any, Any], Bench], rabbitmq: Any, elasticsearch_factory: Callable[..., Any]
+    make_bench: Callable[[Any, Any], Harness], rabbitmq: Any, elasticsearch_factory: Callable[..., Any]
 ) -> None:
     """401 and 403: a hold that says so, never a dead letter. 413: halves; what alone is too large is `too-large`.
 

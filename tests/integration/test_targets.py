@@ -14,7 +14,7 @@ from tests.servers.es import Elastic
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
     from tests.integration.between import Proxy
     from tests.integration.process import SidecarProcess
 
@@ -69,7 +69,7 @@ def written(owner: Elastic) -> int:
     return total
 
 
-def store(bench: Bench, owner: Elastic, sidecar: SidecarProcess, wave: str, targets: list[str]) -> float:
+def store(bench: Harness, owner: Elastic, sidecar: SidecarProcess, wave: str, targets: list[str]) -> float:
     """Publish as many messages to each of `targets`, mixed; return the seconds until the open ones have theirs."""
     goal = written(owner) + EACH * len(OPEN)
     began = time.monotonic()
@@ -82,7 +82,7 @@ def store(bench: Bench, owner: Elastic, sidecar: SidecarProcess, wave: str, targ
 
 @pytest.mark.full  # a server of its own
 def test_a_forbidden_and_a_blocked_target_slow_nobody_down(
-    make_bench: Callable[[Any, Any], Bench], rabbitmq: Any, guarded: Any, owner: Elastic
+    make_bench: Callable[[Any, Any], Harness], rabbitmq: Any, guarded: Any, owner: Elastic
 ) -> None:
     """Eight of ten flow as fast as without the two; what is for those waits, and flows when they are opened."""
     bench = make_bench(rabbitmq, guarded)
@@ -129,7 +129,7 @@ def test_a_forbidden_and_a_blocked_target_slow_nobody_down(
 REFUSED, GUARD = 1_500, 1_000
 
 
-def refuse_all(bench: Bench) -> None:
+def refuse_all(bench: Harness) -> None:
     """Fill the queue with what the index refuses."""
     bench.es("PUT", f"/{bench.index_name}", {"mappings": {"dynamic": "strict", "properties": {}}})
     bench.declare()
@@ -137,7 +137,7 @@ def refuse_all(bench: Bench) -> None:
 
 
 def test_the_guard_holds_after_exactly_a_thousand(
-    bench: Bench,
+    bench: Harness,
     make_proxy: Callable[[str], Proxy],
 ) -> None:
     """By default: a thousand dead letters and not one more, however many probes; the others go back to the queue."""
@@ -158,7 +158,7 @@ def test_the_guard_holds_after_exactly_a_thousand(
     assert bench.stored() == 0
 
 
-def test_without_the_guard_all_are_dead_lettered(bench: Bench) -> None:
+def test_without_the_guard_all_are_dead_lettered(bench: Harness) -> None:
     """SIDECAR_REJECT_GUARD=0: each refused message is a dead letter, and nothing holds."""
     refuse_all(bench)
     sidecar = bench.sidecar(REJECT_GUARD="0")

@@ -14,7 +14,7 @@ from tests.servers.amqp import ChannelClosedError, Outgoing
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
     from tests.integration.process import SidecarProcess
 
 pytestmark = pytest.mark.full  # a sidecar for each case
@@ -27,14 +27,14 @@ def ids(messages: list[Any]) -> set[str]:
     return {str(one.message_id) for one in messages}
 
 
-def send(bench: Bench, exchange: str, messages: list[Outgoing]) -> set[str]:
+def send(bench: Harness, exchange: str, messages: list[Outgoing]) -> set[str]:
     """Publish to an exchange; return the ids of those that it routed nowhere."""
     published = bench.amqp.publish(messages, exchange=exchange)
     assert not published.nacked
     return ids(published.returned)
 
 
-def wait_stored(bench: Bench, wanted: set[str], sidecar: SidecarProcess) -> None:
+def wait_stored(bench: Harness, wanted: set[str], sidecar: SidecarProcess) -> None:
     wait_until(lambda: bench.stored() >= len(wanted), DEADLINE_SECONDS, "documents", sidecar.told)
     account = sidecar.terminate()
     assert account["ack"] == account["received"] == len(wanted)
@@ -57,7 +57,7 @@ ROUTED = [
 
 @pytest.mark.parametrize(("kind", "keys", "reaching", "others"), ROUTED)
 def test_an_exchange_is_created_and_bound_by_each_key(
-    bench: Bench, kind: str, keys: str, reaching: list[str], others: list[str]
+    bench: Harness, kind: str, keys: str, reaching: list[str], others: list[str]
 ) -> None:
     """What the keys say arrives and is stored; what they don't say reaches no queue. No key: the queue's name."""
     exchange = f"{bench.queue}.x"
@@ -79,7 +79,7 @@ def test_an_exchange_is_created_and_bound_by_each_key(
     ],
 )
 def test_a_headers_exchange_is_bound_by_arguments(
-    bench: Bench, match: str, reaching: list[dict[str, Any]], others: list[dict[str, Any]]
+    bench: Harness, match: str, reaching: list[dict[str, Any]], others: list[dict[str, Any]]
 ) -> None:
     """``x-match`` and the headers of SIDECAR_AMQP_BINDING_ARGUMENTS, texts as texts and numbers as numbers."""
     exchange = f"{bench.queue}.x"
@@ -92,7 +92,7 @@ def test_a_headers_exchange_is_bound_by_arguments(
     wait_stored(bench, {f"m{at}" for at in range(len(reaching))}, sidecar)
 
 
-def test_an_existing_exchange_is_left_as_it_is(bench: Bench) -> None:
+def test_an_existing_exchange_is_left_as_it_is(bench: Harness) -> None:
     """Of another type or not durable: it is bound to, and nothing fails."""
     exchange = f"{bench.queue}.x"
     bench.amqp.declare_exchange(exchange, "fanout", durable=False)
@@ -104,7 +104,7 @@ def test_an_existing_exchange_is_left_as_it_is(bench: Bench) -> None:
 
 
 def test_an_exchange_of_a_plug_in(
-    make_bench: Callable[[Any, Any], Bench], rabbitmq_factory: Callable[..., Any], elasticsearch: Any
+    make_bench: Callable[[Any, Any], Harness], rabbitmq_factory: Callable[..., Any], elasticsearch: Any
 ) -> None:
     """Consistent hashing spreads messages over several queues; each is stored once, from whichever it came."""
     bench = make_bench(rabbitmq_factory(plugins=["rabbitmq_consistent_hash_exchange"]), elasticsearch)
@@ -145,7 +145,7 @@ def ids_of(messages: list[Outgoing]) -> set[str]:
     ],
 )
 def test_a_queue_is_created_with_its_arguments(
-    bench: Bench, settings: dict[str, str], arguments: dict[str, Any]
+    bench: Harness, settings: dict[str, str], arguments: dict[str, Any]
 ) -> None:
     """The work queue as configured; the dead-letter queue is a quorum queue always, without them."""
     sidecar = bench.sidecar(**settings)
@@ -159,7 +159,7 @@ def test_a_queue_is_created_with_its_arguments(
 
 
 @pytest.mark.parametrize("arguments", [{}, {"x-max-length": 100}, {**QUORUM, "x-delivery-limit": 3}])
-def test_an_existing_queue_is_left_as_it_is(bench: Bench, arguments: dict[str, Any]) -> None:
+def test_an_existing_queue_is_left_as_it_is(bench: Harness, arguments: dict[str, Any]) -> None:
     """Under ``missing`` its arguments are nobody's business: it is consumed, and so are its dead letters' queue."""
     bench.amqp.declare_queue(bench.queue, arguments)
     bench.amqp.declare_queue(bench.dead, {"x-max-length": 1000})
@@ -173,7 +173,7 @@ def test_an_existing_queue_is_left_as_it_is(bench: Bench, arguments: dict[str, A
     assert ids(bench.dead_letters()) == {"bad"}
 
 
-def test_never_waits_for_a_missing_queue_and_says_which(bench: Bench) -> None:
+def test_never_waits_for_a_missing_queue_and_says_which(bench: Harness) -> None:
     """Nothing is created. Once all is there, it begins by itself: first the queue, then that of its dead letters."""
     sidecar = bench.sidecar(AMQP_DECLARE="never", LOG_LEVEL="debug")
     for missing, arguments in ((bench.queue, QUORUM), (bench.dead, {})):
@@ -191,7 +191,7 @@ def names(sidecar: SidecarProcess, queue: str) -> bool:
     return any(f"'{queue}' doesn't exist" in event["reason"] for event in sidecar.events("amqp.unreachable"))
 
 
-def test_never_creates_neither_exchange_nor_binding(bench: Bench) -> None:
+def test_never_creates_neither_exchange_nor_binding(bench: Harness) -> None:
     """Everything must exist; an exchange is only for binding, which is somebody else's job then."""
     exchange = f"{bench.queue}.x"
     bench.declare()
@@ -203,7 +203,7 @@ def test_never_creates_neither_exchange_nor_binding(bench: Bench) -> None:
     sidecar.terminate()
 
 
-def test_several_queues_fill_one_batch_and_each_is_settled_on_its_own_channel(bench: Bench) -> None:
+def test_several_queues_fill_one_batch_and_each_is_settled_on_its_own_channel(bench: Harness) -> None:
     """A batch takes from all of them; tags that are the same in each are acked where they belong."""
     queues = [bench.queue, f"{bench.queue}-2", f"{bench.queue}-3"]
     bench.create_index({"at": {"type": "long"}})
@@ -214,8 +214,8 @@ def test_several_queues_fill_one_batch_and_each_is_settled_on_its_own_channel(be
         count = 100 + 50 * position  # 100 + 150 + 200, and 12 bad ones
         messages = [message(b'{"at":%d}' % at, f"{queue}-{at}") for at in range(count)]
         good |= ids_of(messages)
-        for at, ident in enumerate(sorted(bad[queue])):
-            messages.insert(7 * at, message(b'{"at":"word"}', ident))
+        for at, document_id in enumerate(sorted(bad[queue])):
+            messages.insert(7 * at, message(b'{"at":"word"}', document_id))
         assert not bench.amqp.publish(messages, routing_key=queue).returned
     sidecar = bench.sidecar(AMQP_QUEUE=",".join(queues), BATCH_MAX_ITEMS="462", BATCH_MAX_AGE="20s")
     assert sidecar.wait_for("amqp.connected")["queues"] == queues
@@ -232,7 +232,7 @@ def test_several_queues_fill_one_batch_and_each_is_settled_on_its_own_channel(be
         assert {letter.headers["sidecar-queue"] for letter in letters} == {queue}
 
 
-def test_what_is_not_stored_goes_back_to_the_queue_that_it_came_from(bench: Bench) -> None:
+def test_what_is_not_stored_goes_back_to_the_queue_that_it_came_from(bench: Harness) -> None:
     """The drain gives back by channel: the dead letters of one queue have no route, and the other is done."""
     queues = [bench.queue, f"{bench.queue}-2"]
     exchange = f"{bench.queue}.dlx"

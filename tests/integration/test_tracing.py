@@ -18,7 +18,7 @@ from tests.integration.test_secrets import MARK
 if TYPE_CHECKING:
     import pytest
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 KEY = "collector-Xyzzy"
@@ -79,7 +79,7 @@ def values(span: Span) -> dict[str, str | int]:
 
 
 def test_spans_of_batches_reach_a_collector_with_links_and_outcomes(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By OTEL_* alone; the last ones when the sidecar ends, and nothing of a document in any of them."""
     bench.create_index({"n": {"type": "long"}})
@@ -117,7 +117,7 @@ def test_spans_of_batches_reach_a_collector_with_links_and_outcomes(
         assert MARK.encode() not in b"".join(one.SerializeToString() for one in collector.requests)
 
 
-def test_a_collector_that_is_away_costs_no_message_and_no_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collector_that_is_away_costs_no_message_and_no_time(bench: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """A warning a minute, JSON like all others and without the key; and the end isn't held up by it."""
     bench.create_index({"n": {"type": "long"}})
     bench.declare()

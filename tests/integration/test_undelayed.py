@@ -17,7 +17,7 @@ from tests.servers.amqp import Amqp
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
     from tests.integration.process import SidecarProcess
 
 SECONDS = 45.0
@@ -29,7 +29,7 @@ SMALL: dict[str, str] = BY_HEADER | {"BATCH_MAX_ITEMS": "10", "AMQP_PREFETCH": "
 class Targets:
     """An index that is closed, one whose mapping wants a number, and one that takes everything."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Harness) -> None:
         self.bench = bench
         self.closed, self.strict, self.open = (f"{bench.index_name}-{name}" for name in ("closed", "strict", "open"))
         for name in (self.closed, self.strict, self.open):
@@ -48,7 +48,7 @@ class Targets:
 
 
 @pytest.fixture
-def targets(bench: Bench) -> Targets:
+def targets(bench: Harness) -> Targets:
     """Return three indices, and see that queue and dead-letter queue are there, and nothing else."""
     bench.declare()
     bench.amqp.declare_queue(bench.dead, QUORUM)
@@ -59,7 +59,7 @@ def numbers(first: int, count: int) -> list[bytes]:
     return [b'{"n":%d}' % number for number in range(first, first + count)]
 
 
-def wait_for_dead_letters(bench: Bench, count: int, sidecar: SidecarProcess) -> None:
+def wait_for_dead_letters(bench: Harness, count: int, sidecar: SidecarProcess) -> None:
     wait_until(lambda: bench.count(bench.dead) == count, SECONDS, f"{count} dead letters", sidecar.told)
 
 
@@ -68,7 +68,7 @@ def unready(http: Http) -> Any:
     return (answer.status, answer.json.get("reason"), answer.json.get("detail", ""))
 
 
-def test_each_copy_of_a_turn_has_its_own_fate(bench: Bench, targets: Targets) -> None:
+def test_each_copy_of_a_turn_has_its_own_fate(bench: Harness, targets: Targets) -> None:
     """One for a closed index that can't be delayed, one that a mapping refuses, one good, in one request.
 
     The malformed neighbour is dead-lettered at once, the good one acked though it stands behind a hole, and
@@ -111,7 +111,7 @@ def test_each_copy_of_a_turn_has_its_own_fate(bench: Bench, targets: Targets) ->
     wait_until(lambda: unready(http)[0] == 200, SECONDS, "ready", sidecar.told)
 
 
-def delay_arguments(bench: Bench, milliseconds: int) -> dict[str, Any]:
+def delay_arguments(bench: Harness, milliseconds: int) -> dict[str, Any]:
     return QUORUM | {
         "x-message-ttl": milliseconds,
         "x-dead-letter-exchange": "",
@@ -121,7 +121,7 @@ def delay_arguments(bench: Bench, milliseconds: int) -> dict[str, Any]:
     }
 
 
-def test_a_blocked_target_that_cannot_be_delayed_leaves_room_for_others(bench: Bench, targets: Targets) -> None:
+def test_a_blocked_target_that_cannot_be_delayed_leaves_room_for_others(bench: Harness, targets: Targets) -> None:
     """100 for a closed index and then 20 good ones, with a prefetch of 60: the 20 are stored, and acked within seconds.
 
     Half of the prefetch waits in place, the rest is dead-lettered with its reason. After kill -9 nothing that was
@@ -149,7 +149,7 @@ def test_a_blocked_target_that_cannot_be_delayed_leaves_room_for_others(bench: B
     assert sorted([*kept, *dead]) == sorted(numbers(0, 100))
 
 
-def test_messages_are_dead_lettered_at_once_if_that_is_configured(bench: Bench, targets: Targets) -> None:
+def test_messages_are_dead_lettered_at_once_if_that_is_configured(bench: Harness, targets: Targets) -> None:
     """SIDECAR_ON_DELAY_REFUSED=dead-letter."""
     targets.publish(targets.closed, *numbers(0, 20))
     targets.publish(targets.open, *numbers(20, 5))
@@ -160,7 +160,7 @@ def test_messages_are_dead_lettered_at_once_if_that_is_configured(bench: Bench, 
 
 
 @pytest.fixture
-def host(bench: Bench) -> Iterator[str]:
+def host(bench: Harness) -> Iterator[str]:
     """Return a virtual host of the test's own."""
     name = f"{bench.queue}-host"
     bench.rabbitmq.rabbitmqctl("add_vhost", name)
@@ -170,7 +170,7 @@ def host(bench: Bench) -> Iterator[str]:
 
 
 @pytest.fixture
-def elsewhere(bench: Bench, host: str) -> Bench:
+def elsewhere(bench: Harness, host: str) -> Harness:
     """Return the bench in that virtual host."""
     base = bench.rabbitmq.amqp_url.rstrip("/").removesuffix("%2F").rstrip("/")
     url = f"{base}/{quote(host, safe='')}"
@@ -179,7 +179,7 @@ def elsewhere(bench: Bench, host: str) -> Bench:
     return bench
 
 
-def test_a_limit_of_queues_keeps_messages_in_place(elsewhere: Bench, host: str) -> None:
+def test_a_limit_of_queues_keeps_messages_in_place(elsewhere: Harness, host: str) -> None:
     """A virtual host's max-queues refuses the delay queue (406): what is good is stored, what is bad dead-lettered."""
     elsewhere.declare()
     elsewhere.amqp.declare_queue(elsewhere.dead, QUORUM)
@@ -200,7 +200,7 @@ def test_a_limit_of_queues_keeps_messages_in_place(elsewhere: Bench, host: str) 
     assert not sidecar.events("amqp.lost")
 
 
-def test_a_full_delay_queue_keeps_messages_in_place(bench: Bench, targets: Targets) -> None:
+def test_a_full_delay_queue_keeps_messages_in_place(bench: Harness, targets: Targets) -> None:
     """A policy bounds it (x-max-length) and it refuses (reject-publish): what doesn't fit waits in place."""
     name = f"{bench.queue}-bound"
     pattern = f"^{bench.queue}.delay"
@@ -222,7 +222,7 @@ def test_a_full_delay_queue_keeps_messages_in_place(bench: Bench, targets: Targe
     assert bench.count(bench.dead) == 0
 
 
-def test_a_dead_letter_exchange_that_is_deleted_costs_no_session(bench: Bench, targets: Targets) -> None:
+def test_a_dead_letter_exchange_that_is_deleted_costs_no_session(bench: Harness, targets: Targets) -> None:
     """RabbitMQ closes the publishing channel over it (404): delayed messages go on by another one."""
     exchange = f"{bench.queue}.dlx"
     bench.amqp.declare_exchange(exchange)
@@ -245,7 +245,7 @@ def test_a_dead_letter_exchange_that_is_deleted_costs_no_session(bench: Bench, t
     assert not sidecar.events("amqp.lost")
 
 
-def test_a_right_that_is_missing_refuses_single_copies(bench: Bench, targets: Targets) -> None:
+def test_a_right_that_is_missing_refuses_single_copies(bench: Harness, targets: Targets) -> None:
     """Configure: delay queues can't be declared (403). Write on the default exchange: no copy can be published.
 
     Either way what is good is stored and acked, the session lives, and all goes on when the right is given.

@@ -16,7 +16,7 @@ from tests.servers.amqp import Amqp
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
     from tests.integration.between import Call, Proxy, Reply
     from tests.integration.process import SidecarProcess
 
@@ -37,17 +37,17 @@ def expiring(queue_type: str) -> dict[str, str]:
     }
 
 
-def wait_stored(bench: Bench, count: int, sidecar: SidecarProcess) -> None:
+def wait_stored(bench: Harness, count: int, sidecar: SidecarProcess) -> None:
     wait_until(lambda: bench.stored() == count, DEADLINE_SECONDS, f"{count} documents", sidecar.told)
 
 
-def consumers(bench: Bench) -> int:
+def consumers(bench: Harness) -> int:
     state = bench.amqp.queue_state(bench.queue)
     assert state is not None, "the queue is gone"
     return state.consumers
 
 
-def remains(bench: Bench, seconds: float) -> None:
+def remains(bench: Harness, seconds: float) -> None:
     """See that the queue exists for so long; nothing but time deletes it."""
     until = time.monotonic() + seconds
     with Amqp(bench.rabbitmq.amqp_url) as watcher:
@@ -59,7 +59,7 @@ def remains(bench: Bench, seconds: float) -> None:
 
 @pytest.mark.parametrize("queue_type", TYPES)
 def test_a_queue_that_expires_outlives_an_outage(
-    bench: Bench, make_proxy: Callable[[str], Proxy], queue_type: str
+    bench: Harness, make_proxy: Callable[[str], Proxy], queue_type: str
 ) -> None:
     """A hold that is longer than SIDECAR_HOLD_MAX gives everything back, and the queue is kept for all that time."""
     proxy = make_proxy(bench.elasticsearch.url)
@@ -75,7 +75,7 @@ def test_a_queue_that_expires_outlives_an_outage(
 
 
 @pytest.mark.parametrize("queue_type", TYPES)
-def test_a_queue_that_expires_outlives_a_start_without_elasticsearch(bench: Bench, queue_type: str) -> None:
+def test_a_queue_that_expires_outlives_a_start_without_elasticsearch(bench: Harness, queue_type: str) -> None:
     """Nothing is consumed before Elasticsearch answers."""
     sidecar = bench.sidecar(ELASTICSEARCH_URL="http://127.0.0.1:1", **expiring(queue_type))
     sidecar.wait_for("amqp.connected")
@@ -85,7 +85,7 @@ def test_a_queue_that_expires_outlives_a_start_without_elasticsearch(bench: Benc
     sidecar.terminate()
 
 
-def test_a_queue_that_a_policy_has_expire_is_kept_too(bench: Bench) -> None:
+def test_a_queue_that_a_policy_has_expire_is_kept_too(bench: Harness) -> None:
     """RabbitMQ 3 lets a consumer ask for nothing, so it is always there; no client sees the policy."""
     policy = json.dumps({"expires": int(EXPIRES_SECONDS * 1000)})
     bench.declare()
@@ -102,7 +102,7 @@ def test_a_queue_that_a_policy_has_expire_is_kept_too(bench: Bench) -> None:
 
 
 def test_a_queue_that_expires_outlives_pauses_for_lack_of_memory(
-    bench: Bench, make_proxy: Callable[[str], Proxy]
+    bench: Harness, make_proxy: Callable[[str], Proxy]
 ) -> None:
     """Slow answers and a small SIDECAR_MEMORY_LIMIT: the consumer steps aside, longer than the queue lives without."""
     proxy = make_proxy(bench.elasticsearch.url)
@@ -132,7 +132,7 @@ def test_a_queue_that_expires_outlives_pauses_for_lack_of_memory(
 
 
 @pytest.mark.parametrize("declare", ["missing", "never"])
-def test_an_auto_delete_queue_is_refused_with_a_reason(bench: Bench, declare: str) -> None:
+def test_an_auto_delete_queue_is_refused_with_a_reason(bench: Harness, declare: str) -> None:
     """Consuming from it would be safe until the first pause: it isn't even begun, and the messages stay."""
     bench.amqp.declare_queue(bench.queue, {}, auto_delete=True)
     bench.amqp.declare_queue(bench.dead, QUORUM)
@@ -153,7 +153,7 @@ def test_an_auto_delete_queue_is_refused_with_a_reason(bench: Bench, declare: st
     sidecar.terminate()
 
 
-def test_an_exclusive_queue_is_refused_with_a_reason(bench: Bench) -> None:
+def test_an_exclusive_queue_is_refused_with_a_reason(bench: Harness) -> None:
     """It belongs to another connection: RabbitMQ doesn't even tell about it."""
     bench.amqp.declare_queue(bench.queue, {}, exclusive=True)
     sidecar = bench.sidecar()
@@ -162,7 +162,7 @@ def test_an_exclusive_queue_is_refused_with_a_reason(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("declare", ["missing", "never"])
-def test_a_queue_that_is_deleted_is_an_error_until_it_is_declared_again(bench: Bench, declare: str) -> None:
+def test_a_queue_that_is_deleted_is_an_error_until_it_is_declared_again(bench: Harness, declare: str) -> None:
     """It isn't created anew, whatever SIDECAR_AMQP_DECLARE says; then the sidecar goes on by itself."""
     bench.declare()
     bench.amqp.declare_queue(bench.dead, QUORUM)
@@ -185,7 +185,7 @@ def test_a_queue_that_is_deleted_is_an_error_until_it_is_declared_again(bench: B
     sidecar.terminate()
 
 
-def test_a_dead_letter_queue_and_an_exchange_that_are_deleted_are_created_again_with_an_error(bench: Bench) -> None:
+def test_a_dead_letter_queue_and_an_exchange_that_are_deleted_are_created_again_with_an_error(bench: Harness) -> None:
     """They hold nothing that is still to be stored; but whoever deleted them should know what it did."""
     exchange = f"{bench.queue}.x"
     sidecar = bench.sidecar(AMQP_EXCHANGE=exchange)
@@ -205,7 +205,7 @@ def test_a_dead_letter_queue_and_an_exchange_that_are_deleted_are_created_again_
 
 
 @pytest.mark.parametrize("properties", ["auto-delete", "expires"])
-def test_a_queue_whose_properties_cannot_be_read_is_never_without_a_consumer(bench: Bench, properties: str) -> None:
+def test_a_queue_whose_properties_cannot_be_read_is_never_without_a_consumer(bench: Harness, properties: str) -> None:
     """With the least permissions (configure ^$) nobody knows that it is auto-delete: neither the start of consumption
     nor a hold longer than SIDECAR_HOLD_MAX may be what deletes it.
     """

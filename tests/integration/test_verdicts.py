@@ -14,7 +14,7 @@ from tests.integration.bench import QUORUM, message
 from tests.integration.process import wait_until
 
 if TYPE_CHECKING:
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
     from tests.servers.amqp import Received
 
 SEED = 20_240_921
@@ -22,17 +22,17 @@ DEADLINE_SECONDS = 30.0
 QUICK = {"BATCH_MAX_AGE": "50ms", "RETRY_DELAY_MIN": "50ms", "RETRY_DELAY_MAX": "500ms"}
 
 
-def operation(op: str, ident: str, body: bytes = b"") -> Any:
+def operation(op: str, document_id: str, body: bytes = b"") -> Any:
     """Return a message that names its action in a header."""
-    return message(body, ident, headers={"op": op})
+    return message(body, document_id, headers={"op": op})
 
 
-def letters_by_id(bench: Bench) -> dict[Any, Received]:
+def letters_by_id(bench: Harness) -> dict[Any, Received]:
     """Take all dead letters, by the id of the message."""
     return {letter.message_id: letter for letter in bench.dead_letters()}
 
 
-def settle_all(bench: Bench, **settings: str) -> dict[str, Any]:
+def settle_all(bench: Harness, **settings: str) -> dict[str, Any]:
     """Run a sidecar until every message is settled, and return its account."""
     sidecar = bench.sidecar(**(QUICK | settings))
     bench.wait_empty(DEADLINE_SECONDS, sidecar)
@@ -40,7 +40,7 @@ def settle_all(bench: Bench, **settings: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("on_conflict", ["ack", "dead-letter"])
-def test_each_message_chooses_its_action(bench: Bench, on_conflict: str) -> None:
+def test_each_message_chooses_its_action(bench: Harness, on_conflict: str) -> None:
     """Each action does what it says, in order on each document; what can't be done is settled as the table says."""
     bench.create_index()
     bench.declare()
@@ -69,7 +69,7 @@ def test_each_message_chooses_its_action(bench: Bench, on_conflict: str) -> None
     }
     reasons = {"nothing-to-update": "rejected"} | ({"created": "conflict"} if on_conflict == "dead-letter" else {})
     letters = letters_by_id(bench)
-    assert {ident: letter.headers["sidecar-reason"] for ident, letter in letters.items()} == reasons
+    assert {document_id: letter.headers["sidecar-reason"] for document_id, letter in letters.items()} == reasons
     headers = letters["nothing-to-update"].headers
     assert headers["sidecar-error-type"] == "document_missing_exception"
     assert headers["sidecar-status"] == 404
@@ -78,13 +78,15 @@ def test_each_message_chooses_its_action(bench: Bench, on_conflict: str) -> None
     assert account["ack"] == 12 - len(reasons)
 
 
-def test_the_highest_external_version_wins(bench: Bench) -> None:
+def test_the_highest_external_version_wins(bench: Harness) -> None:
     """Versions that come out of order: the highest stays, older ones are acked and never overwrite it."""
-    pairs = [(ident, version) for ident in ("a", "b", "c") for version in range(1, 13)]
+    pairs = [(document_id, version) for document_id in ("a", "b", "c") for version in range(1, 13)]
     random.Random(SEED).shuffle(pairs)
     bench.create_index()
     bench.declare()
-    bench.publish([message(b'{"v":%d}' % version, ident, headers={"version": version}) for ident, version in pairs])
+    bench.publish(
+        [message(b'{"v":%d}' % version, document_id, headers={"version": version}) for document_id, version in pairs]
+    )
     account = settle_all(bench, VERSION="{header.version}")
     assert {hit["_id"]: (hit["_version"], hit["_source"]["v"]) for hit in bench.hits()} == dict.fromkeys(
         "abc", (12, 12)
@@ -94,7 +96,7 @@ def test_the_highest_external_version_wins(bench: Bench) -> None:
     assert bench.dead_letters() == []
 
 
-def test_a_data_stream_takes_creates(bench: Bench) -> None:
+def test_a_data_stream_takes_creates(bench: Harness) -> None:
     """Documents with @timestamp, with and without ids, are appended to a data stream."""
     name = bench.index_name
     template = {
@@ -116,7 +118,7 @@ def test_a_data_stream_takes_creates(bench: Bench) -> None:
     assert bench.dead_letters() == []
 
 
-def test_two_targets_that_take_nothing_stop_nobody_else(bench: Bench) -> None:
+def test_two_targets_that_take_nothing_stop_nobody_else(bench: Harness) -> None:
     """One write-blocked and one closed of ten: eight flow, the two wait in delay queues and flow when opened."""
     name, each = bench.index_name, 50
     targets = [f"{name}-{at}" for at in range(10)]
@@ -151,7 +153,7 @@ def test_two_targets_that_take_nothing_stop_nobody_else(bench: Bench) -> None:
     assert bench.dead_letters() == []
 
 
-def test_a_missing_index_that_may_not_be_created_is_a_dead_letter(bench: Bench) -> None:
+def test_a_missing_index_that_may_not_be_created_is_a_dead_letter(bench: Harness) -> None:
     """With auto-creation off for its name, messages are dead letters with the reason `index-missing`."""
     setting = "action.auto_create_index"
     bench.es("PUT", "/_cluster/settings", {"persistent": {setting: f"-{bench.index_name}*,+*"}})
@@ -170,7 +172,7 @@ def test_a_missing_index_that_may_not_be_created_is_a_dead_letter(bench: Bench) 
     assert account["dead_letter"] == 5
 
 
-def test_a_delayed_message_resolves_as_at_its_first_delivery(bench: Bench) -> None:
+def test_a_delayed_message_resolves_as_at_its_first_delivery(bench: Harness) -> None:
     """{routing_key}, {exchange} and {now} are those of the first delivery, however often it went round."""
     exchange, key = f"{bench.queue}-x", "orders.eu"
     bench.create_index()
@@ -190,8 +192,8 @@ def test_a_delayed_message_resolves_as_at_its_first_delivery(bench: Bench) -> No
     wait_until(lambda: bench.stored() == 1, DEADLINE_SECONDS, "the document", sidecar.told)
     assert time.time() - before > 2.9, "it did not wait"
     account = sidecar.terminate()
-    (ident,) = bench.documents()
-    *where, when = ident.split("|")
+    (document_id,) = bench.documents()
+    *where, when = document_id.split("|")
     assert where == [exchange, key]
     assert int(before) <= datetime.fromisoformat(when).replace(tzinfo=UTC).timestamp() <= after
     assert account["delay"] >= 1
@@ -199,7 +201,7 @@ def test_a_delayed_message_resolves_as_at_its_first_delivery(bench: Bench) -> No
     assert bench.dead_letters() == []
 
 
-def test_the_guard_holds_a_strict_mapping_until_it_is_mended(bench: Bench) -> None:
+def test_the_guard_holds_a_strict_mapping_until_it_is_mended(bench: Harness) -> None:
     """Fifty refused in a row are dead letters, the others wait; once the mapping is mended they are stored."""
     bench.es("PUT", f"/{bench.index_name}", {"mappings": {"dynamic": "strict", "properties": {}}})
     bench.declare()
@@ -222,7 +224,7 @@ def test_the_guard_holds_a_strict_mapping_until_it_is_mended(bench: Bench) -> No
     assert sidecar.events("elasticsearch.resumed")
 
 
-def test_without_a_guard_a_strict_mapping_dead_letters_all(bench: Bench) -> None:
+def test_without_a_guard_a_strict_mapping_dead_letters_all(bench: Harness) -> None:
     """With SIDECAR_REJECT_GUARD=0 nothing holds: every refused message is a dead letter."""
     bench.es("PUT", f"/{bench.index_name}", {"mappings": {"dynamic": "strict", "properties": {}}})
     bench.declare()
@@ -234,14 +236,14 @@ def test_without_a_guard_a_strict_mapping_dead_letters_all(bench: Bench) -> None
 
 
 @pytest.mark.parametrize("on_reject", ["broker", "discard"])
-def test_rejects_go_where_users_choose(bench: Bench, on_reject: str) -> None:
+def test_rejects_go_where_users_choose(bench: Harness, on_reject: str) -> None:
     """`broker`: the queue's own dead-letter exchange takes them, unchanged; `discard`: they are acked and counted."""
     own = f"{bench.queue}.own"
     bench.create_index({"n": {"type": "long"}})
     bench.declare({**QUORUM, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": own})
     bench.amqp.declare_queue(own, QUORUM)
     bad = {"malformed": b"no json", "refused": b'{"n":"no number"}'}
-    bench.publish([message(body, ident) for ident, body in bad.items()])
+    bench.publish([message(body, document_id) for document_id, body in bad.items()])
     bench.publish([message(b'{"n":%d}' % at, str(at)) for at in range(20)])
     account = settle_all(bench, ON_REJECT=on_reject)
     taken = {letter.message_id: letter.body for letter in bench.amqp.drain(own)}
@@ -254,13 +256,15 @@ def test_rejects_go_where_users_choose(bench: Bench, on_reject: str) -> None:
     assert sum(event["count"] for event in events) == 2
 
 
-def test_a_fragment_smuggles_no_neighbours_into_an_update(bench: Bench) -> None:
+def test_a_fragment_smuggles_no_neighbours_into_an_update(bench: Harness) -> None:
     """A body that would close `doc` and add fields beside it is malformed, for updates and upserts."""
     bench.create_index()
     bench.es("PUT", f"/{bench.index_name}/_doc/there", b'{"n":1}')
     body = b'{"a":1},"upsert":{"x":1}'
     bench.declare()
-    bench.publish([operation(op, f"{op}-{ident}", body) for op in ("update", "upsert") for ident in ("there", "new")])
+    bench.publish(
+        [operation(op, f"{op}-{document_id}", body) for op in ("update", "upsert") for document_id in ("there", "new")]
+    )
     bench.publish([operation("update", "there", body), operation("update", "there", b'{"n":2}')])
     account = settle_all(bench, ACTION="{header.op}")
     letters = bench.dead_letters()
@@ -270,7 +274,7 @@ def test_a_fragment_smuggles_no_neighbours_into_an_update(bench: Bench) -> None:
     assert account["ack"] == 1
 
 
-def test_what_names_no_allowed_index_never_gets_into_a_request(bench: Bench) -> None:
+def test_what_names_no_allowed_index_never_gets_into_a_request(bench: Harness) -> None:
     """A name outside of SIDECAR_INDEX_ALLOW is `index-not-allowed`; an absent field is `missing-field`."""
     allowed = f"{bench.index_name}-good"
     bench.declare()
@@ -283,7 +287,7 @@ def test_what_names_no_allowed_index_never_gets_into_a_request(bench: Bench) -> 
     )
     account = settle_all(bench, INDEX="{header.to}", INDEX_ALLOW=f"{bench.index_name}-*")
     letters = letters_by_id(bench)
-    assert {ident: letter.headers["sidecar-reason"] for ident, letter in letters.items()} == {
+    assert {document_id: letter.headers["sidecar-reason"] for document_id, letter in letters.items()} == {
         "outside": "index-not-allowed",
         "absent": "missing-field",
     }

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.integration.bench import Bench
+    from tests.integration.bench import Harness
 
 REPOSITORY = README.parent
 SECONDS = 60.0
@@ -120,7 +120,7 @@ def wrong_template() -> dict[str, Any]:
     return template
 
 
-def test_a_new_operator_finds_from_red_to_green(bench: Bench, tmp_path: Path) -> None:
+def test_a_new_operator_finds_from_red_to_green(bench: Harness, tmp_path: Path) -> None:
     """With nothing but the docs; and what they show is what is seen."""
     bench.queue, bench.dead, bench.index_name = "orders", "orders.dead", "events"
     bench.es("PUT", "/_index_template/events", wrong_template())

@@ -47,7 +47,7 @@ def _chosen(arguments: argparse.Namespace) -> list[Mutant]:
     return _sample(mutants, arguments.sample, random.Random(arguments.seed))
 
 
-def _sample(mutants: list[Mutant], count: int, dice: random.Random) -> list[Mutant]:
+def _sample(mutants: list[Mutant], count: int, rng: random.Random) -> list[Mutant]:
     """Return as many mutants of each folder, as far as it has them."""
     folders = defaultdict(list)
     for mutant in mutants:
@@ -55,9 +55,9 @@ def _sample(mutants: list[Mutant], count: int, dice: random.Random) -> list[Muta
     chosen: list[Mutant] = []
     for place, name in enumerate(sorted(folders, key=lambda name: len(folders[name]))):
         share = (count - len(chosen)) // (len(folders) - place)
-        chosen += dice.sample(folders[name], min(share, len(folders[name])))
+        chosen += rng.sample(folders[name], min(share, len(folders[name])))
     # In no order: whoever ends a run early has a fair sample as well.
-    dice.shuffle(chosen)
+    rng.shuffle(chosen)
     return chosen
 
 

@@ -27,7 +27,7 @@ import pytest
 
 from sidecar.errors import BrokerError, SinkError
 from sidecar.ops.metrics import Metrics
-from sidecar.ports import DURABLE_SECONDS
+from sidecar.ports import QUEUE_DURABLE_AFTER_SECONDS
 from tests.fakes.elasticsearch import RequestFault, read
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     from sidecar.core.ledger import Ledger, Settlement
     from sidecar.core.message import Message
-    from sidecar.core.state import State
-    from sidecar.plan import Plan
-    from sidecar.ports import Answer, BrokerSession, Copy, Receive
+    from sidecar.core.state import Snapshot
+    from sidecar.plan import PipelineConfig
+    from sidecar.ports import Answer, BrokerSession, OutboundMessage, Receive
     from tests.fakes.broker import SimulatedSession
     from tests.fakes.elasticsearch import Client, Elasticsearch, Item
     from tests.fakes.outlet import SimulatedOutlet
@@ -51,7 +51,7 @@ _YEAR_SECONDS = 366 * 86_400
 _MILLISECONDS_FROM = 10**11
 
 
-def scrape(state: State) -> dict[str, float]:
+def scrape(state: Snapshot) -> dict[str, float]:
     """Return what ``/metrics`` tells of the sidecar in this state, without prefix, buckets and the process's own."""
     body, _ = Metrics(lambda: state).render("")
     found = {}
@@ -184,7 +184,7 @@ class ExpectedMetrics:
         wall_clock: seconds since 1970.
     """
 
-    def __init__(self, plan: Plan, wall_clock: Callable[[], float]) -> None:
+    def __init__(self, plan: PipelineConfig, wall_clock: Callable[[], float]) -> None:
         self.counts = Counts()
         self._plan = plan
         self._wall_clock = wall_clock
@@ -248,7 +248,7 @@ class ExpectedMetrics:
                 counts.take(ledger, tags, "requeue")
             await give_back(outstanding)
 
-        async def publish_counted(copies: list[Copy]) -> list[str | None]:
+        async def publish_counted(copies: list[OutboundMessage]) -> list[str | None]:
             refusals = await publish(copies)
             self._published(counts, copies, refusals)
             return refusals
@@ -281,12 +281,12 @@ class ExpectedMetrics:
             discarded = self._plan.on_reject == "discard" and not delivery.stored
             counts.settled[delivery.queue, "discard" if discarded else "ack"] += 1
 
-    def _published(self, counts: Counts, copies: list[Copy], refusals: list[str | None]) -> None:
+    def _published(self, counts: Counts, copies: list[OutboundMessage], refusals: list[str | None]) -> None:
         for copy, refusal in zip(copies, refusals, strict=True):
             self._copied(counts, copy, refusal)
 
     @staticmethod
-    def _copied(counts: Counts, copy: Copy, refusal: str | None) -> None:
+    def _copied(counts: Counts, copy: OutboundMessage, refusal: str | None) -> None:
         if copy.delay is not None:
             counts.delays_confirmed += refusal is None
             counts.delays_refused += refusal is not None
@@ -389,7 +389,7 @@ class ExpectedMetrics:
         deliveries: list[Delivery | None],
         sent_at: float,
     ) -> None:
-        choices = self._plan.choices
+        choices = self._plan.error_policy
         kept: list[Delivery | None] = []
         unsure = 0  # whether a conflict is the sidecar's own doing, the ports can't tell
         for item, result, delivery in zip(items, results, deliveries, strict=True):
@@ -422,7 +422,7 @@ class ExpectedMetrics:
         """Count what is published to another exchange as requests."""
         publish = outlet.publish
 
-        async def publish_counted(copies: list[Copy]) -> list[str | None]:
+        async def publish_counted(copies: list[OutboundMessage]) -> list[str | None]:
             counts, sent_at = self.counts, _now()
             counts.in_flight += 1
             try:
@@ -433,7 +433,9 @@ class ExpectedMetrics:
             finally:
                 counts.in_flight -= 1
             first_at = counts.first_confirmed_at = counts.first_confirmed_at or _now()
-            if _now() < first_at + DURABLE_SECONDS:  # a killed broker forgets what is in a queue that may be so young
+            if (
+                _now() < first_at + QUEUE_DURABLE_AFTER_SECONDS
+            ):  # a killed broker forgets what is in a queue that may be so young
                 connection, took, loop = outlet.connection, _now() - sent_at, asyncio.get_running_loop()
 
                 def decide() -> None:
@@ -442,7 +444,7 @@ class ExpectedMetrics:
                     else:
                         confirmed(counts, refusals, took)
 
-                loop.call_at(first_at + DURABLE_SECONDS, decide)
+                loop.call_at(first_at + QUEUE_DURABLE_AFTER_SECONDS, decide)
             else:
                 confirmed(counts, refusals, _now() - sent_at)
             return refusals
@@ -464,7 +466,7 @@ class ExpectedMetrics:
 
     # Comparing -------------------------------------------------------------------------------------------------------
 
-    def check(self, state: State, *, quiet: bool, sink: str = "elasticsearch") -> None:
+    def check(self, state: Snapshot, *, quiet: bool, sink: str = "elasticsearch") -> None:
         """Compare a scrape with what was counted.
 
         Args:
@@ -484,8 +486,12 @@ class ExpectedMetrics:
         assert not told.wrong, "; ".join(told.wrong)
 
     def _check_messages(self, told: _Told, sink: str) -> None:
-        counts, recipe = self.counts, self._plan.recipe
-        exact = sink == "elasticsearch" and counts.plain and not (recipe.has_parts or recipe.coalesce != "none")
+        counts, encoder_config = self.counts, self._plan.encoder_config
+        exact = (
+            sink == "elasticsearch"
+            and counts.plain
+            and not (encoder_config.splits or encoder_config.coalesce != "none")
+        )
         for queue, received in counts.received.items():
             told.is_exactly(f"messages_received_total{{queue={queue}}}", received)
             expected = {verdict: counts.settled[queue, verdict] for verdict in _VERDICTS}
@@ -529,14 +535,14 @@ class ExpectedMetrics:
                     counts.end_to_end.most if sink == "elasticsearch" else float("inf"))  # fmt: skip
 
     def _check_batches(self, told: _Told) -> None:
-        counts, recipe = self.counts, self._plan.recipe
+        counts, encoder_config = self.counts, self._plan.encoder_config
         batches, items = told["batch_items_count"], told["batch_items_sum"]
         told.compare("batches", told.total("batches_total"), batches)
         told.compare("batch_bytes_count", told["batch_bytes_count"], batches)
         told.within("batches", batches, 0, items)
-        if recipe.coalesce == "none":
+        if encoder_config.coalesce == "none":
             told.is_exactly("coalesced_total", 0)
-        if not counts.plain or recipe.has_parts or recipe.coalesce != "none":
+        if not counts.plain or encoder_config.splits or encoder_config.coalesce != "none":
             return
         sent_back = told.settled("requeue") or told.settled("stale")
         told.within("batch_items_sum", items, counts.first_items, float("inf") if sent_back else counts.first_items)

@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING
 import pytest
 
 import sidecar
-from sidecar.core.compose import Recipe
-from sidecar.core.policy import Choices
+from sidecar.core.compose import EncoderConfig
+from sidecar.core.policy import ErrorPolicy
 from sidecar.core.template import Template
 from tests import invariants
 from tests.builders import long_string
 from tests.builders import properties as raw_properties
 from tests.fakes.elasticsearch import Failure
-from tests.pipeline.world import QUEUE, World, play
+from tests.pipeline.world import QUEUE, SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from tests.fakes.elasticsearch import Item
 
 MESSAGES = 1_200
 WINDOW = 300
-MOST = {"IndexNames": 1_024, "Failures": 50, "Suspects": 100, "RejectGuard": 60, "Copying": 5}
+MOST = {"IndexParameterCache": 1_024, "FailureThrottle": 50, "Suspects": 100, "RejectGuard": 60, "Republisher": 5}
 """What caches keep at most; nothing else has more than what may be on its way at once."""
 
 
-def unlike(coalesce: str, way: str) -> World:
+def unlike(coalesce: str, way: str) -> SimulatedPipeline:
     """Return a world whose messages have nothing in common: index, id, routing, group, and why they fail."""
-    recipe = Recipe(
+    encoder_config = EncoderConfig(
         index=Template("{header.i}"),
         routing=Template("{header.i}") if coalesce == "none" else None,
         batch_key=Template("{message_id}"),
@@ -38,8 +38,10 @@ def unlike(coalesce: str, way: str) -> World:
         coalesce=coalesce,  # type: ignore[arg-type]
         batch_complete_count=Template("1") if way == "singly" else None,
     )
-    choices = Choices(on_conflict="dead-letter")
-    return World(recipe=recipe, choices=choices, prefetch=WINDOW, batch_max_items=60, reject_guard=0)
+    choices = ErrorPolicy(on_conflict="dead-letter")
+    return SimulatedPipeline(
+        encoder_config=encoder_config, error_policy=choices, prefetch=WINDOW, batch_max_items=60, reject_guard=0
+    )
 
 
 def fault(item: Item) -> Failure | None:
@@ -52,7 +54,7 @@ def fault(item: Item) -> Failure | None:
 def test_nothing_grows_with_what_is_different_in_each_message(coalesce: str, way: str) -> None:
     """With every third rejected and two lost sessions, no container holds more than the largest cache may."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.item_fault = fault
         await world.start()
         for start in range(0, MESSAGES, 200):
@@ -64,7 +66,7 @@ def test_nothing_grows_with_what_is_different_in_each_message(coalesce: str, way
             if start in (400, 1_000):
                 world.lose_session()
         found = invariants.containers(world.pipeline)
-        assert found["IndexNames"] > 100, "the walk comes to the caches"
+        assert found["IndexParameterCache"] > 100, "the walk comes to the caches"
         assert {owner: size for owner, size in found.items() if size > MOST.get(owner, WINDOW)} == {}
 
     play(lambda: unlike(coalesce, way), scenario)

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from sidecar.core.compose import Recipe
+from sidecar.core.compose import EncoderConfig
 from sidecar.core.template import Template
 from tests.fakes.broker import Stored, properties
 from tests.fakes.elasticsearch import merge, must_be_number
-from tests.pipeline.world import INDEX, QUEUE, World, play
+from tests.pipeline.world import INDEX, QUEUE, SimulatedPipeline, play
 
 SEEDS = range(12)
 ACTIONS = ("index", "create", "update", "upsert", "delete")
 
 
-class Folding(World):
+class Folding(SimulatedPipeline):
     """A world whose messages name their action, and a model of what is stored when each is done in turn.
 
     What is acked was stored, or is covered by what was stored: only the end tells.
@@ -25,35 +25,35 @@ class Folding(World):
 
     def __init__(self, seed: int, coalesce: str, **plan: Any) -> None:
         version = Template("{app_id}") if plan.pop("versioned", False) else None
-        recipe = Recipe(
+        encoder_config = EncoderConfig(
             index=Template(INDEX),
             action=Template("{type}"),
             version=version,
             coalesce=coalesce,  # type: ignore[arg-type]
         )
-        super().__init__(seed, **{"recipe": recipe, "prefetch": 2_000, "batch_max_items": 100, **plan})
+        super().__init__(seed, **{"encoder_config": encoder_config, "prefetch": 2_000, "batch_max_items": 100, **plan})
         self.model: dict[str, dict[str, Any]] = {}
         self.versions: dict[str, int] = {}
 
     def _acked(self, message: Stored) -> None:
         pass
 
-    def do(self, action: str, ident: str, document: dict[str, Any], version: int = 0) -> None:
+    def do(self, action: str, document_id: str, document: dict[str, Any], version: int = 0) -> None:
         """Publish an operation, and have the model do it."""
         body = json.dumps(document, separators=(",", ":")).encode()
-        self.broker.publish(QUEUE, body, properties(type=action, message_id=ident, app_id=str(version)))
+        self.broker.publish(QUEUE, body, properties(type=action, message_id=document_id, app_id=str(version)))
         if version:
-            if version <= self.versions.get(ident, 0):
+            if version <= self.versions.get(document_id, 0):
                 return
-            self.versions[ident] = version
-        there = self.model.get(ident)
+            self.versions[document_id] = version
+        there = self.model.get(document_id)
         if action == "delete":
-            self.model.pop(ident, None)
+            self.model.pop(document_id, None)
         elif action == "index" or there is None:
             if action != "update":
-                self.model[ident] = document
+                self.model[document_id] = document
         elif action != "create":
-            self.model[ident] = merge(there, document)
+            self.model[document_id] = merge(there, document)
 
     def compare(self) -> None:
         """Every document is as the model has it."""
@@ -64,11 +64,11 @@ class Folding(World):
         return sum(request.items for request in self.elastic.requests)
 
 
-def any_document(world: World, number: int) -> dict[str, Any]:
+def any_document(world: SimulatedPipeline, number: int) -> dict[str, Any]:
     """Return a small document, often with the same names as others: texts, numbers, lists and objects among them."""
-    dice = world.dice
+    rng = world.rng
     values: list[Any] = [number, f"text {number}", [number], None, {"x": number}, {"y": {"z": number}}, {}]
-    return {name: dice.choice(values) for name in dice.sample("abc", dice.randint(0, 3))} | {"n": number}
+    return {name: rng.choice(values) for name in rng.sample("abc", rng.randint(0, 3))} | {"n": number}
 
 
 @pytest.mark.parametrize("mode", ["none", "latest", "merge"])
@@ -79,12 +79,12 @@ def test_every_document_ends_as_if_all_was_done_in_turn(seed: int, mode: str) ->
     async def scenario(world: Folding) -> None:
         world.elastic.capacity_items = 8
         for number in range(600):
-            action = world.dice.choice(ACTIONS)
-            world.do(action, f"d{world.dice.randrange(12)}", any_document(world, number))
+            action = world.rng.choice(ACTIONS)
+            world.do(action, f"d{world.rng.randrange(12)}", any_document(world, number))
         await world.start()
         await world.until_settled(3_600.0)
         world.compare()
-        folded = world.pipeline.account.coalesced
+        folded = world.pipeline.counters.coalesced
         assert (folded > 100) is (mode != "none")
 
     play(lambda: Folding(seed, mode, bulk_concurrency=8, batch_max_items=50), scenario)  # type: ignore[arg-type]
@@ -97,11 +97,11 @@ def test_with_versions_the_highest_wins_through_lost_sessions_and_crashes(seed: 
     async def scenario(world: Folding) -> None:
         versions = {f"d{at}": list(range(1, 41)) for at in range(8)}
         for one in versions.values():
-            world.dice.shuffle(one)
+            world.rng.shuffle(one)
         for at in range(40):
-            for ident, order in versions.items():
-                action = world.dice.choice(["index", "delete"])
-                world.do(action, ident, {"n": order[at], "of": ident}, order[at])
+            for document_id, order in versions.items():
+                action = world.rng.choice(["index", "delete"])
+                world.do(action, document_id, {"n": order[at], "of": document_id}, order[at])
         for _ in range(3):
             await world.start()
             await world.until(lambda: world.broker.unsettled(QUEUE))
@@ -124,13 +124,13 @@ def test_a_tenth_of_the_operations_is_sent_of_a_hot_queue(mode: str) -> None:
 
     async def scenario(world: Folding) -> None:
         for number in range(20_000):
-            world.do("index" if number % 7 else "delete", f"d{world.dice.randrange(100)}", {"n": number})
+            world.do("index" if number % 7 else "delete", f"d{world.rng.randrange(100)}", {"n": number})
         await world.start()
         await world.until_settled(600.0)
         world.compare()
         assert world.sent() < 2_000
-        assert world.pipeline.account.coalesced + world.sent() == 20_000
-        assert world.pipeline.account.settled[QUEUE, "ack"] == 20_000
+        assert world.pipeline.counters.coalesced + world.sent() == 20_000
+        assert world.pipeline.counters.settled[QUEUE, "ack"] == 20_000
 
     play(lambda: Folding(1, mode, batch_max_items=2_000, prefetch=12_000), scenario)  # type: ignore[arg-type]
 

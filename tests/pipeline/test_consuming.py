@@ -8,7 +8,7 @@ import pytest
 
 from sidecar.core.window import MESSAGE_BYTES
 from tests.fakes.elasticsearch import Refusal, Trouble, must_be_number
-from tests.pipeline.world import QUEUE, World, play
+from tests.pipeline.world import QUEUE, SimulatedPipeline, play
 
 SEEDS = range(4)
 MINUTE = 60.0
@@ -16,12 +16,12 @@ HOUR = 3_600.0
 CONFIGURATION_FAULT = Refusal(403, "security_exception", "action [indices:data/write/bulk] is unauthorized")
 
 
-def in_hands(world: World) -> int:
+def in_hands(world: SimulatedPipeline) -> int:
     """Return how many messages the sidecar has."""
     return len(world.broker.unsettled(QUEUE))
 
 
-def returns(world: World) -> list[int]:
+def returns(world: SimulatedPipeline) -> list[int]:
     """Return how often each message came back."""
     return [message.returns for message in world.published.values()]
 
@@ -31,7 +31,7 @@ def returns(world: World) -> list[int]:
 def test_nothing_is_consumed_before_elasticsearch_answers(seed: int, trouble: Trouble | Refusal) -> None:
     """What isn't here needs no holding: at the start the queue is left as it is. A proxy's answer is none."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.looks_see_trouble = True
         world.elastic.trouble = lambda _: trouble
         world.publish_many(50)
@@ -44,14 +44,14 @@ def test_nothing_is_consumed_before_elasticsearch_answers(seed: int, trouble: Tr
         world.judge()
         assert max(returns(world)) == 0
 
-    play(lambda: World(seed), scenario)
+    play(lambda: SimulatedPipeline(seed), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_what_is_held_too_long_goes_back_in_order_and_once(seed: int) -> None:
     """An outage of an hour: held for five minutes, given back in order, and taken again when it is over."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         bodies = world.publish_many(300)
         await world.start()
         await world.until(lambda: world.elastic.documents)
@@ -74,16 +74,16 @@ def test_what_is_held_too_long_goes_back_in_order_and_once(seed: int) -> None:
         world.judge(redelivered=True)
         assert max(returns(world)) == 1
         assert not world.dead_letters
-        assert world.pipeline.account.total("requeue") > 0
+        assert world.pipeline.counters.total("requeue") > 0
 
-    play(lambda: World(seed), scenario)
+    play(lambda: SimulatedPipeline(seed), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_after_a_hold_one_batch_comes_first(seed: int) -> None:
     """The window is one batch until a request was stored, and grows to the prefetch then."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.trouble = lambda _: Trouble.REFUSED
         world.publish_many(2_000)
         await world.start()
@@ -105,14 +105,14 @@ def test_after_a_hold_one_batch_comes_first(seed: int) -> None:
         assert max(details["prefetch"] for details in world.log.named("amqp.consuming")[1:]) == 200  # type: ignore[type-var]
         world.judge(redelivered=True)
 
-    play(lambda: World(seed, prefetch=200), scenario)
+    play(lambda: SimulatedPipeline(seed, prefetch=200), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_fault_that_no_look_can_see_costs_few_deliveries(seed: int) -> None:
     """A configuration fault of six hours: one batch is tried now and then, and the rest of the queue left alone."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.trouble = lambda _: CONFIGURATION_FAULT
         world.publish_many(300)
         await world.start()
@@ -124,14 +124,14 @@ def test_a_fault_that_no_look_can_see_costs_few_deliveries(seed: int) -> None:
         await world.until_settled(6 * MINUTE)
         world.judge(redelivered=True)
 
-    play(lambda: World(seed), scenario)
+    play(lambda: SimulatedPipeline(seed), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_session_that_ends_in_a_hold_is_followed_by_one_that_waits(seed: int) -> None:
     """The broker's consumer timeout: consuming again at once would only run into the next one."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.publish_many(100)
         await world.start()
         await world.until(lambda: world.elastic.documents)
@@ -147,23 +147,23 @@ def test_a_session_that_ends_in_a_hold_is_followed_by_one_that_waits(seed: int) 
         await world.until_settled(45.0)
         world.judge(redelivered=True)
 
-    play(lambda: World(seed), scenario)
+    play(lambda: SimulatedPipeline(seed), scenario)
 
 
-def held_bytes(world: World) -> int:
+def held_bytes(world: SimulatedPipeline) -> int:
     """Return what is held, as the limit counts it."""
     ledgers = [ledger for session in world.broker.sessions if not session.over for ledger in session.ledgers]
-    return sum(ledger.held_bytes + ledger.open * MESSAGE_BYTES for ledger in ledgers)
+    return sum(ledger.memory_bytes + ledger.open * MESSAGE_BYTES for ledger in ledgers)
 
 
-class Large(World):
+class Large(SimulatedPipeline):
     """A world of large messages, which notes how much was held at most, in bytes."""
 
     most_held = 0
 
     def watch(self) -> None:
         super().watch()
-        if not self.broker.sessions or not self.pipeline._consuming.dropping:
+        if not self.broker.sessions or not self.pipeline._flow_control.discarding:
             self.most_held = max(self.most_held, held_bytes(self))
 
     def publish_large(self, count: int, size: int) -> None:
@@ -181,7 +181,7 @@ SIZE = 10_000
 def test_no_more_is_held_than_the_limit(seed: int, losses: int) -> None:
     """Whatever the prefetch: reading stops at the limit, and goes on as soon as there is room; in any session."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         assert isinstance(world, Large)
         world.broker._chunk_items = (1, 3)
         world.elastic.latency_seconds = (0.3, 0.5)
@@ -209,7 +209,7 @@ def test_a_pause_is_never_so_long_that_the_broker_loses_patience(queues: int, se
     What went back takes no memory: once all is settled, nothing does.
     """
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         assert isinstance(world, Large)
         world.queues = [QUEUE, "other"][:queues]
         world.broker.declare("other")
@@ -237,7 +237,7 @@ def test_a_pause_is_never_so_long_that_the_broker_loses_patience(queues: int, se
 def test_what_fills_the_memory_in_an_outage_goes_back_as_well(seed: int) -> None:
     """Nobody consumes any more since there is no room; what is held goes back all the same when it takes too long."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         assert isinstance(world, Large)
         world.broker._chunk_items = (1, 3)
         world.publish_large(300, SIZE)
@@ -262,7 +262,7 @@ def test_what_fills_the_memory_in_an_outage_goes_back_as_well(seed: int) -> None
 def test_a_message_above_the_limit_is_admitted_alone(seed: int) -> None:
     """It can't be refused, and it can't wait for room that will never be."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         assert isinstance(world, Large)
         world.broker._chunk_items = (1, 1)
         world.publish_large(5, 3 * LIMIT)
@@ -278,17 +278,17 @@ def test_a_message_above_the_limit_is_admitted_alone(seed: int) -> None:
 def test_a_batch_that_memory_has_no_room_for_is_completed(seed: int) -> None:
     """With a batch of a thousand and room for eighteen nobody waits for the age."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         assert isinstance(world, Large)
         world.broker._chunk_items = (1, 3)
         world.publish_large(100, SIZE)
         await world.start()
         await world.until(lambda: world.ready == 0, 60.0)
-        assert world.pipeline.account.batches["pressure"] > 0
+        assert world.pipeline.counters.batches["pressure"] > 0
         await world.stop()
         world.judge()
 
-    def world_of() -> World:
+    def world_of() -> SimulatedPipeline:
         return Large(seed, prefetch=1_000, batch_max_items=1_000, memory_limit_bytes=LIMIT, batch_max_age_seconds=1e4)
 
     play(world_of, scenario)
@@ -298,18 +298,18 @@ def test_a_batch_that_memory_has_no_room_for_is_completed(seed: int) -> None:
 def test_a_drain_while_reading_is_paused_ends_in_time(seed: int) -> None:
     """The answer to the cancel lies behind everything that isn't read: that goes back with the rest."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         assert isinstance(world, Large)
         world.broker._chunk_items = (1, 3)
         world.elastic.trouble = lambda _: Trouble.HANGS_BEFORE
         world.publish_large(100, SIZE)
         await world.start()
         await world.until(lambda: world.broker.sessions and world.broker.sessions[-1].paused)
-        await asyncio.sleep(world.dice.uniform(0, 12))
+        await asyncio.sleep(world.rng.uniform(0, 12))
         assert await world.stop() <= 25.0
         world.judge(redelivered=True)
         assert len(world.left) == 100
-        assert world.pipeline.account.in_flight == 0
+        assert world.pipeline.counters.in_flight == 0
 
     play(lambda: Large(seed, prefetch=1_000, memory_limit_bytes=LIMIT), scenario)
 
@@ -318,7 +318,7 @@ def test_a_drain_while_reading_is_paused_ends_in_time(seed: int) -> None:
 def test_a_resource_alarm_keeps_dead_letters_waiting_and_makes_each_once(seed: int) -> None:
     """Half an hour without a confirm: the originals stay, good documents flow, and no copy is published twice."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.reject = must_be_number("n")
         world.broker.raise_alarm()
         for number in range(20):
@@ -335,14 +335,14 @@ def test_a_resource_alarm_keeps_dead_letters_waiting_and_makes_each_once(seed: i
         world.judge()
         assert len(world.broker.sessions) == 1
 
-    play(lambda: World(seed), scenario)
+    play(lambda: SimulatedPipeline(seed), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_messages_that_come_again_and_again_are_warned_about(seed: int) -> None:
     """A quorum queue drops a message at its delivery limit: somebody should know before."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.publish_many(20)
         for message in world.published.values():
             message.returns = message.deliveries = 16
@@ -351,4 +351,4 @@ def test_messages_that_come_again_and_again_are_warned_about(seed: int) -> None:
         (warning,) = world.log.named("amqp.worn")
         assert (warning["queue"], warning["deliveries"]) == (QUEUE, 16)
 
-    play(lambda: World(seed), scenario)
+    play(lambda: SimulatedPipeline(seed), scenario)

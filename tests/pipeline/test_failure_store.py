@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sidecar.core.policy import Choices
+from sidecar.core.policy import ErrorPolicy
 from sidecar.core.properties import decode, header
 from tests.fakes.elasticsearch import must_be_number
-from tests.pipeline.world import DEAD, INDEX, World, play
+from tests.pipeline.world import DEAD, INDEX, SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from tests.fakes.broker import Stored
 
 SEEDS = range(4)
-DEAD_LETTER = Choices(on_failure_store="dead-letter")
+DEAD_LETTER = ErrorPolicy(on_failure_store="dead-letter")
 
 
-class Stream(World):
+class Stream(SimulatedPipeline):
     """A world whose index is a data stream with a failure store."""
 
     def fill(self, count: int, *, bad_each: int, guilty: bool) -> None:
@@ -46,17 +46,17 @@ def test_by_default_it_is_acked_and_told(seed: int) -> None:
         await world.until_settled()
         assert (len(world.elastic.documents), len(world.elastic.failure_store)) == (40, 20)
         assert world.dead_letters == []
-        account = world.pipeline.account
+        account = world.pipeline.counters
         assert account.total("ack") == 60
         assert account.outcomes() == {"success": 40, "failure_store": 20}
-        world.pipeline.tell_failures()
+        world.pipeline.flush_failure_log()
         told = world.log.named("items.in_failure_store")
         assert sum(int(str(line["count"])) for line in told) == 20
         assert f"GET {INDEX}::failures/_search" in str(told[0]["example"])
         assert str(told[0]["example_id"]).startswith("id-")
         assert "no " not in str([line["example"] for line in told])
         assert not world.log.named("items.rejected")
-        (group,) = world.pipeline.state().failures
+        (group,) = world.pipeline.snapshot().failures
         assert (group.kind.verdict, group.kind.reason, group.count) == ("ack", "failure-store", 20)
 
     play(lambda: Stream(seed, action="create"), scenario)
@@ -79,9 +79,9 @@ def test_as_dead_letters_they_say_why(seed: int) -> None:
         ]
         assert told == ["failure-store", 201, INDEX]
         assert world.log.named("items.in_failure_store")
-        assert world.pipeline.account.outcomes()["failure_store"] == 20
+        assert world.pipeline.counters.outcomes()["failure_store"] == 20
 
-    play(lambda: Stream(seed, action="create", choices=DEAD_LETTER), scenario)
+    play(lambda: Stream(seed, action="create", error_policy=DEAD_LETTER), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -96,4 +96,4 @@ def test_as_dead_letters_they_are_guarded(seed: int) -> None:
         assert len(world.dead_letters) == 10
         assert "10 documents in a row were refused: failure-store" in str(world.pipeline.held)
 
-    play(lambda: Stream(seed, action="create", choices=DEAD_LETTER, reject_guard=10), scenario)
+    play(lambda: Stream(seed, action="create", error_policy=DEAD_LETTER, reject_guard=10), scenario)

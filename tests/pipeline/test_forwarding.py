@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from sidecar.core.compose import Recipe
+from sidecar.core.compose import EncoderConfig
 from sidecar.core.far import SINK
-from sidecar.core.policy import Choices
+from sidecar.core.policy import ErrorPolicy
 from sidecar.core.properties import header, short
-from sidecar.core.staging import ACTION, Staging
+from sidecar.core.staging import ACTION, ForwardConfig
 from sidecar.core.template import Template
-from sidecar.forwarding import Forwarding
+from sidecar.forwarding import AmqpSink
 from sidecar.pipeline import Pipeline
-from sidecar.ports import DURABLE_SECONDS
+from sidecar.ports import QUEUE_DURABLE_AFTER_SECONDS
 from tests.fakes.broker import Broker, Stored, properties
 from tests.fakes.outlet import SimulatedOutlet
-from tests.pipeline.world import QUEUE, World, play
+from tests.pipeline.world import QUEUE, SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -29,7 +29,7 @@ HERE = Template(STAGING)
 EACH_ITS_OWN = Template("{header.to|staging}")
 
 
-class Chain(World):
+class Chain(SimulatedPipeline):
     """A world in which messages are passed on to the queue ``staging`` of another broker.
 
     Args:
@@ -58,12 +58,15 @@ class Chain(World):
         on_unroutable: str = "hold",
         **plan: object,
     ) -> None:
-        self.staging = Staging(routing_key=routing_key, exchange=exchange, envelope=envelope)
-        recipe = Recipe(index=routing_key, action=Template(ACTION), id_mode="none")
-        choices = Choices(on_unroutable=on_unroutable)  # type: ignore[arg-type]
+        self.staging = ForwardConfig(routing_key=routing_key, exchange=exchange, envelope=envelope)
+        encoder_config = EncoderConfig(index=routing_key, action=Template(ACTION), id_mode="none")
+        choices = ErrorPolicy(on_unroutable=on_unroutable)  # type: ignore[arg-type]
         self.outlet = cast("SimulatedOutlet", None)
-        super().__init__(seed, **{"recipe": recipe, "choices": choices, "batches_join": False, "far": SINK, **plan})  # type: ignore[arg-type]
-        self.far = Broker(self.dice)
+        super().__init__(
+            seed,
+            **{"encoder_config": encoder_config, "error_policy": choices, "merges_batches": False, "far": SINK, **plan},
+        )  # type: ignore[arg-type]
+        self.far = Broker(self.rng)
         self.far.declare(STAGING)
         self.far.on_publish = self._staged
         self.staged: dict[str, list[Stored]] = {}
@@ -72,9 +75,9 @@ class Chain(World):
 
     def _new_pipeline(self) -> Pipeline:
         log = cast("FilteringBoundLogger", self.log)
-        outlet = self.outlet or SimulatedOutlet(Broker(self.dice))  # before there is a far broker, nothing runs
-        trade = Forwarding(self.plan, self.staging, outlet)
-        return Pipeline(self.plan, trade, dice=self.dice, log=log, wall_clock=self._wall_clock)
+        outlet = self.outlet or SimulatedOutlet(Broker(self.rng))  # before there is a far broker, nothing runs
+        sink = AmqpSink(self.plan, self.staging, outlet)
+        return Pipeline(self.plan, sink, rng=self.rng, log=log, wall_clock=self._wall_clock)
 
     def fresh(self) -> Pipeline:
         listener = self.outlet.on_blocked
@@ -107,7 +110,7 @@ def test_a_batch_is_one_publish_and_an_ack_comes_after_its_confirms() -> None:
         assert max(world.outlet.calls) == 10
         assert len(world.outlet.calls) <= 25
         assert world.outlet.opened == 1
-        account = world.pipeline.account
+        account = world.pipeline.counters
         assert account.documents == {("publish", "success"): 200}
         assert account.total("ack") == 200
         world.judge()
@@ -124,7 +127,7 @@ def test_order_of_one_route_is_that_of_delivery(seed: int) -> None:
         bodies = []
         for start in range(0, 300, 30):
             bodies += world.publish_many(30, with_ids=False, start=start)
-            await asyncio.sleep(world.dice.uniform(0, 0.2))
+            await asyncio.sleep(world.rng.uniform(0, 0.2))
         await world.until_settled()
         assert world.bodies() == bodies
         world.judge()
@@ -144,7 +147,7 @@ def test_a_full_queue_slows_down_and_loses_nothing() -> None:
         assert "basic.nack" in str(world.pipeline.held)
         assert world.log.named("sink.throttled")
         assert world.log.named("sink.held")
-        assert world.pipeline.account.documents["publish", "too_many"] >= 50
+        assert world.pipeline.counters.documents["publish", "too_many"] >= 50
         queue.full = False
         await world.until_settled(120)
         assert world.log.named("sink.resumed")
@@ -182,9 +185,9 @@ def test_what_is_unroutable_waits_until_the_queue_is_there() -> None:
         world.publish_many(50, with_ids=False)
         await world.start()
         await world.until(lambda: world.pipeline.held)
-        unready = world.pipeline.state().unready
-        assert unready is not None
-        assert (unready.reason, unready.detail) == ("held", "unroutable: 312 NO_ROUTE")
+        not_ready = world.pipeline.snapshot().not_ready
+        assert not_ready is not None
+        assert (not_ready.reason, not_ready.detail) == ("held", "unroutable: 312 NO_ROUTE")
         await asyncio.sleep(60)
         assert sum(world.outlet.calls[-8:]) == 8, "probes of one message each"
         world.far.declare(STAGING)
@@ -203,16 +206,16 @@ def test_what_a_queue_confirms_that_has_just_appeared_is_acked_when_it_is_safe()
         first = world.publish_many(10, with_ids=False)
         await world.start()
         await world.until(lambda: len(world.bodies()) == len(first))
-        await asyncio.sleep(DURABLE_SECONDS - 0.1)
-        assert world.pipeline.account.total("ack") == 0
+        await asyncio.sleep(QUEUE_DURABLE_AFTER_SECONDS - 0.1)
+        assert world.pipeline.counters.total("ack") == 0
         await world.until_settled()
         del world.far.queues[STAGING]
         second = world.publish_many(10, with_ids=False, start=10)
         await world.until(lambda: world.pipeline.held, 120)
         world.far.declare(STAGING)
         await world.until(lambda: len(world.bodies()) > len(first), 120)
-        await asyncio.sleep(DURABLE_SECONDS - 0.1)
-        assert world.pipeline.account.total("ack") == len(first)
+        await asyncio.sleep(QUEUE_DURABLE_AFTER_SECONDS - 0.1)
+        assert world.pipeline.counters.total("ack") == len(first)
         await world.until_settled(120)
         third = world.publish_many(10, with_ids=False, start=20)
         await world.until_settled(1.9)
@@ -250,7 +253,7 @@ def test_only_the_target_that_is_missing_waits() -> None:
         await world.start()
         await world.until(lambda: len(world.bodies()) == 45)
         assert world.pipeline.held is None
-        await world.until(lambda: world.pipeline.account.in_flight == 15)
+        await world.until(lambda: world.pipeline.counters.in_flight == 15)
         await asyncio.sleep(20)
         assert world.pipeline.held is None
         world.far.declare("nowhere")
@@ -287,7 +290,7 @@ def test_what_is_unroutable_may_leave(choice: str, verdict: str) -> None:
         for number in range(5):
             world.publish(b'{"n":%d}' % number, guilty=choice == "dead-letter")
         await world.start()
-        await world.until(lambda: world.pipeline.account.total(verdict) >= 5)  # type: ignore[arg-type]
+        await world.until(lambda: world.pipeline.counters.total(verdict) >= 5)  # type: ignore[arg-type]
         if choice == "delay":
             world.far.declare(STAGING)
             await world.until_settled()
@@ -348,7 +351,7 @@ def test_a_lost_connection_publishes_again_and_loses_nothing(seed: int) -> None:
         for _ in range(5):
             calls = len(world.outlet.calls)
             await world.until(lambda calls=calls: len(world.outlet.calls) > calls or not world.left)  # type: ignore[misc]
-            await asyncio.sleep(world.dice.uniform(0, 0.003))
+            await asyncio.sleep(world.rng.uniform(0, 0.003))
             world.outlet.lose()
         await world.until_settled(300)
         assert set(world.bodies()) == set(world.published)
@@ -386,9 +389,9 @@ def test_nothing_is_consumed_before_the_far_broker_answers() -> None:
         await world.start()
         await asyncio.sleep(20)
         assert world.ready == 50
-        unready = world.pipeline.state().unready
-        assert unready is not None
-        assert (unready.reason, unready.detail) == ("waiting-for-sink", "connection refused")
+        not_ready = world.pipeline.snapshot().not_ready
+        assert not_ready is not None
+        assert (not_ready.reason, not_ready.detail) == ("waiting-for-sink", "connection refused")
         assert len(world.log.named("sink.unreachable")) == 1
         world.far.down = False
         await world.until_settled()
@@ -501,7 +504,7 @@ def test_a_drain_gives_back_what_isnt_confirmed(seed: int) -> None:
     async def scenario(world: Chain) -> None:
         world.publish_many(400, with_ids=False)
         await world.start()
-        await asyncio.sleep(world.dice.uniform(0, 0.2))
+        await asyncio.sleep(world.rng.uniform(0, 0.2))
         await world.stop()
         world.judge()
         await world.start()
@@ -520,7 +523,7 @@ def test_a_lost_source_is_delivered_again(seed: int) -> None:
         world.publish_many(200, with_ids=False)
         await world.start()
         for _ in range(3):
-            await asyncio.sleep(world.dice.uniform(0.005, 0.05))
+            await asyncio.sleep(world.rng.uniform(0.005, 0.05))
             world.lose_session()
             sessions = len(world.broker.sessions)
             await world.until(lambda sessions=sessions: len(world.broker.sessions) > sessions)  # type: ignore[misc]
@@ -544,13 +547,13 @@ def test_the_groups_of_a_stage_are_its_own() -> None:
         assert world.bodies()[:6] == [b'{"n":%d}' % number for number in range(0, 12, 2)]
         world.judge()
 
-    recipe = Recipe(
+    encoder_config = EncoderConfig(
         index=HERE,
         action=Template(ACTION),
         batch_key=Template("{correlation_id}"),
         batch_flush_when=Template("{app_id|}"),
     )
-    play(lambda: Chain(recipe=recipe, batch_max_age_seconds=60.0, bulk_concurrency=1), scenario)
+    play(lambda: Chain(encoder_config=encoder_config, batch_max_age_seconds=60.0, bulk_concurrency=1), scenario)
 
 
 def test_headers_that_no_frame_takes_are_a_dead_letter_and_nobody_else_waits() -> None:
@@ -589,4 +592,4 @@ def test_an_envelope_is_what_is_published() -> None:
         await world.until(lambda: world.dead_letters == [b"{not json"])
 
     world = play(lambda: Chain(envelope=True), scenario)
-    assert world.pipeline.account.total("dead_letter") == 1
+    assert world.pipeline.counters.total("dead_letter") == 1

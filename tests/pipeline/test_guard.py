@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from sidecar.core.compose import Recipe
+from sidecar.core.compose import EncoderConfig
 from sidecar.core.far import HANDLER
 from sidecar.core.template import Template
-from sidecar.library.handling import Handling
+from sidecar.library.handling import HandlerSink
 from sidecar.library.settings import load
 from sidecar.library.transforming import hook
 from sidecar.library.verdicts import ACK, Verdict
 from sidecar.pipeline import Pipeline
 from tests.builders import long_string
 from tests.builders import properties as raw_properties
-from tests.pipeline.world import INDEX, QUEUE, World, play
+from tests.pipeline.world import INDEX, QUEUE, SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -29,29 +29,29 @@ SEEDS = range(5)
 GUARD = 30
 
 
-class Tenants(World):
+class Tenants(SimulatedPipeline):
     """A world whose index is named by a header; what has none is rejected before any request."""
 
     def __init__(self, seed: int = 0, **plan: Any) -> None:
-        recipe = plan.pop("recipe", None) or Recipe(index=Template("{header.tenant}"))
-        super().__init__(seed, **{"recipe": recipe, "reject_guard": GUARD, **plan})
+        encoder_config = plan.pop("encoder_config", None) or EncoderConfig(index=Template("{header.tenant}"))
+        super().__init__(seed, **{"encoder_config": encoder_config, "reject_guard": GUARD, **plan})
         self.number = 0
 
-    def tell(self, *, tenant: bool, ident: str | None = None, count: int = 1) -> None:
+    def tell(self, *, tenant: bool, document_id: str | None = None, count: int = 1) -> None:
         """Publish messages with the header or without it."""
         for _ in range(count):
             body = b'{"n":%d}' % self.number
-            raw = {"message_id": (ident or f"id-{self.number}").encode()}
+            raw = {"message_id": (document_id or f"id-{self.number}").encode()}
             headers = [(b"tenant", long_string(INDEX.encode()))] if tenant else None
             self.published[body] = self.broker.publish(QUEUE, body, raw_properties(headers, **raw))
             if not tenant:
                 self.guilty[body] = None
-            if ident is not None:
-                self.order.setdefault(ident, []).append(body)
+            if document_id is not None:
+                self.order.setdefault(document_id, []).append(body)
             self.number += 1
 
 
-def held(world: World) -> str:
+def held(world: SimulatedPipeline) -> str:
     """Return why the pipeline is held."""
     return world.pipeline.held or ""
 
@@ -67,14 +67,14 @@ def test_so_many_in_a_row_leave_and_the_rest_waits(seed: int, on_reject: str) ->
         await world.until(lambda: held(world))
         await asyncio.sleep(100)
         assert len(world.left) == 200 - GUARD
-        account = world.pipeline.account
+        account = world.pipeline.counters
         assert account.total("discard" if on_reject == "discard" else "dead_letter") == GUARD
         assert "30 messages in a row were rejected: missing-field: the message has no header.tenant" in held(world)
         assert "SIDECAR_REJECT_GUARD" in held(world)
         assert len(world.log.named("elasticsearch.held")) == 1
-        state = world.pipeline.state()
-        assert state.unready is not None
-        assert (state.unready.reason, state.held, state.breaker) == ("held", held(world), "open")
+        state = world.pipeline.snapshot()
+        assert state.not_ready is not None
+        assert (state.not_ready.reason, state.held, state.breaker) == ("held", held(world), "open")
         assert 0 < state.next_try_seconds <= 30
 
     play(lambda: Tenants(seed, on_reject=on_reject), scenario)
@@ -90,17 +90,17 @@ def test_a_hold_is_told_with_its_own_duration() -> None:
             await world.until_settled()
             world.elastic.down = True
             world.tell(tenant=True)
-            began = await world.until(lambda: world.pipeline.pacing.held, 300)
+            began = await world.until(lambda: world.pipeline.limiter.held, 300)
             await asyncio.sleep(10)
-            assert world.pipeline.state().held_seconds == pytest.approx(asyncio.get_running_loop().time() - began)
+            assert world.pipeline.snapshot().held_seconds == pytest.approx(asyncio.get_running_loop().time() - began)
             world.elastic.down = False
             await world.until_settled(300)
             await asyncio.sleep(1_000)
-            assert world.pipeline.state().held_seconds == 0.0
+            assert world.pipeline.snapshot().held_seconds == 0.0
             world.tell(tenant=False, count=GUARD + 1)
             began = await world.until(lambda: held(world))
             await asyncio.sleep(20)
-            assert world.pipeline.state().held_seconds == pytest.approx(asyncio.get_running_loop().time() - began)
+            assert world.pipeline.snapshot().held_seconds == pytest.approx(asyncio.get_running_loop().time() - began)
             world.tell(tenant=True)
             await world.until_settled(31)
 
@@ -201,12 +201,12 @@ def test_nothing_overtakes_what_waits(seed: int) -> None:
         return shown.json()
 
     hooked = hook(transform)
-    recipe = Recipe(index=Template(INDEX), transform=hooked.transform, prepare=hooked.prepare)
+    encoder_config = EncoderConfig(index=Template(INDEX), transform=hooked.transform, prepare=hooked.prepare)
 
     async def scenario(world: Tenants) -> None:
         nonlocal broken
         for number in range(150):
-            world.tell(tenant=True, ident=f"id-{number % 7}")
+            world.tell(tenant=True, document_id=f"id-{number % 7}")
         world.guilty.update(dict.fromkeys(list(world.published)[:GUARD]))
         await world.start()
         await world.until(lambda: held(world))
@@ -220,7 +220,7 @@ def test_nothing_overtakes_what_waits(seed: int) -> None:
         assert len(world.dead_letters) == GUARD
         assert sum(map(len, world.elastic.history.values())) == 150 - GUARD
 
-    play(lambda: Tenants(seed, recipe=recipe), scenario)
+    play(lambda: Tenants(seed, encoder_config=encoder_config), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -235,7 +235,7 @@ def test_asynchronous_code_is_asked_again(seed: int) -> None:
         return shown.json()
 
     hooked = hook(transform)
-    recipe = Recipe(index=Template(INDEX), transform=hooked.transform, prepare=hooked.prepare)
+    encoder_config = EncoderConfig(index=Template(INDEX), transform=hooked.transform, prepare=hooked.prepare)
 
     async def scenario(world: Tenants) -> None:
         nonlocal broken
@@ -249,7 +249,7 @@ def test_asynchronous_code_is_asked_again(seed: int) -> None:
         world.judge()
         assert (len(world.dead_letters), len(world.elastic.documents)) == (GUARD, 150 - GUARD)
 
-    play(lambda: Tenants(seed, recipe=recipe), scenario)
+    play(lambda: Tenants(seed, encoder_config=encoder_config), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -286,7 +286,7 @@ def test_what_is_being_stored_is_not_given_back(seed: int) -> None:
         await world.start()
         await world.until(lambda: world.log.named("amqp.given_back"), within=200)
         await asyncio.sleep(10)
-        assert world.pipeline.account.total("ack") == 50
+        assert world.pipeline.counters.total("ack") == 50
         world.judge()
 
     play(lambda: Tenants(seed, hold_max_seconds=5.0, bulk_concurrency=1, prefetch=200), scenario)
@@ -306,7 +306,7 @@ def test_a_drain_gives_back_what_waits_in_order(seed: int) -> None:
         assert [message.body for message in world.broker.queues[QUEUE].ready] == order[10 + GUARD :]
         assert len(world.elastic.documents) == 10
         world.judge()
-        world.plan = World(recipe=Recipe(index=Template(INDEX))).plan
+        world.plan = SimulatedPipeline(encoder_config=EncoderConfig(index=Template(INDEX))).plan
         await world.start()
         await world.until_settled()
         assert len(world.elastic.documents) == 10 + 100 - GUARD
@@ -345,7 +345,7 @@ def test_memory_is_bounded_in_the_hold(seed: int) -> None:
         await world.until(lambda: held(world))
         for _ in range(100):
             await asyncio.sleep(1)
-            assert world.pipeline.state().in_flight_bytes <= 60_000
+            assert world.pipeline.snapshot().in_flight_bytes <= 60_000
         world.tell(tenant=True, count=5)
         assert len(world.dead_letters) == GUARD
 
@@ -356,7 +356,7 @@ def test_memory_is_bounded_in_the_hold(seed: int) -> None:
 def test_a_message_of_which_one_document_is_good_is_not_in_the_row(seed: int) -> None:
     """The answer to that one says more; what is all bad counts once a message."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         for number in range(100):
             world.broker.publish(QUEUE, b'[{"n":%d},%d]' % (number, number))
         await world.start()
@@ -368,8 +368,8 @@ def test_a_message_of_which_one_document_is_good_is_not_in_the_row(seed: int) ->
         await asyncio.sleep(50)
         assert len(world.dead_letters) == 100 + GUARD
 
-    recipe = Recipe(index=Template(INDEX), split="array")
-    play(lambda: World(seed, recipe=recipe, reject_guard=GUARD), scenario)
+    encoder_config = EncoderConfig(index=Template(INDEX), split="array")
+    play(lambda: SimulatedPipeline(seed, encoder_config=encoder_config, reject_guard=GUARD), scenario)
 
 
 @pytest.mark.parametrize("coalesce", ["latest", "none"])
@@ -390,13 +390,13 @@ def test_flush_messages_neither_count_nor_end_the_row(seed: int, coalesce: str) 
         await world.until_settled(within=100)
         assert len(world.elastic.documents) == 10
 
-    recipe = Recipe(
+    encoder_config = EncoderConfig(
         index=Template("{header.tenant}"),
         batch_flush_when=Template("{header.flush|}"),
         batch_key=Template("{header.k|}"),
         coalesce=coalesce,  # type: ignore[arg-type] # one of them
     )
-    play(lambda: Tenants(seed, recipe=recipe, prefetch=1000), scenario)
+    play(lambda: Tenants(seed, encoder_config=encoder_config, prefetch=1000), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -412,8 +412,8 @@ def test_the_library_holds_what_it_cannot_batch(seed: int) -> None:
         def _new_pipeline(self) -> Pipeline:
             settings = load(None, {"amqp_queue": QUEUE, "batch_key": "{header.tenant}"})
             log = cast("FilteringBoundLogger", self.log)
-            trade = Handling(self.plan, process, settings)
-            return Pipeline(self.plan, trade, dice=self.dice, log=log, wall_clock=self._wall_clock)
+            sink = HandlerSink(self.plan, process, settings)
+            return Pipeline(self.plan, sink, rng=self.rng, log=log, wall_clock=self._wall_clock)
 
         def _acked(self, message: Stored) -> None:
             """Nothing is stored here."""
@@ -429,7 +429,7 @@ def test_the_library_holds_what_it_cannot_batch(seed: int) -> None:
         await world.until_settled(within=100)
         assert len(world.dead_letters) == 100
         assert len(world.log.named("handler.resumed")) == 1
-        assert world.pipeline.account.total("ack") == 5
+        assert world.pipeline.counters.total("ack") == 5
 
-    recipe = Recipe(index=Template(""), action=Template(""), batch_key=Template("{header.tenant}"))
-    play(lambda: Handled(seed, recipe=recipe, far=HANDLER, prefetch=200), scenario)
+    encoder_config = EncoderConfig(index=Template(""), action=Template(""), batch_key=Template("{header.tenant}"))
+    play(lambda: Handled(seed, encoder_config=encoder_config, far=HANDLER, prefetch=200), scenario)

@@ -464,7 +464,7 @@ def test_what_waited_in_place_leaves_its_place(verdict: Verdict) -> None:
         broker.publish(QUEUE, b"first")
         async with shop:
             pipeline = shop._app._pipeline  # type: ignore[union-attr]
-            rooms.append(pipeline._settling.waiting_room)
+            rooms.append(pipeline._settler.waiting_room)
             await until(lambda: len(rooms[0]))
             await until(lambda: not waits(broker), within=600.0)
             await asyncio.sleep(3.0)

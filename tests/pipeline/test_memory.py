@@ -8,20 +8,20 @@ import pytest
 
 from sidecar.core.window import MESSAGE_BYTES
 from tests.fakes.broker import properties
-from tests.pipeline.world import QUEUE, World, play
+from tests.pipeline.world import QUEUE, SimulatedPipeline, play
 
 DOCUMENT_BYTES = 100_000
 LIMIT_BYTES = 350_000
 
 
-class Bombs(World):
+class Bombs(SimulatedPipeline):
     """A world whose memory is watched."""
 
-    most_bytes = 0
+    max_bytes = 0
 
-    def bomb(self, number: int, ident: str) -> None:
+    def bomb(self, number: int, document_id: str) -> None:
         body = gzip.compress(b'{"n":%d,"pad":"%s"}' % (number, b" " * DOCUMENT_BYTES), mtime=0)
-        self.broker.publish(QUEUE, body, properties(message_id=ident, content_encoding="gzip"))
+        self.broker.publish(QUEUE, body, properties(message_id=document_id, content_encoding="gzip"))
 
     def _acked(self, message: object) -> None:
         """What is stored has other bytes than what came."""
@@ -30,8 +30,8 @@ class Bombs(World):
         super().watch()
         session = self.pipeline._session
         if session is not None:
-            held = sum(ledger.held_bytes + MESSAGE_BYTES * ledger.open for ledger in session.ledgers)
-            self.most_bytes = max(self.most_bytes, held)
+            held = sum(ledger.memory_bytes + MESSAGE_BYTES * ledger.open for ledger in session.ledgers)
+            self.max_bytes = max(self.max_bytes, held)
 
 
 def limited(age_seconds: float = 1.0) -> Bombs:
@@ -46,7 +46,7 @@ def test_memory_has_its_bound_whatever_comes_to_light(age_seconds: float) -> Non
         for number in range(60):
             world.bomb(number, f"id-{number % 40}")
         await world.start()
-        account = world.pipeline.account
+        account = world.pipeline.counters
         await world.until(lambda: account.received[QUEUE] == 60 and not world.pipeline._unadmitted, 600.0)
         await world.stop()
         assert account.settled[QUEUE, "ack"] == 60
@@ -55,7 +55,7 @@ def test_memory_has_its_bound_whatever_comes_to_light(age_seconds: float) -> Non
         for history in world.elastic.history.values():
             numbers = [int(one.source[5:].split(b",")[0]) for one in history]
             assert numbers == sorted(numbers)
-        assert LIMIT_BYTES - DOCUMENT_BYTES < world.most_bytes < LIMIT_BYTES + 2 * DOCUMENT_BYTES
+        assert LIMIT_BYTES - DOCUMENT_BYTES < world.max_bytes < LIMIT_BYTES + 2 * DOCUMENT_BYTES
 
     play(lambda: limited(age_seconds), scenario)  # type: ignore[arg-type]
 
@@ -87,7 +87,7 @@ def test_a_lost_session_takes_along_what_waits_for_room() -> None:
         for number in range(30):
             world.bomb(number, f"id-{number}")
         await world.start()
-        await world.until(lambda: world.pipeline._left)
+        await world.until(lambda: world.pipeline._waiting)
         world.lose_session()
         await world.until_settled(600.0)
         assert len(world.elastic.documents) == 30

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from sidecar.core.compose import Recipe
+from sidecar.core.compose import EncoderConfig
 from sidecar.core.far import HANDLER
 from sidecar.core.template import Template
-from sidecar.library.handling import Handling
+from sidecar.library.handling import HandlerSink
 from sidecar.library.settings import load
 from sidecar.library.transforming import hook
 from sidecar.library.verdicts import ACK, DEAD_LETTER, DELAY, DISCARD, REQUEUE, Verdict
@@ -28,7 +28,7 @@ from tests.builders import properties
 from tests.fakes.elasticsearch import Failure, Refusal, Trouble, must_be_number
 from tests.pipeline.expected_metrics import scrape
 from tests.pipeline.test_forwarding import STAGING, Chain
-from tests.pipeline.world import INDEX, QUEUE, World, play
+from tests.pipeline.world import INDEX, QUEUE, SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -56,7 +56,7 @@ class Case:
         told: every sample that isn't zero, but for `bulk_limit`.
     """
 
-    of: Callable[[], World]
+    of: Callable[[], SimulatedPipeline]
     scenario: Callable[[Any], Coroutine[object, object, None]]
     told: dict[str, float]
 
@@ -64,7 +64,7 @@ class Case:
 CASES: dict[str, Case] = {}
 
 
-def case(of: Callable[[], World], **told: float) -> Callable[[Any], Any]:
+def case(of: Callable[[], SimulatedPipeline], **told: float) -> Callable[[Any], Any]:
     """Make a scenario a case: names are short for those of the samples, see `_sample`."""
 
     def add(scenario: Any) -> Any:
@@ -92,10 +92,10 @@ def _sample(name: str) -> str:
     return f"{whole}{{{','.join(f'{label}={value}' for label, value in zip(labels, values, strict=True))}}}"
 
 
-def told(world: World) -> dict[str, float]:
+def told(world: SimulatedPipeline) -> dict[str, float]:
     """Return every sample that isn't zero, but for those that differ from release to release and `bulk_limit`."""
     assert world.app is not None
-    samples = scrape(world.app.state())
+    samples = scrape(world.app.snapshot())
     return {
         name: value
         for name, value in samples.items()
@@ -103,10 +103,10 @@ def told(world: World) -> dict[str, float]:
     }
 
 
-def exact(made: Callable[[], World]) -> Callable[[], World]:
+def exact(made: Callable[[], SimulatedPipeline]) -> Callable[[], SimulatedPipeline]:
     """Return what makes the same world with exact times."""
 
-    def make() -> World:
+    def make() -> SimulatedPipeline:
         world = made()
         world.broker._latency_seconds = (0.0, 0.0)
         world.broker._chunk_items = (1_000, 1_000)
@@ -119,15 +119,20 @@ def exact(made: Callable[[], World]) -> Callable[[], World]:
 
 
 def put(
-    world: World, *bodies: str, queue: str = QUEUE, age: int | None = None, action: str = "", ident: str = ""
+    world: SimulatedPipeline,
+    *bodies: str,
+    queue: str = QUEUE,
+    age: int | None = None,
+    action: str = "",
+    document_id: str = "",
 ) -> None:
     """Publish messages of an age in seconds, as their `timestamp` says, or without one."""
     for number, body in enumerate(bodies):
         values: dict[str, Any] = {} if age is None else {"timestamp": EPOCH - age}
         if action:
             values["type"] = action.encode()
-        if ident:
-            values["message_id"] = b"%s-%d" % (ident.encode(), number)
+        if document_id:
+            values["message_id"] = b"%s-%d" % (document_id.encode(), number)
         world.broker.publish(queue, body.encode(), properties(**values))
 
 
@@ -142,7 +147,7 @@ def script(*troubles: Trouble | Refusal | None) -> Callable[[Request], Trouble |
     return lambda _: left.pop(0) if left else None
 
 
-async def settled(world: World) -> None:
+async def settled(world: SimulatedPipeline) -> None:
     """Wait until nothing is left in either queue and nothing is on its way."""
     await world.until(lambda: world.quiet, 600.0)
 
@@ -151,7 +156,7 @@ async def settled(world: World) -> None:
 
 
 @case(
-    exact(lambda: World(batch_max_items=8)),
+    exact(lambda: SimulatedPipeline(batch_max_items=8)),
     **AT_REST,
     received__work=3, received__other=7, settled__work__ack=3, settled__other__ack=7,
     documents__index__success=10, requests__stored=2,
@@ -161,7 +166,7 @@ async def settled(world: World) -> None:
     queue_wait_seconds_count=2, queue_wait_seconds_sum=10.5 + 23.0,
     end_to_end_seconds_count=2, end_to_end_seconds_sum=12.0 + 25.5,
 )  # fmt: skip
-async def stored_from_two_queues(world: World) -> None:
+async def stored_from_two_queues(world: SimulatedPipeline) -> None:
     """The first batch is full at 0.5 s; the second opens at 3 s, and its age completes it at 4 s."""
     put(world, *numbers(1), age=10)
     put(world, *numbers(2), age=300)
@@ -175,13 +180,13 @@ async def stored_from_two_queues(world: World) -> None:
 
 
 @case(
-    exact(World),
+    exact(SimulatedPipeline),
     **AT_REST,
     received__other=2, settled__other__ack=2, documents__index__success=2, requests__stored=1,
     batches__age=1, batch_items_count=1, batch_items_sum=2, batch_bytes_count=1, batch_bytes_sum=42,
     bulk_seconds_count=1, bulk_seconds_sum=1.5, end_to_end_seconds_count=1, end_to_end_seconds_sum=1.0 + 1.5,
 )  # fmt: skip
-async def stored_without_a_time_of_publishing(world: World) -> None:
+async def stored_without_a_time_of_publishing(world: SimulatedPipeline) -> None:
     """No wait in the queue is told; the rest begins with the first message of the batch, not with the request."""
     put(world, *numbers(1), queue=OTHER)
     await world.start()
@@ -191,7 +196,7 @@ async def stored_without_a_time_of_publishing(world: World) -> None:
 
 
 @case(
-    exact(lambda: World(batch_max_items=4)),
+    exact(lambda: SimulatedPipeline(batch_max_items=4)),
     **AT_REST,
     received__work=4, settled__work__dead_letter=1, settled__work__ack=3,
     documents__index__failed_client=1, documents__index__success=3, requests__partial=1,
@@ -199,7 +204,7 @@ async def stored_without_a_time_of_publishing(world: World) -> None:
     bulk_seconds_count=1, bulk_seconds_sum=1.5, queue_wait_seconds_count=1, queue_wait_seconds_sum=100.5,
     end_to_end_seconds_count=1, end_to_end_seconds_sum=40.0 + 2.0,
 )  # fmt: skip
-async def stored_but_for_the_first(world: World) -> None:
+async def stored_but_for_the_first(world: SimulatedPipeline) -> None:
     """The wait is that of the first message of the batch; the rest that of the first that was stored."""
     world.elastic.reject = must_be_number("n")
     put(world, '{"n":"x"}', age=100)
@@ -210,12 +215,12 @@ async def stored_but_for_the_first(world: World) -> None:
 
 
 @case(
-    exact(World),
+    exact(SimulatedPipeline),
     bulk_in_flight=1, messages_in_flight=3, in_flight_bytes=9 + 2 * 9, amqp_connected=1, ready=1,
     received__work=1, received__other=2, batches__age=1, batch_items_count=1, batch_items_sum=3,
     batch_bytes_count=1, batch_bytes_sum=63,
 )  # fmt: skip
-async def on_the_way(world: World) -> None:
+async def on_the_way(world: SimulatedPipeline) -> None:
     """Sent, and not answered yet."""
     put(world, *numbers(1))
     put(world, *numbers(2), queue=OTHER)
@@ -231,16 +236,18 @@ def _of_documents(documents: dict[str, Failure]) -> Callable[[Item], Failure | N
     seen: set[str] = set()
 
     def look(item: Item) -> Failure | None:
-        ident = item.document_id or ""
-        failure = documents.get(ident.partition("-")[0]) if ident not in seen else None
-        seen.add(ident)
+        document_id = item.document_id or ""
+        failure = documents.get(document_id.partition("-")[0]) if document_id not in seen else None
+        seen.add(document_id)
         return failure
 
     return look
 
 
 @case(
-    exact(lambda: World(batch_max_items=28, recipe=Recipe(index=Template(INDEX), action=Template("{type}")))),
+    exact(lambda: SimulatedPipeline(
+        batch_max_items=28, encoder_config=EncoderConfig(index=Template(INDEX), action=Template("{type}"))
+    )),
     **AT_REST,
     received__work=25, received__other=3,
     settled__work__ack=20, settled__work__dead_letter=5, settled__other__ack=3,
@@ -249,46 +256,46 @@ def _of_documents(documents: dict[str, Failure]) -> Callable[[Item], Failure | N
     documents__create__conflict=2, requests__partial=1, requests__stored=2, batches__count=1,
     retries__failed=7, retries__throttled=6,
 )  # fmt: skip
-async def every_outcome_of_items(world: World) -> None:
+async def every_outcome_of_items(world: SimulatedPipeline) -> None:
     """Each outcome has a count of its own; what failed for the moment is stored the next time."""
     world.elastic.item_fault = _of_documents({"broken": BROKEN, "full": FULL})
     world.elastic.reject = must_be_number("n")
     for number in range(2):
         world.elastic.documents[INDEX, f"there-{number}"] = b"{}"
-    put(world, *numbers(3), action="index", ident="good")
-    put(world, *numbers(4), action="delete", ident="gone")
-    put(world, *['{"n":"x"}'] * 5, action="index", ident="bad")
-    put(world, *numbers(7), action="index", ident="broken")
-    put(world, *numbers(6), action="index", ident="full")
-    put(world, *numbers(1), action="create", ident="new", queue=OTHER)
-    put(world, *numbers(2), action="create", ident="there", queue=OTHER)
+    put(world, *numbers(3), action="index", document_id="good")
+    put(world, *numbers(4), action="delete", document_id="gone")
+    put(world, *['{"n":"x"}'] * 5, action="index", document_id="bad")
+    put(world, *numbers(7), action="index", document_id="broken")
+    put(world, *numbers(6), action="index", document_id="full")
+    put(world, *numbers(1), action="create", document_id="new", queue=OTHER)
+    put(world, *numbers(2), action="create", document_id="there", queue=OTHER)
     await world.start()
     await settled(world)
 
 
 @case(
-    exact(lambda: World(action="upsert", batch_max_items=5)),
+    exact(lambda: SimulatedPipeline(action="upsert", batch_max_items=5)),
     **AT_REST,
     received__work=5, settled__work__ack=5, documents__upsert__success=5, documents__upsert__failed_server=2,
     requests__partial=1, requests__stored=1, batches__count=1, retries__failed=2,
 )  # fmt: skip
-async def documents_of_an_action_that_no_item_is_called_by(world: World) -> None:
+async def documents_of_an_action_that_no_item_is_called_by(world: SimulatedPipeline) -> None:
     """An `upsert` is sent as an update."""
     conflict = Failure(409, "version_conflict_engine_exception", "somebody else wrote it")
     world.elastic.item_fault = _of_documents({"twice": conflict})
-    put(world, *numbers(3), ident="once")
-    put(world, *numbers(2), ident="twice")
+    put(world, *numbers(3), document_id="once")
+    put(world, *numbers(2), document_id="twice")
     await world.start()
     await settled(world)
 
 
 @case(
-    exact(lambda: World(action="create", batch_max_items=5)),
+    exact(lambda: SimulatedPipeline(action="create", batch_max_items=5)),
     **AT_REST,
     received__work=5, settled__work__ack=5, documents__create__success=3, documents__create__failure_store=2,
     requests__partial=1, batches__count=1,
 )  # fmt: skip
-async def documents_in_a_failure_store(world: World) -> None:
+async def documents_in_a_failure_store(world: SimulatedPipeline) -> None:
     """They are acked, and told apart."""
     world.elastic.has_failure_store = True
     world.elastic.reject = must_be_number("n")
@@ -301,12 +308,12 @@ async def documents_in_a_failure_store(world: World) -> None:
 
 
 @case(
-    exact(lambda: World(batch_max_items=3)),
+    exact(lambda: SimulatedPipeline(batch_max_items=3)),
     **AT_REST,
     received__work=3, settled__work__ack=3, documents__index__success=3, requests__throttled=2, requests__stored=1,
     batches__count=1, retries__throttled=2 * 3,
 )  # fmt: skip
-async def requests_without_room(world: World) -> None:
+async def requests_without_room(world: SimulatedPipeline) -> None:
     """Twice; all of the batch is sent again each time."""
     world.elastic.trouble = script(Refusal(429, "es_rejected_execution_exception", "no room"), Refusal(429))
     put(world, *numbers(3))
@@ -315,12 +322,12 @@ async def requests_without_room(world: World) -> None:
 
 
 @case(
-    exact(lambda: World(batch_max_items=8)),
+    exact(lambda: SimulatedPipeline(batch_max_items=8)),
     **AT_REST,
     received__work=8, settled__work__ack=8, documents__index__success=8, requests__split_size=2, requests__stored=3,
     batches__count=1, splits__too_large=2,
 )  # fmt: skip
-async def requests_too_large(world: World) -> None:
+async def requests_too_large(world: SimulatedPipeline) -> None:
     """Halved, and one of the halves again."""
     world.elastic.trouble = script(Refusal(413), Refusal(413))
     put(world, *numbers(8))
@@ -329,12 +336,12 @@ async def requests_too_large(world: World) -> None:
 
 
 @case(
-    exact(lambda: World(batch_max_items=6)),
+    exact(lambda: SimulatedPipeline(batch_max_items=6)),
     **AT_REST,
     received__work=6, settled__work__ack=6, documents__index__success=6, requests__split_fault=1, requests__stored=2,
     batches__count=1, splits__refused=1,
 )  # fmt: skip
-async def requests_that_an_item_spoils(world: World) -> None:
+async def requests_that_an_item_spoils(world: SimulatedPipeline) -> None:
     """Halved, until the item is alone."""
     world.elastic.trouble = script(Refusal(400, "x_content_parse_exception", "unexpected character"))
     put(world, *numbers(6))
@@ -343,12 +350,12 @@ async def requests_that_an_item_spoils(world: World) -> None:
 
 
 @case(
-    exact(lambda: World(batch_max_items=5)),
+    exact(lambda: SimulatedPipeline(batch_max_items=5)),
     **AT_REST,
     received__work=5, settled__work__ack=5, documents__index__success=5, requests__hold=3, requests__stored=2,
     batches__count=1,
 )  # fmt: skip
-async def requests_that_the_configuration_spoils(world: World) -> None:
+async def requests_that_the_configuration_spoils(world: SimulatedPipeline) -> None:
     """A batch and two probes are refused; then a probe passes, and the others after it."""
     world.elastic.trouble = script(*[Refusal(401, "security_exception", "unable to authenticate")] * 3)
     put(world, *numbers(5))
@@ -357,12 +364,12 @@ async def requests_that_the_configuration_spoils(world: World) -> None:
 
 
 @case(
-    exact(lambda: World(batch_max_items=5)),
+    exact(lambda: SimulatedPipeline(batch_max_items=5)),
     **AT_REST,
     received__work=5, settled__work__ack=5, documents__index__success=5, requests__unanswered=2, requests__stored=4,
     batches__count=1, retries__unanswered=5 + 4, splits__unanswered=1,
 )  # fmt: skip
-async def requests_without_an_answer(world: World) -> None:
+async def requests_without_an_answer(world: SimulatedPipeline) -> None:
     """More than two items aren't survived: a probe passes, the other four fail again and are halved."""
     world.elastic.trouble = lambda request: Trouble.LOST_BEFORE if request.items > 2 else None
     put(world, *numbers(5))
@@ -371,7 +378,7 @@ async def requests_without_an_answer(world: World) -> None:
 
 
 @case(
-    exact(lambda: World(batch_max_items=4)),
+    exact(lambda: SimulatedPipeline(batch_max_items=4)),
     **AT_REST,
     received__work=4, settled__work__ack=4, documents__index__success=4, requests__unanswered=1, requests__stored=2,
     batches__count=1, retries__unanswered=4, batch_items_count=1, batch_items_sum=4,
@@ -379,7 +386,7 @@ async def requests_without_an_answer(world: World) -> None:
     end_to_end_seconds_count=2,
     end_to_end_seconds_sum=ANY,  # the pause before the probe is chance's
 )  # fmt: skip
-async def requests_given_up(world: World) -> None:
+async def requests_given_up(world: SimulatedPipeline) -> None:
     """The time of a request counts without an answer as well."""
     world.elastic.trouble = script(Trouble.HANGS_BEFORE)
     put(world, *numbers(4))
@@ -391,27 +398,27 @@ async def requests_given_up(world: World) -> None:
 
 
 @case(
-    exact(lambda: World(batch_max_items=3)),
+    exact(lambda: SimulatedPipeline(batch_max_items=3)),
     **AT_REST,
     received__other=2 * 3, settled__other__delay=3, settled__other__ack=3, documents__index__failed_client=3,
     documents__index__success=3, requests__partial=1, requests__stored=1, batches__count=2, retries__delayed=3,
 )  # fmt: skip
-async def delayed(world: World) -> None:
+async def delayed(world: SimulatedPipeline) -> None:
     """The copies come back to the queue of their originals."""
     world.elastic.item_fault = _of_documents({"blocked": BLOCKED})
-    put(world, *numbers(3), queue=OTHER, ident="blocked")
+    put(world, *numbers(3), queue=OTHER, document_id="blocked")
     await world.start()
     await world.until(lambda: len(world.elastic.documents) == 3, 60.0)
     await settled(world)
 
 
 @case(
-    exact(lambda: World(batch_max_items=4)),
+    exact(lambda: SimulatedPipeline(batch_max_items=4)),
     **AT_REST,
     received__work=2, received__other=5, settled__work__dead_letter=2, settled__other__ack=4,
     settled__other__dead_letter=1, documents__index__success=4, requests__stored=1, batches__count=1,
 )  # fmt: skip
-async def rejected_before_a_request(world: World) -> None:
+async def rejected_before_a_request(world: SimulatedPipeline) -> None:
     """No document is counted of what was never sent."""
     put(world, "not json", "")
     put(world, *numbers(4), "[1]", queue=OTHER)
@@ -420,12 +427,12 @@ async def rejected_before_a_request(world: World) -> None:
 
 
 @case(
-    exact(lambda: World(batch_max_items=4, on_reject="discard")),
+    exact(lambda: SimulatedPipeline(batch_max_items=4, on_reject="discard")),
     **AT_REST,
     received__work=2, received__other=4, settled__work__discard=2, settled__other__ack=1, settled__other__discard=3,
     documents__index__success=1, documents__index__failed_client=3, requests__partial=1, batches__count=1,
 )  # fmt: skip
-async def discarded(world: World) -> None:
+async def discarded(world: SimulatedPipeline) -> None:
     """Before a request, and after one."""
     world.elastic.reject = must_be_number("n")
     put(world, "not json", "")
@@ -435,13 +442,13 @@ async def discarded(world: World) -> None:
 
 
 @case(
-    exact(lambda: World(batch_max_items=6, on_reject="broker")),
+    exact(lambda: SimulatedPipeline(batch_max_items=6, on_reject="broker")),
     **AT_REST,
     received__work=2, received__other=5, settled__work__dead_letter=2, settled__other__ack=2,
     settled__other__dead_letter=3, documents__index__success=2, documents__index__failed_client=4,
     requests__partial=1, batches__count=1,
 )  # fmt: skip
-async def left_to_the_broker(world: World) -> None:
+async def left_to_the_broker(world: SimulatedPipeline) -> None:
     """A `basic.reject` is a dead letter as well; one answer rejects messages of both queues."""
     world.elastic.reject = must_be_number("n")
     put(world, "not json", '{"n":"x"}')
@@ -451,12 +458,12 @@ async def left_to_the_broker(world: World) -> None:
 
 
 @case(
-    exact(lambda: World(batch_max_items=2, shutdown_seconds=10.0)),
+    exact(lambda: SimulatedPipeline(batch_max_items=2, shutdown_seconds=10.0)),
     amqp_connected=1,
     received__work=3, received__other=4, settled__work__requeue=3, settled__other__requeue=2, settled__other__ack=2,
     documents__index__success=2, requests__stored=1, batches__count=3, batches__drain=1,
 )  # fmt: skip
-async def requeued_at_the_end(world: World) -> None:
+async def requeued_at_the_end(world: SimulatedPipeline) -> None:
     """What isn't answered in time goes back; a group that isn't full is complete."""
     put(world, *numbers(2), queue=OTHER)
     await world.start()
@@ -469,13 +476,13 @@ async def requeued_at_the_end(world: World) -> None:
 
 
 @case(
-    exact(lambda: World(batch_max_items=9)),
+    exact(lambda: SimulatedPipeline(batch_max_items=9)),
     **AT_REST,
     amqp_reconnects_total=2, received__work=3 * 2, received__other=3 * 1, settled__work__stale=2 * 2,
     settled__other__stale=2 * 1, settled__work__ack=2, settled__other__ack=1, documents__index__success=3,
     requests__stored=1, batches__age=1,
 )  # fmt: skip
-async def stale(world: World) -> None:
+async def stale(world: SimulatedPipeline) -> None:
     """The session is lost twice before the batch is complete."""
     put(world, *numbers(2))
     put(world, *numbers(1), queue=OTHER)
@@ -492,13 +499,13 @@ async def stale(world: World) -> None:
 
 
 @case(
-    exact(lambda: World(batch_max_bytes=50)),
+    exact(lambda: SimulatedPipeline(batch_max_bytes=50)),
     **AT_REST,
     received__work=5, settled__work__ack=5, documents__index__success=5, requests__stored=3, batches__bytes=2,
     batches__age=1, batch_items_count=3, batch_items_sum=5, batch_bytes_count=3, batch_bytes_sum=5 * 21,
     bulk_seconds_count=3, bulk_seconds_sum=4.5, end_to_end_seconds_count=3, end_to_end_seconds_sum=1.5 + 1.5 + 2.5,
 )  # fmt: skip
-async def complete_by_bytes(world: World) -> None:
+async def complete_by_bytes(world: SimulatedPipeline) -> None:
     """Two documents fit; the last is alone until its age is reached."""
     put(world, *numbers(5))
     await world.start()
@@ -506,9 +513,11 @@ async def complete_by_bytes(world: World) -> None:
 
 
 @case(
-    exact(lambda: World(
-        recipe=Recipe(index=Template(INDEX), batch_key=Template("{type|}"), batch_flush_when=Template("{app_id|}"),
-                      batch_complete_count=Template("{correlation_id|}")),
+    exact(lambda: SimulatedPipeline(
+        encoder_config=EncoderConfig(
+            index=Template(INDEX), batch_key=Template("{type|}"), batch_flush_when=Template("{app_id|}"),
+            batch_complete_count=Template("{correlation_id|}"),
+        ),
         batch_max_age_seconds=100.0,
     )),
     **AT_REST,
@@ -517,7 +526,7 @@ async def complete_by_bytes(world: World) -> None:
     batch_bytes_sum=6 * 21, bulk_seconds_count=3, bulk_seconds_sum=4.5, end_to_end_seconds_count=3,
     end_to_end_seconds_sum=4.5,
 )  # fmt: skip
-async def complete_by_a_message(world: World) -> None:
+async def complete_by_a_message(world: SimulatedPipeline) -> None:
     """One with a document, a mere signal, and the last of a set of three. The signal is no document."""
     for body, values in (
         ('{"n":0}', {"type": b"a", "app_id": b"last"}),
@@ -531,11 +540,11 @@ async def complete_by_a_message(world: World) -> None:
 
 
 @case(
-    exact(lambda: World(prefetch=5, batch_max_age_seconds=1000.0)),
+    exact(lambda: SimulatedPipeline(prefetch=5, batch_max_age_seconds=1000.0)),
     **AT_REST,
     received__work=5, settled__work__ack=5, documents__index__success=5, requests__stored=1, batches__pressure=1,
 )  # fmt: skip
-async def complete_by_pressure(world: World) -> None:
+async def complete_by_pressure(world: SimulatedPipeline) -> None:
     """The prefetch is too small for the batch."""
     put(world, *numbers(5))
     await world.start()
@@ -543,29 +552,31 @@ async def complete_by_pressure(world: World) -> None:
 
 
 @case(
-    exact(lambda: World(recipe=Recipe(index=Template(INDEX), coalesce="latest"))),
+    exact(lambda: SimulatedPipeline(encoder_config=EncoderConfig(index=Template(INDEX), coalesce="latest"))),
     **AT_REST,
     received__work=6, settled__work__ack=6, documents__index__success=2, requests__stored=1, batches__age=1,
     coalesced_total=4, batch_items_count=1, batch_items_sum=6, batch_bytes_count=1,
     batch_bytes_sum=2 * len('{"index":{"_id":"a-0"}}\n{"n":0}\n'), bulk_seconds_count=1, bulk_seconds_sum=1.5,
     end_to_end_seconds_count=1, end_to_end_seconds_sum=2.5,
 )  # fmt: skip
-async def coalesced(world: World) -> None:
+async def coalesced(world: SimulatedPipeline) -> None:
     """Two documents remain of six messages; the batch had all of them."""
     for _ in range(5):
-        put(world, *numbers(1), ident="a")
-    put(world, *numbers(1), ident="b")
+        put(world, *numbers(1), document_id="a")
+    put(world, *numbers(1), document_id="b")
     await world.start()
     await settled(world)
 
 
 @case(
-    exact(lambda: World(batch_max_items=4, recipe=Recipe(index=Template(INDEX), split="array"))),
+    exact(lambda: SimulatedPipeline(
+        batch_max_items=4, encoder_config=EncoderConfig(index=Template(INDEX), split="array")
+    )),
     **AT_REST,
     received__work=2, received__other=1, settled__work__ack=1, settled__work__dead_letter=1, settled__other__ack=1,
     documents__index__success=3 + 2 + 1, documents__index__failed_client=2, requests__partial=2, batches__count=2,
 )  # fmt: skip
-async def several_documents_in_a_message(world: World) -> None:
+async def several_documents_in_a_message(world: SimulatedPipeline) -> None:
     """A message is settled once, whatever it holds; a dead letter if any document of it was rejected."""
     world.elastic.reject = must_be_number("n")
     put(world, '[{"n":1},{"n":2},{"n":3}]', '[{"n":"x"},{"n":4},{"n":"y"}]')
@@ -578,10 +589,10 @@ def _transform(shown: Any) -> Any:
     return [{"n": number} for number in range(shown.json()["n"])]
 
 
-def _transforming() -> World:
+def _transforming() -> SimulatedPipeline:
     hooked = hook(_transform)
-    recipe = Recipe(index=Template(INDEX), transform=hooked.transform, prepare=hooked.prepare)
-    return World(batch_max_items=5, recipe=recipe)
+    encoder_config = EncoderConfig(index=Template(INDEX), transform=hooked.transform, prepare=hooked.prepare)
+    return SimulatedPipeline(batch_max_items=5, encoder_config=encoder_config)
 
 
 @case(
@@ -590,7 +601,7 @@ def _transforming() -> World:
     received__work=4, received__other=2, settled__work__discard=2, settled__work__ack=1, settled__work__dead_letter=1,
     settled__other__ack=2, documents__index__success=2 + 1 + 2, requests__stored=1, batches__count=1,
 )  # fmt: skip
-async def transformed(world: World) -> None:
+async def transformed(world: SimulatedPipeline) -> None:
     """Nothing is made of two messages, and an error of one."""
     put(world, '{"n":2}', '{"n":0}', '{"n":0}', '{"m":0}')
     put(world, '{"n":1}', '{"n":2}', queue=OTHER)
@@ -634,14 +645,14 @@ async def forwarded_to_a_full_queue(world: Chain) -> None:
     await settled(world)
 
 
-class Handled(World):
+class Handled(SimulatedPipeline):
     """A world whose batches go to a function, which takes two seconds for each."""
 
     sink = "handler"
 
     def __init__(self) -> None:
-        recipe = Recipe(index=Template(""), action=Template(""))
-        super().__init__(recipe=recipe, far=HANDLER, batch_max_items=11)
+        encoder_config = EncoderConfig(index=Template(""), action=Template(""))
+        super().__init__(encoder_config=encoder_config, far=HANDLER, batch_max_items=11)
 
     def _new_pipeline(self) -> Pipeline:
         kinds = {b"1": ACK, b"2": DEAD_LETTER, b"3": DELAY, b"4": REQUEUE, b"5": DISCARD}
@@ -653,9 +664,9 @@ class Handled(World):
             seen.update(message.body for message in messages)
             return verdicts
 
-        trade = Handling(self.plan, process, load(None, {"amqp_queue": QUEUE}))
+        sink = HandlerSink(self.plan, process, load(None, {"amqp_queue": QUEUE}))
         log = cast("FilteringBoundLogger", self.log)
-        return Pipeline(self.plan, trade, dice=self.dice, log=log, wall_clock=self._wall_clock)
+        return Pipeline(self.plan, sink, rng=self.rng, log=log, wall_clock=self._wall_clock)
 
 
 @case(
@@ -672,18 +683,18 @@ async def handled(world: Handled) -> None:
     put(world, "1", "2a", "2b", "3a", "3b", "3c")
     put(world, "4a", "4b", "4c", "4d", "5", queue=OTHER)
     await world.start()
-    await world.until(lambda: world.pipeline.account.total("ack") == 8, 60.0)
+    await world.until(lambda: world.pipeline.counters.total("ack") == 8, 60.0)
 
 
 # Conditions ----------------------------------------------------------------------------------------------------------
 
 
 @case(
-    exact(lambda: World(batch_max_items=2)),
+    exact(lambda: SimulatedPipeline(batch_max_items=2)),
     amqp_connected=1, held=1, messages_in_flight=2, in_flight_bytes=18,
     received__work=2, requests__hold=1, batches__count=1,
 )  # fmt: skip
-async def held(world: World) -> None:
+async def held(world: SimulatedPipeline) -> None:
     """Nothing but probes is sent."""
     world.elastic.trouble = lambda _: Refusal(401, "security_exception", "unable to authenticate")
     put(world, *numbers(2))
@@ -692,10 +703,10 @@ async def held(world: World) -> None:
 
 
 @case(
-    exact(lambda: World(batch_max_items=2)),
+    exact(lambda: SimulatedPipeline(batch_max_items=2)),
     amqp_connected=1, held=1, dead_letters_held=1, messages_in_flight=1, in_flight_bytes=10, received__other=1,
 )  # fmt: skip
-async def dead_letters_held(world: World) -> None:
+async def dead_letters_held(world: SimulatedPipeline) -> None:
     """Their queue takes nothing."""
     world.broker.declare(f"{OTHER}.dead").full = True
     put(world, "not json", queue=OTHER)
@@ -704,12 +715,14 @@ async def dead_letters_held(world: World) -> None:
 
 
 @case(
-    exact(lambda: World(batch_max_items=3, recipe=Recipe(index=Template("{type}")), prefetch=100)),
+    exact(lambda: SimulatedPipeline(
+        batch_max_items=3, encoder_config=EncoderConfig(index=Template("{type}")), prefetch=100
+    )),
     amqp_connected=1, delays_held=1, bulk_in_flight=1, messages_in_flight=2, in_flight_bytes=2 * 16, received__work=3,
     settled__work__ack=1, documents__index__success=1, documents__index__failed_client=2, requests__partial=1,
     batches__count=1, retries__delayed=2,
 )  # fmt: skip
-async def delays_held(world: World) -> None:
+async def delays_held(world: SimulatedPipeline) -> None:
     """Delay queues take nothing, so messages are retried in place: they are just being sent again."""
     world.broker.delays_full = True
     world.elastic.item_fault = lambda item: BLOCKED if item.index == "closed" else None
@@ -717,11 +730,11 @@ async def delays_held(world: World) -> None:
     put(world, *numbers(1), action="open")
     await world.start()
     assert world.app is not None
-    await world.until(lambda: world.pipeline.state().delays_held)
+    await world.until(lambda: world.pipeline.snapshot().delays_held)
 
 
-@case(exact(World), received__work=2, settled__work__stale=2)
-async def not_connected(world: World) -> None:
+@case(exact(SimulatedPipeline), received__work=2, settled__work__stale=2)
+async def not_connected(world: SimulatedPipeline) -> None:
     """Counters go on to be told, and in-flight messages are none."""
     put(world, *numbers(2))
     await world.start()
@@ -740,7 +753,7 @@ def test_every_sample_is_to_the_number(name: str) -> None:
     """Samples that a case doesn't name are zero. Histograms are compared if it names the time of requests."""
     one = CASES[name]
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         await one.scenario(world)
         found, expected = told(world), {sample: value for sample, value in one.told.items() if value}
         any_number = {sample for sample, value in expected.items() if math.isnan(value)}

@@ -19,13 +19,13 @@ from elastic_transport import ApiResponseMeta, BaseAsyncNode, ConnectionTimeout,
 from elastic_transport import ConnectionError as TransportConnectionError
 
 from sidecar.elastic import sink as sink_module
-from sidecar.elastic.sink import Connection, ElasticSink
+from sidecar.elastic.sink import Connection, ElasticsearchClient
 from sidecar.errors import SinkError
-from sidecar.indexing import Indexing
+from sidecar.indexing import ElasticsearchSink
 from sidecar.pipeline import Pipeline
 from tests.builders import examples
 from tests.fakes.elasticsearch import Trouble
-from tests.pipeline.world import World, play
+from tests.pipeline.world import SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from elastic_transport import NodeConfig
@@ -47,7 +47,7 @@ class Response(NamedTuple):
     body: bytes
 
 
-class OneRequestSink(ElasticSink):
+class OneRequestSink(ElasticsearchClient):
     """The product's client, watched: a bulk request reaches one node, or none because all of them refuse."""
 
     async def bulk(self, path: str, body: bytes, *, client: object = None) -> Answer:
@@ -63,7 +63,7 @@ class OneRequestSink(ElasticSink):
         return answer
 
 
-class NodesWorld(World):
+class NodesWorld(SimulatedPipeline):
     """A sidecar with three nodes, each of which may be away, before one Elasticsearch.
 
     Attributes:
@@ -76,20 +76,20 @@ class NodesWorld(World):
         self.away: set[int] = set()
         self.served: Counter[int] = Counter()
         self.open_nodes = 0
-        self.sinks: list[ElasticSink] = []
+        self.sinks: list[ElasticsearchClient] = []
         super().__init__(seed, **options)
 
     def _new_pipeline(self) -> Pipeline:
         urls = tuple(f"http://127.0.0.1:{port}" for port in PORTS)
-        with patch.object(sink_module, "Node", self._node_class()), patch("random.shuffle", self.dice.shuffle):
+        with patch.object(sink_module, "Node", self._node_class()), patch("random.shuffle", self.rng.shuffle):
             self.sinks.append(OneRequestSink(Connection(urls=urls, timeout_seconds=30.0)))
         # What a request takes is measured at the client, nodes that refuse included.
         self.elastic.__dict__.pop("bulk", None)
         self.expected.watch_elasticsearch(cast("Any", self.sinks[-1]))
         return Pipeline(
             self.plan,
-            Indexing(self.plan, self.sinks[-1]),
-            dice=self.dice,
+            ElasticsearchSink(self.plan, self.sinks[-1]),
+            rng=self.rng,
             log=cast("FilteringBoundLogger", self.log),
             wall_clock=self._wall_clock,
         )
@@ -114,7 +114,7 @@ class NodesWorld(World):
         self, config: NodeConfig, method: str, path: str, body: bytes | None = None, **_: Any
     ) -> Response:
         """Do a request at a node, as `elastic_transport` does it by aiohttp."""
-        await asyncio.sleep(self.dice.uniform(0.001, 0.01))
+        await asyncio.sleep(self.rng.uniform(0.001, 0.01))
         if config.port in self.away:
             place = cast("Any", SimpleNamespace(host=config.host, port=config.port, ssl=True, is_ssl=False))
             raise TransportConnectionError("refused") from aiohttp.ClientConnectorError(place, OSError(111, "refused"))
@@ -155,13 +155,13 @@ def test_a_day_with_nodes_that_come_and_go_and_requests_that_break(seed: int) ->
     """Nothing is lost, no request is sent to two nodes, order is kept, and all nodes work again in the end."""
 
     async def scenario(world: NodesWorld) -> None:
-        world.elastic.trouble = lambda _: world.dice.choice(BREAKS) if world.dice.random() < 0.15 else None
+        world.elastic.trouble = lambda _: world.rng.choice(BREAKS) if world.rng.random() < 0.15 else None
         await world.start()
         for round_ in range(20):
             world.publish_many(15, with_ids=round_ % 3 > 0, start=round_ * 15)
             for port in PORTS:
-                (world.away.add if world.dice.random() < 0.35 else world.away.discard)(port)
-            await asyncio.sleep(world.dice.uniform(0.0, 6.0))
+                (world.away.add if world.rng.random() < 0.35 else world.away.discard)(port)
+            await asyncio.sleep(world.rng.uniform(0.0, 6.0))
         world.away.clear()
         world.elastic.trouble = lambda _: None
         await world.until_settled(900.0)
@@ -191,7 +191,7 @@ def test_one_node_that_is_away_is_noticed_by_nobody(port: int) -> None:
         await world.until_settled()
         world.judge()
         assert not world.log.named("elasticsearch.held")
-        assert world.pipeline.account.requests["unanswered"] == 0
+        assert world.pipeline.counters.requests["unanswered"] == 0
         assert set(world.served) == set(PORTS) - {port}
 
     play(lambda: NodesWorld(1), cast("Any", scenario))
@@ -207,13 +207,13 @@ def test_a_node_that_is_away_is_looked_at_less_and_less_often() -> None:
         await world.start()
         await world.until_settled()
         sink = world.sinks[-1]
-        look = sink._look
+        look = sink._ping
 
         async def watched(node: Any) -> None:
             looks.append(asyncio.get_running_loop().time())
             await look(node)
 
-        sink._look = watched  # type: ignore[method-assign]
+        sink._ping = watched  # type: ignore[method-assign]
         await asyncio.sleep(60.0)
         world.away.clear()
         await asyncio.sleep(6.0)

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.fakes.elasticsearch import must_be_number
-from tests.pipeline.world import World, play
+from tests.pipeline.world import SimulatedPipeline, play
 
 SEEDS = range(8)
 
@@ -16,7 +16,7 @@ SEEDS = range(8)
 def test_the_last_of_two_operations_wins_under_429s_at_concurrency_8(seed: int) -> None:
     """The write pool refuses items here and there, earlier ones while later ones are stored: the order holds."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.capacity_items = 25
         for number in range(400):
             world.publish(b'{"n":%d}' % number, f"id-{number % 200}")
@@ -26,30 +26,30 @@ def test_the_last_of_two_operations_wins_under_429s_at_concurrency_8(seed: int) 
         assert world.elastic.statuses[429] > 0
         assert not world.dead_letters
 
-    play(lambda: World(seed, prefetch=400, bulk_concurrency=8), scenario)
+    play(lambda: SimulatedPipeline(seed, prefetch=400, bulk_concurrency=8), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_document_that_everybody_writes_is_written_in_order(seed: int) -> None:
     """Many operations on few documents, mixed with others: never two of one document in flight (the world watches)."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.capacity_items = 40
         for number in range(300):
-            key = f"hot-{world.dice.randrange(3)}" if world.dice.random() < 0.3 else f"id-{number}"
+            key = f"hot-{world.rng.randrange(3)}" if world.rng.random() < 0.3 else f"id-{number}"
             world.publish(b'{"n":%d}' % number, key)
         await world.start()
         await world.until_settled(600.0)
         world.judge()
 
-    play(lambda: World(seed, prefetch=300, bulk_concurrency=8), scenario)
+    play(lambda: SimulatedPipeline(seed, prefetch=300, bulk_concurrency=8), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_rejected_operation_does_not_stop_those_that_follow_on_its_document(seed: int) -> None:
     """The reject goes to the dead letters, the next operation on the document is applied."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.reject = must_be_number("n")
         for number in range(90):
             bad = number % 3 == 1
@@ -60,14 +60,14 @@ def test_a_rejected_operation_does_not_stop_those_that_follow_on_its_document(se
         world.judge()
         assert len(world.dead_letters) == 30
 
-    play(lambda: World(seed, bulk_concurrency=8), scenario)
+    play(lambda: SimulatedPipeline(seed, bulk_concurrency=8), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_rejections_slow_the_sidecar_down_and_nothing_is_lost_or_stored_twice(seed: int) -> None:
     """Without ids: every item is stored once, nothing is dead-lettered, and the share of 429s falls."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.capacity_items = 60
         world.elastic.item_seconds = 0.001
         world.publish_many(2_000, with_ids=False)
@@ -82,13 +82,13 @@ def test_rejections_slow_the_sidecar_down_and_nothing_is_lost_or_stored_twice(se
         refused = [sum(request.outcome == "partial" for request in part) for part in (requests[:half], requests[half:])]
         assert refused[1] <= refused[0] + 3
 
-    play(lambda: World(seed, prefetch=400, bulk_concurrency=8, batch_max_items=40), scenario)
+    play(lambda: SimulatedPipeline(seed, prefetch=400, bulk_concurrency=8, batch_max_items=40), scenario)
 
 
 def test_a_request_with_429s_retries_exactly_the_refused_items() -> None:
     """A retry holds the items that were refused, in order, and no other."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.capacity_items = 4
         world.publish_many(10)
         await world.start()
@@ -101,4 +101,4 @@ def test_a_request_with_429s_retries_exactly_the_refused_items() -> None:
         await asyncio.sleep(0)
         assert sum(world.elastic.applied.values()) == 10
 
-    play(lambda: World(3, batch_max_items=10), scenario)
+    play(lambda: SimulatedPipeline(3, batch_max_items=10), scenario)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from sidecar.core.compose import Recipe
-from sidecar.core.policy import Choices
+from sidecar.core.compose import EncoderConfig
+from sidecar.core.policy import ErrorPolicy
 from sidecar.core.template import Template
 from tests.builders import long_string
 from tests.builders import properties as raw_properties
 from tests.fakes.elasticsearch import TARGET_FAILURES, Failure, Refusal, Trouble, must_be_number
-from tests.pipeline.world import DEAD, QUEUE, World, play
+from tests.pipeline.world import DEAD, QUEUE, SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,8 +28,8 @@ FAILING = Failure(500, "internal_server_error", "something broke")
 class Kind(NamedTuple):
     """A trouble: how it begins, and how it ends."""
 
-    begin: Callable[[World], object]
-    end: Callable[[World], object]
+    begin: Callable[[SimulatedPipeline], object]
+    end: Callable[[SimulatedPipeline], object]
 
 
 def requests(trouble: Trouble | Refusal) -> Kind:
@@ -102,23 +102,23 @@ CASES = [
 ]
 
 
-def world(seed: int) -> World:
-    recipe = Recipe(index=Template("{header.i}"), id_mode="none")
-    made = World(
+def world(seed: int) -> SimulatedPipeline:
+    encoder_config = EncoderConfig(index=Template("{header.i}"), id_mode="none")
+    made = SimulatedPipeline(
         seed,
-        recipe=recipe,
+        encoder_config=encoder_config,
         prefetch=60,
         retry_max_attempts=3,
         delayed_retry_max_rounds=20,
         hold_max_seconds=15.0,
         memory_limit_bytes=60_000,
-        choices=Choices(),
+        error_policy=ErrorPolicy(),
     )
     made.elastic.reject = must_be_number("n")
     return made
 
 
-def publish(made: World, number: int) -> None:
+def publish(made: SimulatedPipeline, number: int) -> None:
     """Publish a message; every third is for another index, and every seventh malformed."""
     body = b'{"n":"x%d"}' % number if number % 7 == 3 else b'{"n":%d}' % number
     index = b"other" if number % 3 == 1 else b"documents"
@@ -133,7 +133,7 @@ def test_a_trouble_that_is_over_leaves_nothing_behind(one: str, other: str, lost
     """
     first, second = TROUBLES[one], TROUBLES.get(other, NONE)
 
-    async def scenario(made: World) -> None:
+    async def scenario(made: SimulatedPipeline) -> None:
         numbers = itertools.count()
         await made.start()
 
@@ -164,6 +164,6 @@ def test_a_trouble_that_is_over_leaves_nothing_behind(one: str, other: str, lost
             assert asyncio.get_running_loop().time() < 3_600.0, made.summary()
         publish(made, 7 * MANY + 3)  # a dead letter, now that nothing is in its way
         await made.until_settled()
-        assert all(one.delay is not None for one in made.pipeline._settling.copying._destinations.values())
+        assert all(one.delay is not None for one in made.pipeline._settler.republisher._destinations.values())
 
     play(lambda: world(len(one) + len(other)), scenario)  # which looks at what is left

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fakes.elasticsearch import Refusal
-from tests.pipeline.world import World, play
+from tests.pipeline.world import SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from tests.fakes.elasticsearch import Request
@@ -27,9 +27,9 @@ def poison(source: bytes) -> bool:
 def test_a_poisonous_item_is_found_by_halving_and_blamed_alone(count: int, seed: int) -> None:
     """A 400 for the whole request: the others are stored, and what was stored in part is not stored twice by id."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.poison = poison
-        spots = world.dice.sample(range(100), count)
+        spots = world.rng.sample(range(100), count)
         for number in range(100):
             bad = number in spots
             body = b'{"n":%d,"x":"%s"}' % (number, POISON if bad else b"")
@@ -41,14 +41,14 @@ def test_a_poisonous_item_is_found_by_halving_and_blamed_alone(count: int, seed:
         assert len(world.elastic.documents) == 100 - count
         assert len(world.elastic.requests) < 10 + 16 * count
 
-    play(lambda: World(seed, batch_max_items=50), scenario)
+    play(lambda: SimulatedPipeline(seed, batch_max_items=50), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_an_item_that_makes_elasticsearch_fail_is_found_as_well(seed: int) -> None:
     """A 500 for the whole request: held while everything fails, narrowed down while others pass, counted, and told."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         broken = Refusal(500, "date_time_exception", "Zone offset hours not in valid range")
         world.elastic.trouble = lambda request: broken if "id-37" in request.ids else None
         for number in range(100):
@@ -64,7 +64,7 @@ def test_an_item_that_makes_elasticsearch_fail_is_found_as_well(seed: int) -> No
         assert sorted(world.dead_letters) == sorted(world.guilty)
         assert len(world.elastic.documents) == 119
 
-    play(lambda: World(seed, batch_max_items=50), scenario)
+    play(lambda: SimulatedPipeline(seed, batch_max_items=50), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -72,28 +72,28 @@ def test_an_item_that_makes_elasticsearch_fail_is_found_as_well(seed: int) -> No
 def test_a_fault_that_fails_every_request_dead_letters_nothing(error_type: str, seed: int) -> None:
     """A fault of ours, or of a proxy, looks like the items' fault; but no item is blamed before another one passed."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.trouble = lambda _: Refusal(400, error_type, "something is wrong with all of you")
         world.publish_many(100)
         await world.start()
         await asyncio.sleep(600)
         assert not world.dead_letters
         assert len(world.left) == 100
-        assert world.pipeline.pacing.held is not None
+        assert world.pipeline.limiter.held is not None
         assert len(world.elastic.requests) < 100
         world.elastic.trouble = lambda _: None
         await world.until_settled(120.0)
         world.judge(redelivered=True)
         assert not world.dead_letters
 
-    play(lambda: World(seed), scenario)
+    play(lambda: SimulatedPipeline(seed), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_fault_that_fails_every_request_is_noticed_within_few(seed: int) -> None:
     """Halving goes for depth: a single item is reached after the logarithm of a batch, not after all its parts."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.trouble = lambda _: Refusal(400, "illegal_argument_exception", "something is wrong with you")
         world.publish_many(4_000)
         await world.start()
@@ -101,14 +101,14 @@ def test_a_fault_that_fails_every_request_is_noticed_within_few(seed: int) -> No
         assert not world.dead_letters
         assert len(world.elastic.requests) < 80, f"{len(world.elastic.requests)} requests in 30 s"
 
-    play(lambda: World(seed, prefetch=6_000, batch_max_items=1_000), scenario)
+    play(lambda: SimulatedPipeline(seed, prefetch=6_000, batch_max_items=1_000), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_requests_that_left_before_the_fault_began_are_no_evidence(seed: int) -> None:
     """They succeed while those after them fail; that doesn't make each item of the latter guilty."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         fault = Refusal(400, "illegal_argument_exception", "something is wrong with all of you")
         slow: list[int] = []
 
@@ -128,14 +128,14 @@ def test_requests_that_left_before_the_fault_began_are_no_evidence(seed: int) ->
         await world.until_settled(120.0)
         world.judge(redelivered=True)
 
-    play(lambda: World(seed, bulk_concurrency=4), scenario)
+    play(lambda: SimulatedPipeline(seed, bulk_concurrency=4), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_poisonous_item_that_comes_alone_is_blamed_once_others_came(seed: int) -> None:
     """At first nobody knows whose fault it is: a hold. The next messages are probed as well, and end it."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.poison = poison
         bad = world.publish(b'{"x":"poison"}', "bad", guilty=True)
         await world.start()
@@ -146,14 +146,14 @@ def test_a_poisonous_item_that_comes_alone_is_blamed_once_others_came(seed: int)
         world.judge(redelivered=True)
         assert world.dead_letters == [bad]
 
-    play(lambda: World(seed, batch_max_age_seconds=0.2), scenario)
+    play(lambda: SimulatedPipeline(seed, batch_max_age_seconds=0.2), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_request_that_is_too_large_is_split_and_the_size_is_learned(seed: int) -> None:
     """A 413 is not repeated for ever: halves go, later requests are smaller at once; a single item is `too-large`."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.max_content_bytes = 1_000
         for number in range(200):
             huge = number == 50
@@ -167,13 +167,13 @@ def test_a_request_that_is_too_large_is_split_and_the_size_is_learned(seed: int)
         assert len(refused) < 25
         assert world.elastic.requests[-1].outcome == "stored"
 
-    play(lambda: World(seed, batch_max_items=50, bulk_concurrency=2), scenario)
+    play(lambda: SimulatedPipeline(seed, batch_max_items=50, bulk_concurrency=2), scenario)
 
 
 def test_why_a_request_is_refused_is_told_without_the_document() -> None:
     """Also while it isn't clear yet whose fault it is, and everything waits."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         says = "can't do anything with 'Zebra', nor with \"7\""
         world.elastic.trouble = lambda _: Refusal(400, "illegal_argument_exception", says)
         world.publish(b'{"text":"Zebra"}', "id", guilty=True)
@@ -184,4 +184,4 @@ def test_why_a_request_is_refused_is_told_without_the_document() -> None:
         world.elastic.trouble = lambda _: None
         await world.until_settled()
 
-    play(World, scenario)
+    play(SimulatedPipeline, scenario)

@@ -8,12 +8,12 @@ import pytest
 
 from sidecar.core.properties import decode, header, short
 from tests.fakes.elasticsearch import must_be_number
-from tests.pipeline.world import DEAD, QUEUE, World, play
+from tests.pipeline.world import DEAD, QUEUE, SimulatedPipeline, play
 
 SEEDS = range(5)
 
 
-def publish_mixed(world: World, count: int = 60) -> None:
+def publish_mixed(world: SimulatedPipeline, count: int = 60) -> None:
     """Publish documents of which every fifth is refused by the mapping, or is not JSON at all."""
     world.elastic.reject = must_be_number("n")
     for number in range(count):
@@ -25,7 +25,7 @@ def publish_mixed(world: World, count: int = 60) -> None:
             world.publish(b'{"n":%d}' % number, f"id-{number}")
 
 
-def assert_untouched(world: World) -> None:
+def assert_untouched(world: SimulatedPipeline) -> None:
     """No original without a copy was acked: the broker has all of them."""
     left = world.left
     assert all(body in left for body in world.guilty)
@@ -36,7 +36,7 @@ def assert_untouched(world: World) -> None:
 def test_a_reject_is_dead_lettered_and_costs_no_other_message_anything(seed: int) -> None:
     """One bad item never decides its batch: the good ones are stored, in the requests in which they were."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         publish_mixed(world)
         await world.start()
         await world.until_settled()
@@ -44,16 +44,16 @@ def test_a_reject_is_dead_lettered_and_costs_no_other_message_anything(seed: int
         assert len(world.dead_letters) == 12
         assert len(world.elastic.documents) == 48
         assert sum(request.items for request in world.elastic.requests) == 54  # what is not JSON never got there
-        assert world.pipeline.account.total("dead_letter") == 12
+        assert world.pipeline.counters.total("dead_letter") == 12
 
-    play(lambda: World(seed), scenario)
+    play(lambda: SimulatedPipeline(seed), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_reject_is_acked_only_after_its_copy_was_confirmed(seed: int) -> None:
     """While the confirm doesn't come, the original stays outstanding; a silent broker costs the session."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         publish_mixed(world)
         world.broker.queues[DEAD].silent = True
         await world.start()
@@ -64,7 +64,7 @@ def test_a_reject_is_acked_only_after_its_copy_was_confirmed(seed: int) -> None:
         await world.until_settled()
         world.judge(redelivered=True)
 
-    play(lambda: World(seed), scenario)
+    play(lambda: SimulatedPipeline(seed), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -72,7 +72,7 @@ def test_a_reject_is_acked_only_after_its_copy_was_confirmed(seed: int) -> None:
 def test_copies_that_the_broker_does_not_take_hold_their_originals(seed: int, trouble: str) -> None:
     """No original is acked, good documents flow on, and it resumes when the route works; few tries until then."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         publish_mixed(world)
         await world.start()
         await world.until(lambda: world.broker.sessions and world.broker.sessions[0].ledgers)
@@ -93,14 +93,14 @@ def test_copies_that_the_broker_does_not_take_hold_their_originals(seed: int, tr
         world.judge()
         assert world.pipeline.copying_held is None
 
-    play(lambda: World(seed), scenario)
+    play(lambda: SimulatedPipeline(seed), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_acks_do_not_wait_for_a_held_dead_letter(seed: int) -> None:
     """What is stored behind it is acked singly: it must not fill the window, nor come again should the session end."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         publish_mixed(world)
         world.broker.queues[DEAD].full = True
         await world.start()
@@ -108,32 +108,32 @@ def test_acks_do_not_wait_for_a_held_dead_letter(seed: int) -> None:
         await asyncio.sleep(5)
         assert sorted(world.left) == sorted(world.guilty)
 
-    play(lambda: World(seed), scenario)
+    play(lambda: SimulatedPipeline(seed), scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_unroutable_copies_among_routable_ones_keep_their_own_originals_only(seed: int) -> None:
     """Refusals belong to copies by position: of copies in flight together, each original goes by its own."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         publish_mixed(world, 200)
         await world.start()
         dead = world.broker.declare(DEAD)
         for _ in range(40):
-            dead.full = world.dice.random() < 0.5
-            await asyncio.sleep(world.dice.uniform(0.0005, 0.3))
+            dead.full = world.rng.random() < 0.5
+            await asyncio.sleep(world.rng.uniform(0.0005, 0.3))
         dead.full = False
         await world.until_settled()
         world.judge()
         assert len(world.dead_letters) == 40
 
-    play(lambda: World(seed, bulk_concurrency=2, prefetch=50), scenario)
+    play(lambda: SimulatedPipeline(seed, bulk_concurrency=2, prefetch=50), scenario)
 
 
 def test_a_dead_letter_says_what_it_is_and_keeps_its_bytes() -> None:
     """The copy has the body and the properties of the original, and headers that tell why."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.reject = must_be_number("n")
         body = world.publish(b'{"n":"no"}', "id-1", guilty=True)
         await world.start()
@@ -153,14 +153,14 @@ def test_a_dead_letter_says_what_it_is_and_keeps_its_bytes() -> None:
             b"sidecar-id": "id-1",
         }
 
-    play(World, scenario)
+    play(SimulatedPipeline, scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_an_exchange_that_does_not_exist_loses_sessions_but_no_message(seed: int) -> None:
     """The broker closes the channel over it: the originals go back, again and again, and none is acked."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         publish_mixed(world)
         await world.start()
         await world.until(lambda: len(world.elastic.documents) == 48)
@@ -171,4 +171,4 @@ def test_an_exchange_that_does_not_exist_loses_sessions_but_no_message(seed: int
         await world.until_settled()
         world.judge(redelivered=True)
 
-    play(lambda: World(seed, dead_letter_exchange="graveyard"), scenario)
+    play(lambda: SimulatedPipeline(seed, dead_letter_exchange="graveyard"), scenario)

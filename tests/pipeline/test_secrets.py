@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sidecar.core.compose import Recipe
-from sidecar.core.policy import Choices
+from sidecar.core.compose import EncoderConfig
+from sidecar.core.policy import ErrorPolicy
 from sidecar.core.template import Template
 from tests.builders import properties
 from tests.fakes.elasticsearch import Failure, Refusal
-from tests.pipeline.world import DEAD, QUEUE, World, play
+from tests.pipeline.world import DEAD, QUEUE, SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,20 +54,20 @@ REFUSALS: dict[str, Callable[[str], Refusal]] = {
     "503": lambda text: Refusal(503, "unavailable", text),
 }
 TARGET_FAULTS = ("blocked", "missing")
-CHOICES = (Choices(), Choices(on_index_blocked="hold", on_index_missing="hold"))
+CHOICES = (ErrorPolicy(), ErrorPolicy(on_index_blocked="hold", on_index_missing="hold"))
 
 
-def assert_hidden(world: World) -> None:
+def assert_hidden(world: SimulatedPipeline) -> None:
     """No part of the secret is anywhere but in the bodies."""
     shown = [str(event) for event in world.log.events]
     shown += [str(message.properties) for message in world.broker.queues[DEAD].ready]
-    shown += [str(world.pipeline.pacing.held), str(world.pipeline.state())]
+    shown += [str(world.pipeline.limiter.held), str(world.pipeline.snapshot())]
     told = "\n".join(shown)
     parts = {told[start : start + MIN_RUN] for start in range(len(told))}
     assert not parts & PARTS, parts & PARTS
 
 
-def publish(world: World) -> None:
+def publish(world: SimulatedPipeline) -> None:
     """Publish documents, every other of which has the secret."""
     for number in range(20):
         secret = LONG if number % 2 else "nothing"
@@ -80,15 +80,15 @@ def test_what_the_result_of_an_item_quotes_is_told_nowhere(fault: str, wording: 
     """A dead letter, a retry, a hold: nothing of the document goes with its reason."""
     failure = FAULTS[fault](WORDINGS[wording](LONG))
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.item_fault = lambda item: failure if LONG.encode() in item.source else None
         publish(world)
         await world.start()
         await asyncio.sleep(120)
         assert_hidden(world)
 
-    for choices in CHOICES[: 1 + (fault in TARGET_FAULTS)]:
-        play(lambda choices=choices: World(choices=choices), scenario)
+    for policy in CHOICES[: 1 + (fault in TARGET_FAULTS)]:
+        play(lambda policy=policy: SimulatedPipeline(error_policy=policy), scenario)
 
 
 PACKED: dict[str, tuple[Callable[[bytes], bytes], bytes]] = {
@@ -104,7 +104,7 @@ def test_what_is_quoted_is_looked_for_in_the_document_not_in_its_message(encodin
     """Elasticsearch got what was unpacked, so it quotes what the packed body has nowhere."""
     pack, name = PACKED[encoding]
 
-    async def scenario(world: World, told: str) -> None:
+    async def scenario(world: SimulatedPipeline, told: str) -> None:
         if kind in FAULTS:
             world.elastic.item_fault = lambda _: FAULTS[kind](told)
         else:
@@ -118,9 +118,9 @@ def test_what_is_quoted_is_looked_for_in_the_document_not_in_its_message(encodin
         assert world.elastic.requests
         assert_hidden(world)
 
-    recipe = Recipe(index=Template("documents"), split=split)
+    encoder_config = EncoderConfig(index=Template("documents"), split=split)
     for wording in ("in quotes", "in none"):
-        play(lambda: World(recipe=recipe), partial(scenario, told=WORDINGS[wording](LONG)))
+        play(lambda: SimulatedPipeline(encoder_config=encoder_config), partial(scenario, told=WORDINGS[wording](LONG)))
 
 
 @pytest.mark.parametrize("wording", list(WORDINGS))
@@ -129,7 +129,7 @@ def test_what_a_refused_request_quotes_is_told_nowhere(refusal: str, wording: st
     """Whichever request it was, and whether it was narrowed down to one item or not."""
     refused = REFUSALS[refusal](WORDINGS[wording](LONG))
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.trouble = lambda request: refused if "id-3" in request.ids else None
         publish(world)
         await world.start()
@@ -139,4 +139,4 @@ def test_what_a_refused_request_quotes_is_told_nowhere(refusal: str, wording: st
         await asyncio.sleep(120)
         assert_hidden(world)
 
-    play(World, scenario)
+    play(SimulatedPipeline, scenario)

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from sidecar.core.compose import Recipe
+from sidecar.core.compose import EncoderConfig
 from sidecar.core.properties import header
 from sidecar.core.template import Template
 from tests.fakes.broker import Stored, properties
 from tests.fakes.elasticsearch import Failure, must_be_number
-from tests.pipeline.world import DEAD, INDEX, QUEUE, World, play
+from tests.pipeline.world import DEAD, INDEX, QUEUE, SimulatedPipeline, play
 from tests.simulation.rest import objects, remains
 
 SEEDS = range(8)
@@ -21,12 +21,12 @@ BLOCKED = Failure(403, "cluster_block_exception", "index [documents] blocked by:
 BROKEN = Failure(500, "io_exception", "no space left on device")
 
 
-class Bundles(World):
+class Bundles(SimulatedPipeline):
     """A world whose messages are JSON arrays of documents."""
 
     def __init__(self, seed: int = 0, **plan: Any) -> None:
-        recipe = Recipe(index=Template(INDEX), split="array")
-        super().__init__(seed, **{"recipe": recipe, "batch_max_items": 10, **plan})
+        encoder_config = EncoderConfig(index=Template(INDEX), split="array")
+        super().__init__(seed, **{"encoder_config": encoder_config, "batch_max_items": 10, **plan})
         self.wanted: dict[str, dict[str, Any]] = {}
 
     def _acked(self, message: Stored) -> None:
@@ -40,11 +40,11 @@ class Bundles(World):
         if missing:
             self.wrong_acks.append(message.body)
 
-    def bundle(self, ident: str, documents: list[dict[str, Any]], *, with_id: bool = True) -> None:
+    def bundle(self, document_id: str, documents: list[dict[str, Any]], *, with_id: bool = True) -> None:
         body = json.dumps(documents, separators=(",", ":")).encode()
-        self.broker.publish(QUEUE, body, properties(message_id=ident) if with_id else b"\0\0")
+        self.broker.publish(QUEUE, body, properties(message_id=document_id) if with_id else b"\0\0")
         for item, document in enumerate(documents):
-            self.wanted[f"{ident}-{item}"] = document
+            self.wanted[f"{document_id}-{item}"] = document
 
     def stored(self) -> dict[str, Any]:
         return {name: json.loads(source) for (_, name), source in self.elastic.documents.items()}
@@ -58,7 +58,7 @@ def test_every_document_is_stored_and_each_message_acked_once(seed: int) -> None
         world.elastic.capacity_items = 15
         number = 0
         for at in range(60):
-            count = world.dice.choice([1, 2, 3, 25])
+            count = world.rng.choice([1, 2, 3, 25])
             world.bundle(f"m{at}", [{"n": number + item} for item in range(count)])
             number += count
         await world.start()
@@ -69,7 +69,7 @@ def test_every_document_is_stored_and_each_message_acked_once(seed: int) -> None
         await world.start()
         await world.until_settled(3_600.0)
         assert world.stored() == world.wanted
-        assert world.pipeline.account.in_flight == 0
+        assert world.pipeline.counters.in_flight == 0
 
     play(lambda: Bundles(seed, prefetch=20), scenario)  # type: ignore[arg-type]
 
@@ -89,8 +89,8 @@ def test_the_good_ones_stay_and_the_message_is_dead_lettered_with_the_list_of_th
         assert letter.body == body
         assert (header(letter.properties, b"sidecar-items") or b"")[5:] == b"1,2"
         assert (header(letter.properties, b"sidecar-reason") or b"")[5:] == b"rejected"
-        assert world.pipeline.account.settled[QUEUE, "dead_letter"] == 1
-        assert world.pipeline.account.settled[QUEUE, "ack"] == 0
+        assert world.pipeline.counters.settled[QUEUE, "dead_letter"] == 1
+        assert world.pipeline.counters.settled[QUEUE, "ack"] == 0
 
     play(Bundles, scenario)  # type: ignore[arg-type]
 
@@ -107,7 +107,7 @@ def test_rejects_are_settled_whole_however_they_are_settled(on_reject: str) -> N
         await world.start()
         await world.until_settled()
         verdict = "discard" if on_reject == "discard" else "dead_letter"
-        assert world.pipeline.account.settled[QUEUE, verdict] == 5
+        assert world.pipeline.counters.settled[QUEUE, verdict] == 5
         assert len(world.elastic.documents) == 5
 
     class Careless(Bundles):
@@ -125,7 +125,7 @@ def test_with_ids_a_blocked_document_takes_its_message_round() -> None:
         for at in range(3):
             world.bundle(f"m{at}", [{"n": 10 * at + item} for item in range(3)])
         await world.start()
-        await world.until(lambda: world.pipeline.account.settled[QUEUE, "delay"])
+        await world.until(lambda: world.pipeline.counters.settled[QUEUE, "delay"])
         world.elastic.item_fault = lambda _: None
         await world.until_settled(600.0)
         await world.until(lambda: not world.broker.delayed, 600.0)
@@ -143,7 +143,7 @@ def test_without_ids_a_blocked_document_waits_in_its_place() -> None:
         world.bundle("m", [{"n": 0}, {"n": 1}, {"n": 2}], with_id=False)
         await world.start()
         await world.until(lambda: len(world.elastic.documents) == 2)
-        assert world.pipeline.account.settled[QUEUE, "delay"] == 0
+        assert world.pipeline.counters.settled[QUEUE, "delay"] == 0
         world.elastic.item_fault = lambda _: None
         await world.until_settled(600.0)
         assert sorted(one["n"] for one in world.stored().values()) == [0, 1, 2]
@@ -158,7 +158,7 @@ def test_a_single_document_without_an_id_goes_round_with_its_message() -> None:
         world.elastic.item_fault = lambda item: BLOCKED if item.source == b'{"n":1}' else None
         world.bundle("m", [{"n": 1}], with_id=False)
         await world.start()
-        await world.until(lambda: world.pipeline.account.settled[QUEUE, "delay"])
+        await world.until(lambda: world.pipeline.counters.settled[QUEUE, "delay"])
         world.elastic.item_fault = lambda _: None
         await world.until(lambda: len(world.elastic.documents) == 1, 600.0)
 
@@ -178,14 +178,14 @@ def test_nothing_of_documents_is_left_when_their_messages_are_settled() -> None:
         await world.start()
         await world.until(lambda: len(world.elastic.documents) > 20)
         world.lose_session()
-        await world.until(lambda: world.pipeline.account.settled[QUEUE, "delay"])
+        await world.until(lambda: world.pipeline.counters.settled[QUEUE, "delay"])
         world.elastic.item_fault = lambda _: None
         await world.until(lambda: not world.broker.delayed and world.log.named("amqp.consuming"), 600.0)
         await world.until_settled(600.0)
         await asyncio.sleep(5.0)
         assert not remains(world.pipeline)
         assert objects() == before
-        assert sum(ledger.held_bytes for session in world.broker.sessions for ledger in session.ledgers) == 0
+        assert sum(ledger.memory_bytes for session in world.broker.sessions for ledger in session.ledgers) == 0
 
     class Lenient(Bundles):
         def _acked(self, message: Stored) -> None:

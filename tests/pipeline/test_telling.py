@@ -7,90 +7,90 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sidecar.core.policy import Choices
-from sidecar.core.state import Unready
+from sidecar.core.policy import ErrorPolicy
+from sidecar.core.state import NotReady
 from tests.builders import properties
 from tests.fakes.elasticsearch import TARGET_FAILURES, Failure, Trouble, must_be_number
 from tests.pipeline.expected_metrics import scrape
-from tests.pipeline.world import DEAD, INDEX, QUEUE, World, play
+from tests.pipeline.world import DEAD, INDEX, QUEUE, SimulatedPipeline, play
 
 if TYPE_CHECKING:
-    from sidecar.core.state import State
+    from sidecar.core.state import Snapshot
 
 AGE_SECONDS = 30
 REASONS = ("malformed", "rejected")
 
 
-def state(world: World) -> State:
+def state(world: SimulatedPipeline) -> Snapshot:
     """Return what the sidecar tells."""
     assert world.app is not None
-    return world.app.state()
+    return world.app.snapshot()
 
 
-def reason(world: World) -> str | None:
+def reason(world: SimulatedPipeline) -> str | None:
     """Return why it isn't ready."""
-    unready = state(world).unready
-    return unready.reason if unready is not None else None
+    not_ready = state(world).not_ready
+    return not_ready.reason if not_ready is not None else None
 
 
 @pytest.mark.parametrize("milliseconds", [False, True])
 def test_times_are_measured_from_publishing_where_a_message_says_when(milliseconds: bool) -> None:
     """One value for a batch: its first message's."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         published = int(world._wall_clock()) - AGE_SECONDS
         timestamp = published * 1000 if milliseconds else published
         for number in range(30):
             world.broker.publish(QUEUE, b'{"n":%d}' % number, properties(timestamp=timestamp))
         await world.start()
         await world.until_settled()
-        account = world.pipeline.account
+        account = world.pipeline.counters
         for histogram in (account.queue_wait_seconds, account.end_to_end_seconds):
             assert histogram.count == 3
             assert AGE_SECONDS <= histogram.total / 3 <= AGE_SECONDS + 5
         assert account.end_to_end_seconds.total >= account.queue_wait_seconds.total
         assert (account.bulk_seconds.count, account.batch_items.total) == (3, 30)
 
-    play(World, scenario)
+    play(SimulatedPipeline, scenario)
 
 
 @pytest.mark.parametrize("timestamp", [None, 0, 5, 2**63, 1_600_000_000])
 def test_a_time_that_is_missing_or_absurd_measures_nothing(timestamp: int | None) -> None:
     """Then the time until it is stored begins with the batch."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         raw = b"\0\0" if timestamp is None else properties(timestamp=timestamp)
         for number in range(10):
             world.broker.publish(QUEUE, b'{"n":%d}' % number, raw)
         await world.start()
         await world.until_settled()
-        account = world.pipeline.account
+        account = world.pipeline.counters
         assert account.queue_wait_seconds.count == 0
         assert account.end_to_end_seconds.count == 1
         assert 0.0 <= account.end_to_end_seconds.total <= 5.0
 
-    play(World, scenario)
+    play(SimulatedPipeline, scenario)
 
 
 def test_a_publisher_whose_clock_is_ahead_makes_no_negative_times() -> None:
     """Clocks differ."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         raw = properties(timestamp=int(world._wall_clock()) + 100)
         world.broker.publish(QUEUE, b"{}", raw)
         await world.start()
         await world.until_settled()
-        account = world.pipeline.account
+        account = world.pipeline.counters
         assert (account.queue_wait_seconds.total, account.end_to_end_seconds.total) == (0.0, 0.0)
         assert account.queue_wait_seconds.count == 1
 
-    play(World, scenario)
+    play(SimulatedPipeline, scenario)
 
 
 def test_readiness_names_what_is_to_be_mended() -> None:
     """First RabbitMQ, then Elasticsearch, then the route of dead letters; and the end."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.broker.down = True
         await world.start()
         await asyncio.sleep(3.0)
@@ -107,8 +107,8 @@ def test_readiness_names_what_is_to_be_mended() -> None:
         await asyncio.sleep(20.0)
         told = state(world)
         assert told.held is not None
-        assert told.unready is not None
-        assert told.unready.detail == told.held
+        assert told.not_ready is not None
+        assert told.not_ready.detail == told.held
         assert told.breaker in {"open", "half-open"}
         assert told.held_seconds == pytest.approx(asyncio.get_running_loop().time() - held_at, abs=0.1)
         assert told.next_try_seconds <= 30.0
@@ -129,14 +129,14 @@ def test_readiness_names_what_is_to_be_mended() -> None:
         assert reason(world) == "draining"
         await stopping
 
-    play(World, scenario)
+    play(SimulatedPipeline, scenario)
 
 
 @pytest.mark.parametrize("on_reject", ["dead-letter", "discard"])
 def test_a_storm_of_rejects_is_few_lines_and_each_reject_is_in_one(on_reject: str) -> None:
     """Also those that are told last: the end waits for no timer."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.reject = must_be_number("n")
         for number in range(5_000):
             world.publish((b'{"n":"no %d"}' if number % 2 else b"not json %d") % number, f"id-{number}", guilty=True)
@@ -151,13 +151,13 @@ def test_a_storm_of_rejects_is_few_lines_and_each_reject_is_in_one(on_reject: st
         assert len(lines) <= 2 * (3 + 1 + seconds / 10)
         assert all(line["example_id"] for line in lines)
 
-    play(lambda: World(on_reject=on_reject, reject_guard=0), scenario)
+    play(lambda: SimulatedPipeline(on_reject=on_reject, reject_guard=0), scenario)
 
 
 def test_what_goes_round_by_the_delay_queue_is_told_as_well() -> None:
     """It would be silent otherwise: a blocked index fills no dead-letter queue."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         blocked = Failure(403, "cluster_block_exception", "index [x] blocked by: [FORBIDDEN/8/index write]")
         world.elastic.reject = lambda _document, _id: blocked
         world.publish(b'{"n":1}', "id-1")
@@ -171,24 +171,24 @@ def test_what_goes_round_by_the_delay_queue_is_told_as_well() -> None:
         await world.until_settled()
         await world.until(lambda: world.elastic.documents, 60.0)
 
-    play(World, scenario)
+    play(SimulatedPipeline, scenario)
 
 
-@pytest.mark.parametrize("choices", [Choices(on_index_blocked="hold"), Choices(on_index_missing="hold")])
-def test_what_waits_in_place_for_its_target_is_told_and_a_hold(choices: Choices) -> None:
+@pytest.mark.parametrize("choices", [ErrorPolicy(on_index_blocked="hold"), ErrorPolicy(on_index_missing="hold")])
+def test_what_waits_in_place_for_its_target_is_told_and_a_hold(choices: ErrorPolicy) -> None:
     """All messages have one target, and that accepts none: not ready, with the reason; each message is told once."""
     error_type = "index_closed_exception" if choices.on_index_blocked == "hold" else "index_not_found_exception"
     failure = Failure(400 if choices.on_index_blocked == "hold" else 404, error_type, "no document is accepted")
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.reject = lambda _document, _id: failure
         for number in range(3):
             world.publish(b'{"n":%d}' % number, f"id-{number}")
         await world.start()
         await world.until(lambda: reason(world) == "held", 10)
-        unready = state(world).unready
-        assert unready is not None
-        assert unready.detail == f"the index {INDEX!r} accepts no documents: {error_type}: {failure.reason}"
+        not_ready = state(world).not_ready
+        assert not_ready is not None
+        assert not_ready.detail == f"the index {INDEX!r} accepts no documents: {error_type}: {failure.reason}"
         (line,) = world.log.named("items.waiting")
         assert (line["error_type"], line["count"], line["example_id"]) == (error_type, 3, "id-0")
         await asyncio.sleep(60)
@@ -197,15 +197,15 @@ def test_what_waits_in_place_for_its_target_is_told_and_a_hold(choices: Choices)
         assert (group.kind.verdict, group.count) == ("wait", 3)
         world.elastic.reject = lambda _document, _id: None
         await world.until_settled(60.0)
-        assert state(world).unready is None
+        assert state(world).not_ready is None
 
-    play(lambda: World(choices=choices), scenario)
+    play(lambda: SimulatedPipeline(error_policy=choices), scenario)
 
 
 def test_documents_are_counted_by_action_also_where_it_differs_from_message_to_message() -> None:
     """Stored as a whole or item by item."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.reject = must_be_number("n")
         for number in range(9):
             raw = properties(type=b"create" if number % 3 else b"index", message_id=b"id-%d" % number)
@@ -214,15 +214,15 @@ def test_documents_are_counted_by_action_also_where_it_differs_from_message_to_m
         await world.until_settled()
         world.broker.publish(QUEUE, b'{"n":"x"}', properties(type=b"create", message_id=b"bad"))
         await world.until_settled()
-        documents = world.pipeline.account.documents
+        documents = world.pipeline.counters.documents
         assert documents == {
             ("create", "success"): 6,
             ("index", "success"): 3,
             ("create", "failed_client"): 1,
         }
-        assert world.pipeline.account.outcomes() == {"success": 9, "failed_client": 1}
+        assert world.pipeline.counters.outcomes() == {"success": 9, "failed_client": 1}
 
-    play(lambda: World(action="{type}"), scenario)
+    play(lambda: SimulatedPipeline(action="{type}"), scenario)
 
 
 def test_each_line_of_an_answer_has_the_count_and_the_example_of_its_own_kind() -> None:
@@ -233,7 +233,7 @@ def test_each_line_of_an_answer_has_the_count_and_the_example_of_its_own_kind() 
         "c": Failure(403, "cluster_block_exception", "blocked"),
     }
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.item_fault = lambda item: kinds.get((item.document_id or "").partition("-")[0])
         number = 0
         for _ in range(10):
@@ -260,13 +260,13 @@ def test_each_line_of_an_answer_has_the_count_and_the_example_of_its_own_kind() 
             assert (line["error_type"], line["reason"]) == ("cluster_block_exception", "index-blocked")
             assert str(line["example_id"]).startswith("c-")
 
-    play(lambda: World(batch_max_items=9, reject_guard=0), scenario)
+    play(lambda: SimulatedPipeline(batch_max_items=9, reject_guard=0), scenario)
 
 
 def test_a_summary_comes_for_each_kind_though_nothing_fails_any_more() -> None:
     """Two storms, the second of which begins within the window of the first; the end of the sidecar tells nothing."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         await world.start()
         for storm, text in enumerate((b"no json %d", b'{"n":"no %d"}')):
             for number in range(60):
@@ -281,8 +281,8 @@ def test_a_summary_comes_for_each_kind_though_nothing_fails_any_more() -> None:
         await world.stop()
         assert world.log.named("items.rejected") == lines
 
-    def made() -> World:
-        world = World(reject_guard=0)
+    def made() -> SimulatedPipeline:
+        world = SimulatedPipeline(reject_guard=0)
         world.elastic.reject = must_be_number("n")
         world.broker._chunk_items = (10, 10)
         return world
@@ -293,7 +293,7 @@ def test_a_summary_comes_for_each_kind_though_nothing_fails_any_more() -> None:
 def test_the_last_lines_say_what_the_metrics_say() -> None:
     """`sidecar.draining` at the moment of the signal, `sidecar.stopped` at the end; both with each verdict."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.reject = must_be_number("n")
         for number in range(7):
             world.publish(b'{"n":%d}' % number if number > 1 else b'{"n":"no %d"}' % number, guilty=number < 2)
@@ -316,7 +316,7 @@ def test_the_last_lines_say_what_the_metrics_say() -> None:
         }
         assert stopped == {**common, "requeue": 3, "in_flight": 0, **work}
 
-    play(World, scenario)
+    play(SimulatedPipeline, scenario)
 
 
 READY = None
@@ -328,7 +328,7 @@ def test_every_reason_comes_and_goes_and_the_first_to_mend_is_told() -> None:
     seen: list[str | None] = []
     away = "no answer from Elasticsearch: Connection refused"
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         async def becomes(expected: str | None, within: float = 60.0) -> None:
             await world.until(lambda: reason(world) == expected, within)
             seen.append(expected)
@@ -340,7 +340,7 @@ def test_every_reason_comes_and_goes_and_the_first_to_mend_is_told() -> None:
         await becomes("not-connected")
         world.broker.down = False
         await becomes("waiting-for-elasticsearch")
-        await world.until(lambda: state(world).unready == Unready(reason(world) or "", away))
+        await world.until(lambda: state(world).not_ready == NotReady(reason(world) or "", away))
         assert (state(world).connected, state(world).reached_elasticsearch) == (True, False)
         world.elastic.down = False
         await becomes("starting")
@@ -375,7 +375,7 @@ def test_every_reason_comes_and_goes_and_the_first_to_mend_is_told() -> None:
         await becomes("draining")
         await stopping
 
-    play(World, scenario)
+    play(SimulatedPipeline, scenario)
     assert {*seen} == {
         "not-connected", "waiting-for-elasticsearch", "starting", "dead-letters-held", "held", "delays-held",
         "queue-gone", "draining", READY,

@@ -13,7 +13,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from sidecar.ops.spans import Spans
 from tests.builders import long_string, properties
 from tests.fakes.elasticsearch import Failure, Refusal, Trouble, must_be_number
-from tests.pipeline.world import INDEX, QUEUE, World, play
+from tests.pipeline.world import INDEX, QUEUE, SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ class Started(SpanProcessor):
         self.spans.append(span)
 
 
-class Traced(World):
+class Traced(SimulatedPipeline):
     """A world whose requests are traced; in the end each span that began has ended, once.
 
     Attributes:
@@ -77,7 +77,7 @@ class Traced(World):
         return self.spans(f"process {QUEUE}")[0], self.spans(f"bulk {INDEX}")[0]
 
 
-def publish(world: World, count: int, *, spans: int = 2) -> None:
+def publish(world: SimulatedPipeline, count: int, *, spans: int = 2) -> None:
     """Publish documents in so many producers' spans."""
     for number in range(count):
         parent = long_string(f"00-{TRACE}-{number % spans + 1:016x}-01".encode())
@@ -88,7 +88,7 @@ def publish(world: World, count: int, *, spans: int = 2) -> None:
 def test_a_batch_is_two_spans_with_links_to_its_producers() -> None:
     """One by the conventions for messaging, in it one by those for databases; a trace of their own."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         assert isinstance(world, Traced)
         publish(world, 10)
         await world.start()
@@ -131,7 +131,7 @@ def test_a_batch_is_two_spans_with_links_to_its_producers() -> None:
 def test_a_span_begins_when_the_first_message_of_its_batch_came() -> None:
     """The time in the batch is to be seen beside that of the request."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         assert isinstance(world, Traced)
         publish(world, 1)
         await world.start()
@@ -149,7 +149,7 @@ def test_a_span_begins_when_the_first_message_of_its_batch_came() -> None:
 def test_links_are_bounded() -> None:
     """A batch may have a thousand producers."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         assert isinstance(world, Traced)
         publish(world, 10, spans=10)
         await world.start()
@@ -162,7 +162,7 @@ def test_links_are_bounded() -> None:
 def test_documents_that_are_not_taken_are_an_error_with_their_counts() -> None:
     """By the words of the metrics, with the type of the most frequent error and nothing that Elasticsearch quotes."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         assert isinstance(world, Traced)
         world.elastic.reject = lambda document, _: (
             Failure(400, "document_parsing_exception", f"failed: '{document['text']}'")
@@ -180,7 +180,7 @@ def test_documents_that_are_not_taken_are_an_error_with_their_counts() -> None:
         attributes = world.pair()[0].attributes or {}
         assert attributes["sidecar.documents.success"] == 8
         assert attributes["sidecar.documents.failed_client"] == 2
-        outcomes = {key: count for (_, key), count in world.pipeline.account.documents.items()}
+        outcomes = {key: count for (_, key), count in world.pipeline.counters.documents.items()}
         assert outcomes == {"success": 8, "failed_client": 2}
 
     play(Traced, scenario)
@@ -205,7 +205,7 @@ def test_a_request_that_fails_as_a_whole_is_an_error(
 ) -> None:
     """And the one that takes its place is a span of its own."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         assert isinstance(world, Traced)
         world.elastic.trouble = once(trouble)
         publish(world, 10)
@@ -226,7 +226,7 @@ def test_a_request_that_fails_as_a_whole_is_an_error(
 def test_a_request_that_is_cut_off_ends_its_spans() -> None:
     """At the end of the shutdown time nobody waits for the answer any more."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         assert isinstance(world, Traced)
         world.elastic.trouble = lambda _: Trouble.HANGS_BEFORE  # for longer than the end may take
         publish(world, 10)
@@ -241,7 +241,7 @@ def test_a_request_that_is_cut_off_ends_its_spans() -> None:
 def test_neither_text_nor_ids_are_in_a_span() -> None:
     """Whoever may see traces may not see documents."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         assert isinstance(world, Traced)
         world.elastic.reject = must_be_number("text")
         publish(world, 20)

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from sidecar.core.compose import Recipe
+from sidecar.core.compose import EncoderConfig
 from sidecar.core.properties import decode, header
 from sidecar.core.template import Template
 from sidecar.library.transforming import hook
 from tests.fakes.broker import Stored, properties
-from tests.pipeline.world import DEAD, INDEX, QUEUE, World, play
+from tests.pipeline.world import DEAD, INDEX, QUEUE, SimulatedPipeline, play
 
 SEEDS = range(6)
 
@@ -38,13 +38,13 @@ async def never(_: Any) -> Any:
     await asyncio.Event().wait()
 
 
-class Transformed(World):
+class Transformed(SimulatedPipeline):
     """A world whose documents are made by a function."""
 
     def __init__(self, seed: int, function: Any, **plan: Any) -> None:
         hooked = hook(function)
-        recipe = Recipe(index=Template(INDEX), transform=hooked.transform, prepare=hooked.prepare)
-        super().__init__(seed, **{"recipe": recipe, "batch_max_items": 10, **plan})
+        encoder_config = EncoderConfig(index=Template(INDEX), transform=hooked.transform, prepare=hooked.prepare)
+        super().__init__(seed, **{"encoder_config": encoder_config, "batch_max_items": 10, **plan})
 
     def _acked(self, message: Stored) -> None:
         """Nothing is acked before all that is made of it is stored, or its copy is."""
@@ -54,10 +54,10 @@ class Transformed(World):
         if not (all(stored) and told["count"] >= 0) and message.body not in self.dead:
             self.wrong_acks.append(message.body)
 
-    def tell(self, number: int, count: int, ident: str | None = None) -> None:
+    def tell(self, number: int, count: int, document_id: str | None = None) -> None:
         """Publish a message of which so many documents are to be made."""
         body = json.dumps({"n": number, "count": count}).encode()
-        self.broker.publish(QUEUE, body, properties(message_id=ident or f"m{number}"))
+        self.broker.publish(QUEUE, body, properties(message_id=document_id or f"m{number}"))
 
 
 @pytest.mark.parametrize("function", [documents, documents_later])
@@ -66,11 +66,11 @@ def test_one_several_and_none_are_settled_with_their_message(seed: int, function
     """Each message once: acked when all its documents are stored, discarded without any, dead-lettered for a fault."""
 
     async def scenario(world: Transformed) -> None:
-        counts = [world.dice.choice([-1, 0, 1, 1, 3, 12]) for _ in range(60)]
+        counts = [world.rng.choice([-1, 0, 1, 1, 3, 12]) for _ in range(60)]
         for number, count in enumerate(counts):
             world.tell(number, count)
         await world.start()
-        await world.until(lambda: world.pipeline.account.received.total() == 60)
+        await world.until(lambda: world.pipeline.counters.received.total() == 60)
         if seed % 2:
             world.lose_session()
         await world.until_settled(600.0)
@@ -86,7 +86,7 @@ def test_one_several_and_none_are_settled_with_their_message(seed: int, function
             ]
             assert told == ["transform-failed", "LookupError"]
         if not seed % 2:
-            account = world.pipeline.account
+            account = world.pipeline.counters
             assert account.total("discard") == counts.count(0)
             assert account.total("dead_letter") == counts.count(-1)
 
@@ -99,7 +99,7 @@ def test_asynchronous_code_keeps_the_order(seed: int) -> None:
 
     async def scenario(world: Transformed) -> None:
         for number in range(40):
-            world.tell(number, 1, ident=f"id-{number % 3}")
+            world.tell(number, 1, document_id=f"id-{number % 3}")
         await world.start()
         await world.until_settled(600.0)
         for key in range(3):
@@ -117,13 +117,13 @@ def test_a_drain_waits_for_what_is_being_prepared(seed: int) -> None:
         for number in range(30):
             world.tell(number, 1)
         await world.start()
-        await world.until(lambda: world.pipeline.account.received.total() == 30)
+        await world.until(lambda: world.pipeline.counters.received.total() == 30)
         received_at = asyncio.get_running_loop().time()
         await world.stop()
         assert asyncio.get_running_loop().time() > received_at
         assert len(world.elastic.documents) + world.ready == 30
         assert world.elastic.documents
-        assert world.pipeline.account.in_flight == 0
+        assert world.pipeline.counters.in_flight == 0
 
     play(lambda: Transformed(seed, documents_later, shutdown_seconds=200.0), scenario)
 
@@ -135,7 +135,7 @@ def test_code_that_hangs_does_not_hold_up_the_end() -> None:
         for number in range(30):
             world.tell(number, 1)
         await world.start()
-        await world.until(lambda: world.pipeline.account.received.total() == 30)
+        await world.until(lambda: world.pipeline.counters.received.total() == 30)
         assert await world.stop() <= world.shutdown_seconds
         assert (world.ready, len(world.elastic.documents)) == (30, 0)
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sidecar.core.compose import Recipe
-from sidecar.core.policy import Choices
+from sidecar.core.compose import EncoderConfig
+from sidecar.core.policy import ErrorPolicy
 from sidecar.core.properties import decode, header
 from sidecar.core.template import Template
 from tests.fakes.elasticsearch import Failure, must_be_number
-from tests.pipeline.world import DEAD, INDEX, World, play
+from tests.pipeline.world import DEAD, INDEX, SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,12 +22,12 @@ MISSING = Failure(404, "index_not_found_exception", "no such index [docs]")
 BROKEN = Failure(500, "null_pointer_exception", "oh dear")
 
 
-def fail(world: World, failure: Failure, *, only: Callable[[Any], bool] = lambda _: True) -> None:
+def fail(world: SimulatedPipeline, failure: Failure, *, only: Callable[[Any], bool] = lambda _: True) -> None:
     """Have Elasticsearch refuse the items that `only` fits."""
     world.elastic.reject = lambda document, _: failure if only(document) else None
 
 
-def reason_of(world: World, position: int = 0) -> object:
+def reason_of(world: SimulatedPipeline, position: int = 0) -> object:
     """Return the reason of a dead letter."""
     value = header(world.broker.queues[DEAD].ready[position].properties, b"sidecar-reason")
     assert value is not None
@@ -38,7 +38,7 @@ def reason_of(world: World, position: int = 0) -> object:
 def test_a_true_conflict_is_settled_as_configured(choice: str, dead: int) -> None:
     """Somebody else created the document: an ack, or a dead letter with the reason `conflict`."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.broker.on_ack = lambda _: None  # what loses a conflict is acked, and stored nowhere
         first = world.publish(b'{"n":1}', "same")
         await world.start()
@@ -51,13 +51,13 @@ def test_a_true_conflict_is_settled_as_configured(choice: str, dead: int) -> Non
             assert reason_of(world) == "conflict"
         await world.end()
 
-    play(lambda: World(action="create", choices=Choices(on_conflict=choice)), scenario)  # type: ignore[arg-type]
+    play(lambda: SimulatedPipeline(action="create", error_policy=ErrorPolicy(on_conflict=choice)), scenario)  # type: ignore[arg-type]
 
 
 def test_a_blocked_target_goes_round_by_the_delay_queue_until_it_is_taken() -> None:
     """Uncounted, for as long as it takes, and nobody else waits: all others are stored meanwhile."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         fail(world, BLOCKED, only=lambda document: document["n"] >= 50)
         world.publish_many(60)
         await world.start()
@@ -68,17 +68,17 @@ def test_a_blocked_target_goes_round_by_the_delay_queue_until_it_is_taken() -> N
         fail(world, BLOCKED, only=lambda _: False)
         await world.until(lambda: len(world.elastic.documents) == 60)
         await world.until_settled()
-        assert 30 <= world.pipeline.account.total("delay") <= 50, "10 messages, after 10, 20, 40, 80 seconds"
+        assert 30 <= world.pipeline.counters.total("delay") <= 50, "10 messages, after 10, 20, 40, 80 seconds"
         assert world.pipeline.copying_held is None
         await world.end()
 
-    play(World, scenario)
+    play(SimulatedPipeline, scenario)
 
 
 def test_one_blocked_target_stops_nobody_when_the_others_are_quiet() -> None:
     """However many messages it has, and however often they go round: a good one for another target goes at once."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         fail(world, BLOCKED, only=lambda document: document["to"] == "blocked")
         # Five times the prefetch; as they go round they soon are more in a row than any guard allows.
         for number in range(500):
@@ -88,7 +88,7 @@ def test_one_blocked_target_stops_nobody_when_the_others_are_quiet() -> None:
             await asyncio.sleep(60)
             world.publish(b'{"n":%d,"to":"open"}' % number, f"late-{number}")
             await world.until(lambda number=number: len(world.elastic.documents) == number + 1, 5.0)  # type: ignore[misc]
-            assert world.pipeline.pacing.held is None
+            assert world.pipeline.limiter.held is None
         asked = len(world.elastic.requests)
         await asyncio.sleep(3_600)
         each = (len(world.elastic.requests) - asked) * 10 / 500
@@ -97,20 +97,20 @@ def test_one_blocked_target_stops_nobody_when_the_others_are_quiet() -> None:
         await world.until_settled(600.0)
         assert not world.dead_letters
 
-    play(lambda: World(prefetch=100, recipe=Recipe(index=Template("{body.to}"))), scenario)
+    play(lambda: SimulatedPipeline(prefetch=100, encoder_config=EncoderConfig(index=Template("{body.to}"))), scenario)
 
 
 @pytest.mark.parametrize(
     ("failure", "choices", "reason"),
     [
-        (BLOCKED, Choices(on_index_blocked="dead-letter"), "index-blocked"),
-        (MISSING, Choices(), "index-missing"),
+        (BLOCKED, ErrorPolicy(on_index_blocked="dead-letter"), "index-blocked"),
+        (MISSING, ErrorPolicy(), "index-missing"),
     ],
 )
-def test_targets_may_be_given_up(failure: Failure, choices: Choices, reason: str) -> None:
+def test_targets_may_be_given_up(failure: Failure, choices: ErrorPolicy, reason: str) -> None:
     """Dead letters with the target's reason."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         fail(world, failure)
         world.publish_many(5)
         await world.start()
@@ -119,17 +119,17 @@ def test_targets_may_be_given_up(failure: Failure, choices: Choices, reason: str
         await world.until_settled()
         await world.end()
 
-    play(lambda: World(choices=choices, reject_guard=0), scenario)
+    play(lambda: SimulatedPipeline(error_policy=choices, reject_guard=0), scenario)
 
 
 @pytest.mark.parametrize(
     ("failure", "choices"),
-    [(BLOCKED, Choices(on_index_blocked="hold")), (MISSING, Choices(on_index_missing="hold"))],
+    [(BLOCKED, ErrorPolicy(on_index_blocked="hold")), (MISSING, ErrorPolicy(on_index_missing="hold"))],
 )
-def test_targets_may_be_waited_for_in_place(failure: Failure, choices: Choices) -> None:
+def test_targets_may_be_waited_for_in_place(failure: Failure, choices: ErrorPolicy) -> None:
     """Neither copies nor attempts: the message stays here until its target takes it."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         fail(world, failure)
         world.publish_many(5)
         await world.start()
@@ -141,13 +141,13 @@ def test_targets_may_be_waited_for_in_place(failure: Failure, choices: Choices) 
         assert len(world.elastic.documents) == 5
         await world.end()
 
-    play(lambda: World(choices=choices), scenario)
+    play(lambda: SimulatedPipeline(error_policy=choices), scenario)
 
 
 def test_failures_without_an_id_go_round_and_are_buried_at_last() -> None:
     """Attempts in place, then three rounds of 10, 20 and 40 s, each with as many attempts, then a dead letter."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         fail(world, BROKEN)
         body = world.publish(b'{"n":1}')
         await world.start()
@@ -157,56 +157,56 @@ def test_failures_without_an_id_go_round_and_are_buried_at_last() -> None:
         assert reason_of(world) == "retries-exhausted"
         assert loop.time() - began > 10 + 20 + 40
         assert len(world.elastic.requests) == 4 * 5
-        assert world.pipeline.account.total("delay") == 3
+        assert world.pipeline.counters.total("delay") == 3
         await world.until_settled()
         await world.end()
 
-    play(World, scenario)
+    play(SimulatedPipeline, scenario)
 
 
 def test_failures_with_an_id_dont_go_round() -> None:
     """Later operations on the document would overtake them."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         fail(world, BROKEN)
         body = world.publish(b'{"n":1}', "one")
         await world.start()
         await world.until(lambda: world.dead_letters == [body])
         assert len(world.elastic.requests) == 5
-        assert world.pipeline.account.total("delay") == 0
+        assert world.pipeline.counters.total("delay") == 0
         await world.until_settled()
         await world.end()
 
-    play(World, scenario)
+    play(SimulatedPipeline, scenario)
 
 
 def test_the_guard_holds_instead_of_emptying_the_queue_into_the_dead_letters() -> None:
     """So many rejects of a type with nothing stored between them; it resumes when one is stored."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.reject = must_be_number("n")
         for number in range(80):
             world.publish(b'{"n":"no %d"}' % number, f"id-{number}", guilty=True)
         await world.start()
-        await world.until(lambda: world.pipeline.pacing.held)
+        await world.until(lambda: world.pipeline.limiter.held)
         await asyncio.sleep(600)
         assert len(world.dead_letters) == 30
         assert len(world.log.named("elasticsearch.held")) == 1
-        assert "30 documents in a row were refused" in str(world.pipeline.pacing.held)
+        assert "30 documents in a row were refused" in str(world.pipeline.limiter.held)
         world.elastic.reject = lambda _document, _id: None
         await world.until_settled(within=300)
         assert len(world.dead_letters) == 30
         assert len(world.elastic.documents) == 50
         await world.end()
 
-    play(lambda: World(reject_guard=30), scenario)
+    play(lambda: SimulatedPipeline(reject_guard=30), scenario)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_guard_holds_what_is_too_large_for_a_proxy(seed: int) -> None:
     """413 for each document alone is a limit of the proxy's, too: many in a row hold, and go on when it takes them."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.max_content_bytes = 20
         world.publish_many(80)
         await world.start()
@@ -220,13 +220,13 @@ def test_the_guard_holds_what_is_too_large_for_a_proxy(seed: int) -> None:
         world.judge()
         assert len(world.elastic.documents) == 70
 
-    play(lambda: World(seed, reject_guard=10), scenario)
+    play(lambda: SimulatedPipeline(seed, reject_guard=10), scenario)
 
 
 def test_conflicts_in_a_row_hold_as_well() -> None:
     """Where they are dead letters: a second run over the same messages, or versions that are all too old."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         for number in range(80):
             world.elastic.documents[INDEX, f"id-{number}"] = b"{}"
             world.publish(b'{"n":%d}' % number, f"id-{number}", guilty=True)
@@ -236,13 +236,18 @@ def test_conflicts_in_a_row_hold_as_well() -> None:
         assert len(world.dead_letters) == 10
         assert "version_conflict_engine_exception" in str(world.pipeline.held)
 
-    play(lambda: World(action="create", choices=Choices(on_conflict="dead-letter"), reject_guard=10), scenario)
+    play(
+        lambda: SimulatedPipeline(
+            action="create", error_policy=ErrorPolicy(on_conflict="dead-letter"), reject_guard=10
+        ),
+        scenario,
+    )
 
 
 def test_without_a_guard_all_are_dead_lettered() -> None:
     """`0` turns it off."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.reject = must_be_number("n")
         for number in range(80):
             world.publish(b'{"n":"no %d"}' % number, f"id-{number}", guilty=True)
@@ -251,13 +256,13 @@ def test_without_a_guard_all_are_dead_lettered() -> None:
         await world.until_settled()
         await world.end()
 
-    play(lambda: World(reject_guard=0), scenario)
+    play(lambda: SimulatedPipeline(reject_guard=0), scenario)
 
 
 def test_a_stored_document_between_rejects_resets_the_guard() -> None:
     """Bad documents among good ones are no reason to stop, however many they are."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.reject = must_be_number("n")
         for number in range(200):
             bad = number % 2 == 0
@@ -269,19 +274,19 @@ def test_a_stored_document_between_rejects_resets_the_guard() -> None:
         assert not world.log.named("elasticsearch.held")
         await world.end()
 
-    play(lambda: World(reject_guard=30), scenario)
+    play(lambda: SimulatedPipeline(reject_guard=30), scenario)
 
 
 def test_where_every_target_is_blocked_all_wait() -> None:
     """A queue that nobody takes anything of must not go round and round."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         fail(world, BLOCKED)
         world.publish_many(1500)
         await world.start()
-        await world.until(lambda: world.pipeline.pacing.held)
+        await world.until(lambda: world.pipeline.limiter.held)
         await asyncio.sleep(300)
-        assert world.pipeline.account.total("delay") == 1000
+        assert world.pipeline.counters.total("delay") == 1000
         requests = len(world.elastic.requests)
         await asyncio.sleep(300)
         assert len(world.elastic.requests) - requests < 15
@@ -290,13 +295,13 @@ def test_where_every_target_is_blocked_all_wait() -> None:
         await world.until_settled()
         await world.end()
 
-    play(World, scenario)
+    play(SimulatedPipeline, scenario)
 
 
 def test_rejects_may_be_left_to_the_broker() -> None:
     """`basic.reject`, so that the queue's own dead-lettering takes them; no copy of ours."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.reject = must_be_number("n")
         bad = [world.publish(b'{"n":"no %d"}' % number, guilty=True) for number in range(5)]
         world.publish_many(20)
@@ -304,16 +309,16 @@ def test_rejects_may_be_left_to_the_broker() -> None:
         await world.until_settled()
         assert sorted(message.body for message in world.broker.rejected) == bad
         assert not world.dead_letters
-        assert world.pipeline.account.total("dead_letter") == 5
+        assert world.pipeline.counters.total("dead_letter") == 5
         await world.end()
 
-    play(lambda: World(on_reject="broker"), scenario)
+    play(lambda: SimulatedPipeline(on_reject="broker"), scenario)
 
 
 def test_rejects_may_be_discarded() -> None:
     """Acked, counted apart, and told in the log."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         world.elastic.reject = must_be_number("n")
         for number in range(5):
             world.publish(b'{"n":"no %d"}' % number, guilty=True)
@@ -321,18 +326,18 @@ def test_rejects_may_be_discarded() -> None:
         await world.start()
         await world.until_settled()
         assert not world.dead_letters
-        assert world.pipeline.account.total("discard") == 5
-        assert world.pipeline.account.total("ack") == 20
+        assert world.pipeline.counters.total("discard") == 5
+        assert world.pipeline.counters.total("ack") == 20
         assert sum(event["count"] for event in world.log.named("items.rejected")) == 5
         await world.end()
 
-    play(lambda: World(on_reject="discard"), scenario)
+    play(lambda: SimulatedPipeline(on_reject="discard"), scenario)
 
 
 def test_waiting_for_a_target_counts_for_nothing_later() -> None:
     """Held for a blocked target, then met by a failure that counts: it has all its attempts."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: SimulatedPipeline) -> None:
         fail(world, BLOCKED)
         world.publish_many(3)
         await world.start()
@@ -348,4 +353,4 @@ def test_waiting_for_a_target_counts_for_nothing_later() -> None:
         assert not world.dead_letters
         await world.end()
 
-    play(lambda: World(choices=Choices(on_index_blocked="hold")), scenario)
+    play(lambda: SimulatedPipeline(error_policy=ErrorPolicy(on_index_blocked="hold")), scenario)

@@ -11,11 +11,11 @@ from collections import Counter
 from typing import TYPE_CHECKING, cast
 
 from sidecar.app import App
-from sidecar.core.compose import Recipe
+from sidecar.core.compose import EncoderConfig
 from sidecar.core.template import Template
-from sidecar.indexing import Indexing
+from sidecar.indexing import ElasticsearchSink
 from sidecar.pipeline import Pipeline
-from sidecar.plan import Plan
+from sidecar.plan import PipelineConfig
 from tests import invariants
 from tests.fakes import clock
 from tests.fakes.broker import Broker, Stored, properties
@@ -52,7 +52,7 @@ class Log:
         return [details for _, name, details in self.events if name == event]
 
 
-class World:
+class SimulatedPipeline:
     """A broker, an Elasticsearch, and one sidecar at a time between them.
 
     Args:
@@ -84,14 +84,16 @@ class World:
         **plan: object,
     ) -> None:
         self.seed = seed
-        self.dice = random.Random(seed)
-        self.broker = Broker(self.dice)
-        self.elastic = Elasticsearch(self.dice)
+        self.rng = random.Random(seed)
+        self.broker = Broker(self.rng)
+        self.elastic = Elasticsearch(self.rng)
         self.log = Log()
         self.queues = [QUEUE]
-        recipe = Recipe(index=Template(INDEX), action=Template(action))
+        encoder_config = EncoderConfig(index=Template(INDEX), action=Template(action))
         self.tracing: Tracing | None = None
-        self.plan = Plan(**{"recipe": recipe, "batch_max_items": 10, "prefetch": prefetch, **plan})  # type: ignore[arg-type]
+        self.plan = PipelineConfig(
+            **{"encoder_config": encoder_config, "batch_max_items": 10, "prefetch": prefetch, **plan}
+        )  # type: ignore[arg-type]
         self.expected = ExpectedMetrics(self.plan, self._wall_clock)
         self.expected.watch_elasticsearch(self.elastic)
         self.prefetch = prefetch
@@ -121,8 +123,8 @@ class World:
         log = cast("FilteringBoundLogger", self.log)
         return Pipeline(
             self.plan,
-            Indexing(self.plan, self.elastic, self.tracing),
-            dice=self.dice,
+            ElasticsearchSink(self.plan, self.elastic, self.tracing),
+            rng=self.rng,
             log=log,
             wall_clock=self._wall_clock,
         )
@@ -144,7 +146,7 @@ class World:
         self._earlier_sessions = len(self.broker.sessions)
         log = cast("FilteringBoundLogger", self.log)
         connect = self.expected.watch_sessions(self.broker.connector(self.queues))
-        self.app = App(self.pipeline, connect, dice=self.dice, log=log, shutdown_seconds=self.shutdown_seconds)
+        self.app = App(self.pipeline, connect, rng=self.rng, log=log, shutdown_seconds=self.shutdown_seconds)
         self._running = asyncio.create_task(self.app.run(self._stop), name="sidecar")
 
     async def stop(self) -> float:
@@ -228,7 +230,7 @@ class World:
 
     def watch(self) -> None:
         """Check what must hold at every moment; called between any two turns of the loop."""
-        account = self.pipeline.account
+        account = self.pipeline.counters
         open_deliveries = 0
         self._turns += 1
         if self._turns % _COUNT_TIMERS_EVERY == 0:
@@ -238,7 +240,7 @@ class World:
             for channel in session.channels:
                 ledger = channel.ledger
                 open_deliveries += ledger.open
-                assert ledger.held_bytes == 0 or (ledger.held_bytes > 0 and ledger.open), invariants.memory(ledger)
+                assert ledger.memory_bytes == 0 or (ledger.memory_bytes > 0 and ledger.open), invariants.memory(ledger)
                 if not session.over and not ledger.closed:
                     assert ledger.outstanding == len(channel.unacked), f"{ledger}, broker: {len(channel.unacked)}"
                     assert len(channel.consumers_own) <= self.prefetch
@@ -296,14 +298,14 @@ class World:
         return (
             f"seed {self.seed}, {self.ready} ready, {len(self.left)} left, {len(self.elastic.documents)} documents, "
             f"{len(self.dead_letters)} dead letters, {len(self.elastic.requests)} requests, "
-            f"held {self.pipeline.pacing.held!r}, burying held {self.pipeline.copying_held!r}, "
-            f"account {self.pipeline.account.summary()}"
+            f"held {self.pipeline.limiter.held!r}, burying held {self.pipeline.copying_held!r}, "
+            f"account {self.pipeline.counters.summary()}"
         )
 
     def check_metrics(self, *, quiet: bool) -> None:
         """Compare what ``/metrics`` tells with what passed at the ports."""
         if self.app is not None:
-            self.expected.check(self.app.state(), quiet=quiet, sink=self.sink)
+            self.expected.check(self.app.snapshot(), quiet=quiet, sink=self.sink)
 
     # Rest ------------------------------------------------------------------------------------------------------------
 
@@ -314,7 +316,7 @@ class World:
         if self._running is None or pipeline._session is None or pipeline._session.lost.done():
             return False
         busy = any(broker.queues[name].ready or broker.unsettled(name) for name in self.queues if name in broker.queues)
-        waits = pipeline.held or pipeline._consuming.waiting or broker.delayed or self.elastic.in_flight
+        waits = pipeline.held or pipeline._flow_control.waiting or broker.delayed or self.elastic.in_flight
         return broker.takes_all and not (busy or waits)
 
     async def rest(self) -> None:
@@ -370,13 +372,15 @@ class World:
                 assert stored == good[-1], f"{document_id}: {stored!r}, not {good[-1]!r}; {self.summary()}"
 
 
-def play(world_of: Callable[[], World], scenario: Callable[[World], Coroutine[object, object, None]]) -> World:
+def play(
+    world_of: Callable[[], SimulatedPipeline], scenario: Callable[[SimulatedPipeline], Coroutine[object, object, None]]
+) -> SimulatedPipeline:
     """Play a scenario in virtual time in a world that is watched throughout; return the world.
 
     Raises:
         AssertionError: with the seed, so that it can be played again.
     """
-    worlds: list[World] = []
+    worlds: list[SimulatedPipeline] = []
 
     async def main() -> None:
         world = world_of()

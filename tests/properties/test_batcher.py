@@ -58,16 +58,16 @@ def test_every_message_is_in_one_batch_within_limits_and_in_time(  # noqa: C901,
 
     def wait_until(moment: float) -> None:
         nonlocal now
-        while (due := batcher.due()) is not None and due <= moment:
+        while (due := batcher.next_deadline()) is not None and due <= moment:
             now = due
-            aged = batcher.take_aged(now)
+            aged = batcher.take_expired(now)
             assert aged, "it was due, but nothing was of age: the loop would spin"
             drew("several are of age", len(aged) > 1)
             for batch in aged:
                 assert arrived[batch.messages[0].tag] == batch.opened_at
                 assert now >= batch.opened_at + MAX_AGE
                 assert batch.trigger == "age"
-                assert batch.mendable
+                assert batch.mergeable
             complete.extend(aged)
         now = moment
 
@@ -82,7 +82,7 @@ def test_every_message_is_in_one_batch_within_limits_and_in_time(  # noqa: C901,
         done = batcher.add(held, now, chunk.correlation)
         for batch in done:
             assert batch.trigger in ("count", "bytes")
-            assert not batch.mendable
+            assert not batch.mergeable
             if batch.trigger == "count":
                 assert len(batch.messages) == max_items
         complete.extend(done)
@@ -181,15 +181,15 @@ def test_every_message_is_in_one_batch_of_its_key_and_the_completion_rules_hold(
     pending: list[Message] = []
 
     def hand_on() -> None:
-        complete.extend(batcher.correlate(pending, now))
+        complete.extend(batcher.add_correlated(pending, now))
         pending.clear()
 
     for tag, one in enumerate(arrivals, 1):
         if one.pause or len(pending) == chunk_items:
             hand_on()
         now += one.pause
-        while (due := batcher.due()) is not None and due <= now:
-            complete.extend(batcher.take_aged(now))
+        while (due := batcher.next_deadline()) is not None and due <= now:
+            complete.extend(batcher.take_expired(now))
         made = message(tag, b"x" * (one.size - 1), of=of)
         made.correlation = one.correlation
         if one.correlation.is_signal:
@@ -216,7 +216,7 @@ def test_every_message_is_in_one_batch_of_its_key_and_the_completion_rules_hold(
         carried_items, carried_size = 0, 0  # of a set that went in several requests
         for batch in mine:
             _judge(batch, max_items, max_bytes, carried_items, carried_size, held)
-            said_sizes = [one.correlation.set_items for one in batch.messages if one.correlation.set_items]
+            said_sizes = [one.correlation.expected_items for one in batch.messages if one.correlation.expected_items]
             size = said_sizes[-1] if said_sizes else carried_size
             again = batch.trigger == "bytes" and size
             drew(f"ended by {batch.trigger}")
@@ -231,12 +231,12 @@ def _judge(batch: Batch, max_items: int, max_bytes: int, carried: int, size: int
     items = batch.messages
     assert batch.body_bytes == sum(one.bulk_bytes for one in items)
     assert batch.body_bytes <= max_bytes or len(items) == 1
-    assert batch.mendable == (batch.trigger in ("age", "pressure", "drain"))
+    assert batch.mergeable == (batch.trigger in ("age", "pressure", "drain"))
     of_key = [one for one in held if one.correlation.key == items[0].correlation.key]
     between = of_key[of_key.index(items[0]) : of_key.index(items[-1])]
     assert not any(one.correlation.is_signal for one in between), "it went on after a signal"
     for count, one in enumerate(items, 1):
-        size = one.correlation.set_items or size
+        size = one.correlation.expected_items or size
         ends = one.correlation.completes or (carried + count >= size if size else count >= max_items)
         last = one is items[-1]
         assert last or not ends, "it went on after it was complete"

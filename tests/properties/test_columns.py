@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.core.compose import Composer, Recipe
+from sidecar.core.compose import BulkEncoder, EncoderConfig
 from sidecar.core.fields import Fields
-from sidecar.core.template import Scene, Template
+from sidecar.core.template import Template, TemplateContext
 from tests.builders import examples, ledger, long_string, message, origin, properties
 from tests.drawing import drew, how_many
 
@@ -83,9 +83,9 @@ versions = st.sampled_from(["{priority|3}", "{timestamp|5}", "{body.n|1}"]).map(
 
 
 @st.composite
-def recipes(draw: st.DrawFn) -> Recipe:
+def recipes(draw: st.DrawFn) -> EncoderConfig:
     id_mode = draw(st.sampled_from(["auto", "generated", "none", "template"]))
-    return Recipe(
+    return EncoderConfig(
         index=draw(st.just(Template("docs")) | templates),
         action=Template(draw(st.sampled_from(["index", "create"]))),
         id_mode=id_mode,  # type: ignore[arg-type]
@@ -101,13 +101,13 @@ def recipes(draw: st.DrawFn) -> Recipe:
 
 def first_delivery(one: Message) -> float:
     """Return what a copy would remember; the headers of one that remembers it count, whoever looked at them."""
-    return Scene(one, one.received_at).received_at
+    return TemplateContext(one, one.received_at).received_at
 
 
-def composed(recipe: Recipe, chunk: list[tuple[Any, ...]], room: int) -> tuple[list[Any], list[Any]]:
+def encoded(encoder_config: EncoderConfig, chunk: list[tuple[Any, ...]], room: int) -> tuple[list[Any], list[Any]]:
     """Compose messages in as many goes as it takes; return what became of them."""
     made = iter(range(10**6))
-    composer = Composer(recipe, lambda: f"made-{next(made)}")
+    encoder = BulkEncoder(encoder_config, lambda: f"made-{next(made)}")
     of = ledger(delivered=len(chunk))
     left = [
         message(tag, body, of=of, raw=properties(table, **values) if cut != 1 else properties(table, **values)[:-1])
@@ -115,25 +115,32 @@ def composed(recipe: Recipe, chunk: list[tuple[Any, ...]], room: int) -> tuple[l
     ]
     good, bad = [], []
     while left:
-        composer.room_bytes = room
-        done, rejects = composer.compose(left, NOW)
+        encoder.room_bytes = room
+        done, rejections = encoder.encode(left, NOW)
         good += [
             (
                 one.tag,
-                one.line,
-                one.key,
+                one.action_line,
+                one.document_key,
                 one.source,
                 first_delivery(one),
-                one.held_bytes,
-                recipe.batch_key and one.correlation.key,
+                one.memory_bytes,
+                encoder_config.batch_key and one.correlation.key,
             )
             for one in done
         ]
         bad += [
-            (one.message.tag, one.reason, one.detail, one.message.line, one.message.key, first_delivery(one.message))
-            for one in rejects
+            (
+                one.message.tag,
+                one.reason,
+                one.detail,
+                one.message.action_line,
+                one.message.document_key,
+                first_delivery(one.message),
+            )
+            for one in rejections
         ]
-        left = composer.left
+        left = encoder.left
     return good, bad
 
 
@@ -145,15 +152,17 @@ def composed(recipe: Recipe, chunk: list[tuple[Any, ...]], room: int) -> tuple[l
 )  # fmt: skip
 @settings(max_examples=examples(200), deadline=None)
 @given(recipes(), st.lists(sent, min_size=1, max_size=8), st.sampled_from([0, 40, 10**6]))
-def test_a_chunk_is_what_its_messages_are_one_by_one(recipe: Recipe, chunk: list[tuple[Any, ...]], room: int) -> None:
+def test_a_chunk_is_what_its_messages_are_one_by_one(
+    encoder_config: EncoderConfig, chunk: list[tuple[Any, ...]], room: int
+) -> None:
     """Whatever is absent, malformed or remembered: the same lines, keys, documents, refusals and memory.
 
     A recipe with a size of sets, even one that no message tells, has its messages looked at one by one.
     """
-    if recipe.id_mode == "generated":  # which are made for some that need none
-        recipe = replace(recipe, id_mode="auto")
-    good, bad = made = composed(recipe, chunk, room)
-    assert made == composed(replace(recipe, batch_complete_count=Template("")), chunk, room)
+    if encoder_config.id_mode == "generated":  # which are made for some that need none
+        encoder_config = replace(encoder_config, id_mode="auto")
+    good, bad = made = encoded(encoder_config, chunk, room)
+    assert made == encoded(replace(encoder_config, batch_complete_count=Template("")), chunk, room)
     drew(how_many(len(chunk), "messages"))
     drew("some are refused" if good and bad else "all are refused" if bad else "all are taken")
     drew("one remembers", any(name.startswith(b"sidecar-re") for _, table, _, _ in chunk for name, _ in table or []))
@@ -162,15 +171,16 @@ def test_a_chunk_is_what_its_messages_are_one_by_one(recipe: Recipe, chunk: list
     drew("properties that are cut", any(cut == 1 for _, _, _, cut in chunk))
     drew("lines of two kinds", len({line.count(b'":') for _, line, *_ in good}) > 1)
     for kind, template in (
-        ("an id from a template", recipe.id), ("routing", recipe.routing), ("a version", recipe.version),
-        ("a pipeline", recipe.pipeline), ("a batch key", recipe.batch_key),
+        ("an id from a template", encoder_config.id), ("routing", encoder_config.routing),
+        ("a version", encoder_config.version), ("a pipeline", encoder_config.pipeline),
+        ("a batch key", encoder_config.batch_key),
     ):  # fmt: skip
         drew(kind, template)
-    drew("an index from a template", recipe.index.constant is None)
-    drew("fields", recipe.fields)
-    drew("only some indices", recipe.index_allow)
-    holes = [hole for template in recipe.templates for hole in template.holes]
+    drew("an index from a template", encoder_config.index.constant is None)
+    drew("fields", encoder_config.fields)
+    drew("only some indices", encoder_config.index_allow)
+    holes = [hole for template in encoder_config.templates for hole in template.placeholders]
     drew("lower case", any(hole.is_lowered for hole in holes))
     drew("a default", any(hole.default for hole in holes))
-    drew("a time", any(hole.style for hole in holes))
+    drew("a time", any(hole.format for hole in holes))
     drew("a field of the body", any(hole.field.startswith("body.") for hole in holes))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sidecar.core import bulk
 from sidecar.core.bulk import Result
-from tests.builders import composer, examples, long_string, message, properties
+from tests.builders import encoder, examples, long_string, message, properties
 from tests.drawing import drew, how_many
 
 VICTIM = b'{"delete":{"_id":"victim"}}'
@@ -69,32 +69,37 @@ def test_a_request_is_exactly_its_messages(
         message(
             tag,
             body,
-            raw=properties([(b"h", long_string(body))], **({"message_id": ident} if ident is not None else {})),
+            raw=properties(
+                [(b"h", long_string(body))], **({"message_id": document_id} if document_id is not None else {})
+            ),
         )
-        for tag, (body, ident) in enumerate(sent, 1)
+        for tag, (body, document_id) in enumerate(sent, 1)
     ]
-    composed, rejects = composer(action, with_message_id=with_message_id).compose(held, 0.0)
-    assert sorted([one.tag for one in composed] + [reject.message.tag for reject in rejects]) == [
+    encoded, rejections = encoder(action, with_message_id=with_message_id).encode(held, 0.0)
+    assert sorted([one.tag for one in encoded] + [reject.message.tag for reject in rejections]) == [
         one.tag for one in held
     ]
     drew(how_many(len(sent), "messages"))
-    drew("some are refused" if composed and rejects else "all are refused" if rejects else "all are taken", sent)
-    idents = [ident for _, ident in sent if ident is not None and with_message_id]
-    drew("an id with a quote", any(b'"' in ident for ident in idents))
-    drew("an id that isn't UTF-8", any(ident.decode(errors="ignore").encode() != ident for ident in idents))
+    drew("some are refused" if encoded and rejections else "all are refused" if rejections else "all are taken", sent)
+    idents = [document_id for _, document_id in sent if document_id is not None and with_message_id]
+    drew("an id with a quote", any(b'"' in document_id for document_id in idents))
+    drew(
+        "an id that isn't UTF-8",
+        any(document_id.decode(errors="ignore").encode() != document_id for document_id in idents),
+    )
     drew("an empty id", b"" in idents)
     drew("the same id twice", len(set(idents)) < len(idents))
-    drew("a document that isn't ASCII", any(one.source and not one.source.isascii() for one in composed))
-    request = bulk.body(composed)
-    assert request.endswith(b"\n") or not composed
+    drew("a document that isn't ASCII", any(one.source and not one.source.isascii() for one in encoded))
+    request = bulk.body(encoded)
+    assert request.endswith(b"\n") or not encoded
     lines = request.split(b"\n")[:-1]
-    assert len(lines) == 2 * len(composed)
-    assert len(request) == sum(one.bulk_bytes for one in composed)
-    for one, line, source in zip(composed, lines[::2], lines[1::2], strict=True):
-        body, ident = sent[one.tag - 1]
-        parameters: dict[str, str] = {"_id": ident.decode()} if ident and with_message_id else {}
+    assert len(lines) == 2 * len(encoded)
+    assert len(request) == sum(one.bulk_bytes for one in encoded)
+    for one, line, source in zip(encoded, lines[::2], lines[1::2], strict=True):
+        body, document_id = sent[one.tag - 1]
+        parameters: dict[str, str] = {"_id": document_id.decode()} if document_id and with_message_id else {}
         assert json.loads(line, object_pairs_hook=list) == [(action, list(parameters.items()))]
-        assert one.key == (ident or None if with_message_id else None)
+        assert one.document_key == (document_id or None if with_message_id else None)
         drew("space around a document", body.strip() != body)
         drew("lines within a document", b"\n" in body.strip())
         if b"\n" in body.strip():
@@ -122,9 +127,9 @@ def test_every_document_that_is_one_is_accepted_and_means_the_same(
     drew("an escape", b"\\" in body)
     drew("several lines", b"\n" in body.strip())
     drew("space around", around)
-    composed, rejects = composer("index", with_message_id=True).compose([message(body=body)], 0.0)
-    assert rejects == []
-    source = composed[0].source
+    encoded, rejections = encoder("index", with_message_id=True).encode([message(body=body)], 0.0)
+    assert rejections == []
+    source = encoded[0].source
     assert source is not None
     assert json.loads(source) == value
     assert source.split() == body.split()
@@ -282,7 +287,7 @@ def test_no_quoted_value_of_the_document_survives_and_field_names_do(
     drew("a field that isn't ASCII", not field.isascii())
     value: object = [{"deep": secret}] if nested else secret
     document = json.dumps({field: value}, ensure_ascii=ascii_only).encode()
-    blanked = bulk.blank(reason.format(field=field, value=secret), document)
+    blanked = bulk.redact(reason.format(field=field, value=secret), document)
     assert secret not in blanked
     assert secret[2:-2] not in blanked
     assert f"[{field}]" in blanked
@@ -302,4 +307,4 @@ def test_blanking_is_never_an_exception(reason: str, document: bytes) -> None:
     drew("quotes something" if any(mark in reason for mark in "'\"[(") else "quotes nothing")
     drew("a document" if document.strip()[:1] == b"{" else "no document")
     drew("over 1 KiB", len(reason.encode()) > 1024)
-    assert len(bulk.blank(reason, document).encode()) <= 1024
+    assert len(bulk.redact(reason, document).encode()) <= 1024

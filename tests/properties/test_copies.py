@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.core import properties as core
-from sidecar.core.copies import TOKEN_HEADER, copy_properties
+from sidecar.core.copies import TOKEN_HEADER, republish_properties
 from tests.builders import FLAGS, NUMBERS, examples, long_string, properties, short_string
 from tests.drawing import drew, how_many
 
@@ -74,7 +74,7 @@ def test_with_room_enough_every_byte_is_kept(
         names_between = [name for name, _ in added[:2]] if special == "ours" else HARMFUL[-1:]
         own = own[:1] + [(name, long_string(b"old")) for name in names_between] + own[1:]
     added = [TOKEN, *added]
-    copy = copy_properties(properties(own, **values), list(added), 1 << 20)
+    copy = republish_properties(properties(own, **values), list(added), 1 << 20)
     ours = {name for name, _ in added}
     fields = list(core.fields(core.headers(copy)))
     kept = [(moved(name), value) for name, value in own if name not in ours]
@@ -127,10 +127,10 @@ def test_a_copy_always_fits_and_names_what_was_cut(
     own = (values.pop("headers", None) or []) * times
     own = [(name, value) for name, value in own if name != b"sidecar-cut"]
     added = [TOKEN, *added]
-    whole = copy_properties(properties(own, **values), list(added), 1 << 24)
+    whole = republish_properties(properties(own, **values), list(added), 1 << 24)
     if isinstance(limit, tuple):
         limit = max(LEAST_ROOM, len(whole) + limit[0])
-    copy = copy_properties(properties(own, **values), list(added), limit)
+    copy = republish_properties(properties(own, **values), list(added), limit)
     assert len(copy) <= limit
     fields = list(core.fields(core.headers(copy)))
     assert TOKEN in fields, "without the token nobody could tell whose a return is"

@@ -13,9 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.core.copies import Letter as Rejected
-from sidecar.core.copies import copy_properties, dead_letter_headers
-from sidecar.core.letters import Choice, Grouping, Letter, obstacle, read, renewed, replayed
+from sidecar.core.copies import Failure as Rejected
+from sidecar.core.copies import dead_letter_headers, republish_properties
+from sidecar.core.letters import (
+    DeadLetter,
+    DeadLetterFilter,
+    DeadLetterSummary,
+    read,
+    refreshed_properties,
+    replay_obstacle,
+    replay_properties,
+)
 from sidecar.core.properties import fields, headers, join_with_headers, split
 from tests.builders import examples, ledger, long_string, message, properties, short_string
 from tests.drawing import drew
@@ -81,7 +89,7 @@ def buried(original: Original, document_id: bytes = b"o-7") -> tuple[bytes, byte
     added = dead_letter_headers(
         rejected, token=b"9", action="index", index="logs", document_id=document_id, failed_at=1_700_000_000.5
     )
-    return copy_properties(one.properties, added, ROOM), original.body
+    return republish_properties(one.properties, added, ROOM), original.body
 
 
 def headers_of(raw: bytes) -> list[tuple[str, object]]:
@@ -108,7 +116,7 @@ def test_a_replayed_message_is_the_original(original: Original, user: str | None
         letter = message(times, body, raw=raw)
         told = read(letter, times)
         assert (told.queue, told.replays, told.position) == (original.queue, times - 1, times)
-        again = replayed(letter, told, token=b"t", user=user)
+        again = replay_properties(letter, told, token=b"t", user=user)
         _compare(original, again, user, times)
         if any(name in AWKWARD for name, _ in original.fields):
             drew("a header that would lead astray")
@@ -184,7 +192,7 @@ def test_a_renewed_letter_is_read_as_before(original: Original, count: int, toke
     own = fields(values.pop("headers")[4:])
     worn = message(1, body, raw=join_with_headers(values, [*own, *counted]))
     assert read(worn, 1).deliveries == count
-    again = message(1, body, raw=renewed(worn, token=token, limit_bytes=ROOM))
+    again = message(1, body, raw=refreshed_properties(worn, token=token, limit_bytes=ROOM))
     assert read(again, 1) == read(before, 1)
     changed = [
         (old, new)
@@ -215,7 +223,7 @@ def test_groups_count_what_a_choice_takes(told: list[tuple[str, ...]], filters: 
     ]  # fmt: skip
     kinds: list[list[str]] = [[pattern for kind, pattern in filters if kind == wanted] for wanted in range(4)]
     reasons, error_types, indices, ids = map(tuple, kinds)
-    choice = Choice(reasons=reasons, error_types=error_types, indices=indices, ids=ids)
+    choice = DeadLetterFilter(reasons=reasons, error_types=error_types, indices=indices, ids=ids)
 
     def fits(patterns: list[str], *texts: str) -> bool:
         def one(pattern: str, text: str) -> bool:
@@ -223,16 +231,16 @@ def test_groups_count_what_a_choice_takes(told: list[tuple[str, ...]], filters: 
 
         return not patterns or any(one(pattern, text) for pattern in patterns for text in texts)
 
-    def meant(letter: Letter) -> bool:
+    def meant(letter: DeadLetter) -> bool:
         texts = ((letter.reason,), (letter.error_type,), (letter.index_name,), (letter.message_id, letter.document_id))
         return all(fits(patterns, *text) for patterns, text in zip(kinds, texts, strict=True))
 
-    taken = [letter for letter in letters if choice.takes(letter)]
+    taken = [letter for letter in letters if choice.matches(letter)]
     assert taken == [letter for letter in letters if meant(letter)]
     drew("some fit" if taken else "none fits")
     if any(len(patterns) > 1 for patterns in kinds):
         drew("two patterns of a kind")
-    grouping = Grouping()
+    grouping = DeadLetterSummary()
     for letter in taken:
         grouping.add(letter)
     groups = grouping.groups()
@@ -265,9 +273,9 @@ def test_a_letter_is_skipped_for_a_reason_of_its_own(size: int, replays: int, li
         drew("replayed too often")
     if "k" in cut:
         drew("cut")
-    assert (obstacle(base._replace(queue="q" * size), 3) is not None) == (size > 255)
-    assert (obstacle(base._replace(replays=replays), limit) is not None) == (replays >= limit)
-    assert (obstacle(base._replace(cut=", ".join(cut)), 3) is not None) == ("k" in cut)
+    assert (replay_obstacle(base._replace(queue="q" * size), 3) is not None) == (size > 255)
+    assert (replay_obstacle(base._replace(replays=replays), limit) is not None) == (replays >= limit)
+    assert (replay_obstacle(base._replace(cut=", ".join(cut)), 3) is not None) == ("k" in cut)
 
 
 def test_what_was_cut_of_the_reason_leaves_no_trace_in_the_message() -> None:
@@ -277,9 +285,9 @@ def test_what_was_cut_of_the_reason_leaves_no_trace_in_the_message() -> None:
     added = dead_letter_headers(
         rejected, token=b"9", action="index", index="logs", document_id=b"o-7", failed_at=1_700_000_000.5
     )
-    letter = message(1, b"{}", raw=copy_properties(one.properties, added, 650))
+    letter = message(1, b"{}", raw=republish_properties(one.properties, added, 650))
     assert read(letter, 1).cut == "sidecar-error-reason"
-    again = replayed(letter, read(letter, 1), token=b"t", user=None)
+    again = replay_properties(letter, read(letter, 1), token=b"t", user=None)
     names = [name for name, _ in headers_of(again)]
     assert names == ["k", *(f"sidecar-{name}" for name in MEMORY)]
 

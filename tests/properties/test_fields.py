@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.core.fields import Fields
-from sidecar.core.template import Scene, Template
+from sidecar.core.template import Template, TemplateContext
 from tests.builders import examples, long_string, message, properties
 from tests.drawing import drew, how_many
 
@@ -57,7 +57,7 @@ def test_a_document_keeps_its_own_and_gets_the_rest(
     line = ("{" + space + ",".join(members) + "}").encode()
     raw = properties([(b"v", long_string(value.encode()))])
     fields = Fields({name: Template("{header.v}") for name in added})
-    made = fields.add(line, Scene(message(body=line, raw=raw), 0.0))
+    made = fields.add(line, TemplateContext(message(body=line, raw=raw), 0.0))
     pairs: list[tuple[str, Any]] = json.loads(made, object_pairs_hook=lambda found: found)
     kept = [
         (name, json.loads(json.dumps(one), object_pairs_hook=lambda found: found))

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.core import letters
-from sidecar.core.compose import Composer, Recipe
-from sidecar.core.copies import Letter, copy_properties, dead_letter_headers, delay_headers
+from sidecar.core.compose import BulkEncoder, EncoderConfig
+from sidecar.core.copies import Failure, dead_letter_headers, delay_headers, republish_properties
 from sidecar.core.properties import fields, headers
 from sidecar.core.template import Template
 from tests.builders import examples, ledger, long_string, message, properties
@@ -64,40 +64,43 @@ steps = st.builds(
 )
 
 
-def journey(recipe: Recipe, body: bytes, walk: list[Step]) -> list[Told]:
+def journey(encoder_config: EncoderConfig, body: bytes, walk: list[Step]) -> list[Told]:
     """Return what each delivery of a message is made into, and what its next copy remembers."""
     numbers = count()
-    composer = Composer(recipe, lambda: f"made-{next(numbers)}")
+    encoder = BulkEncoder(encoder_config, lambda: f"made-{next(numbers)}")
     raw = properties([(b"tenant", long_string(b"t7"))], message_id=b"m1", timestamp=1_600_000_000)
     route, now, told = ROUTE, FIRST, []
     for number, step in enumerate(walk, 1):
         of = ledger(delivered=1)
         whole = message(1, body, of=of, raw=raw, route=route)
-        composed, rejects = composer.compose([whole], now)
-        assert not rejects
+        encoded, rejections = encoder.encode([whole], now)
+        assert not rejections
         now += step.seconds
-        raw = _copy(whole, composed[0], step, number, now)
+        raw = _copy(whole, encoded[0], step, number, now)
         route = b"\0\x04work"  # by the default exchange, whatever it was published to
         found = dict(fields(headers(raw)))
         told.append(
-            Told([(one.line, one.key) for one in composed], {name: found[name] for name in ORIGIN if name in found})
+            Told(
+                [(one.action_line, one.document_key) for one in encoded],
+                {name: found[name] for name in ORIGIN if name in found},
+            )
         )
         now += step.away_seconds
     return told
 
 
-def _copy(whole: Message, composed: Message, step: Step, number: int, now: float) -> bytes:
+def _copy(whole: Message, encoded: Message, step: Step, number: int, now: float) -> bytes:
     """Return the properties with which a message comes again."""
-    made_id = composed.line.partition(b'"_id":"')[2].partition(b'"')[0] if composed is whole else b""
+    made_id = encoded.action_line.partition(b'"_id":"')[2].partition(b'"')[0] if encoded is whole else b""
     if step.kind == "delay":
-        delayed = Letter(whole, "retries-exhausted", "", delay_milliseconds=1000, rounds=number)
-        return copy_properties(
+        delayed = Failure(whole, "retries-exhausted", "", delay_milliseconds=1000, delay_rounds=number)
+        return republish_properties(
             whole.properties, delay_headers(delayed, token=b"1", document_id=made_id, now=now), _PLENTY
         )
-    letter = Letter(whole, "rejected", "")
+    letter = Failure(whole, "rejected", "")
     added = dead_letter_headers(letter, token=b"1", action="index", index="i", document_id=made_id, failed_at=now)
-    dead = message(1, whole.body, raw=copy_properties(whole.properties, added, _PLENTY), route=b"\0\x09work.dead")
-    return letters.replayed(dead, letters.read(dead, 1), token=b"2", user=None)
+    dead = message(1, whole.body, raw=republish_properties(whole.properties, added, _PLENTY), route=b"\0\x09work.dead")
+    return letters.replay_properties(dead, letters.read(dead, 1), token=b"2", user=None)
 
 
 @pytest.mark.draws(
@@ -120,7 +123,7 @@ def test_what_comes_again_is_what_it_was_at_first(
     """
     template = Template("-".join(f"{{{name}}}" for name in names))
     id_mode = "generated" if makes_id and split == "none" else "template"
-    recipe = Recipe(
+    encoder_config = EncoderConfig(
         index=template,
         index_allow=("*",),
         id_mode=id_mode,  # type: ignore[arg-type]
@@ -129,8 +132,8 @@ def test_what_comes_again_is_what_it_was_at_first(
         split=split,  # type: ignore[arg-type]
     )
     body = b'{"n":1}\n{"n":2}' if split == "lines" else b'{"n":1}'
-    told = journey(recipe, body, walk)
-    assert told == journey(replace(recipe, batch_complete_count=Template("")), body, walk)
+    told = journey(encoder_config, body, walk)
+    assert told == journey(replace(encoder_config, batch_complete_count=Template("")), body, walk)
     reads_now = any(name.startswith("now") for name in names)
     since = 1 if walk[0].kind == "replay" and reads_now else 0
     for later in told[since:]:

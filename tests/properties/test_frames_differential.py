@@ -26,10 +26,10 @@ from pamqp.exceptions import UnmarshalingException
 
 from sidecar.core import frames
 from sidecar.core import properties as core
-from sidecar.core.frames import Confirm, Inbound, Returned
+from sidecar.core.frames import Confirm, FrameParser, Returned
 from sidecar.core.ledger import Ledger
 from sidecar.core.properties import PropertiesError
-from sidecar.errors import WireError
+from sidecar.errors import ProtocolError
 from tests.builders import FLAGS, NUMBERS, content_header, deliver, examples, frame, properties, short_string, table
 from tests.drawing import drew, how_many
 
@@ -218,13 +218,13 @@ def streams(draw: st.DrawFn, *, least: int = 1, most: int = 6) -> Stream:
 # What comes of them --------------------------------------------------------------------------------------------------
 
 
-def parser() -> Inbound:
+def parser() -> FrameParser:
     """Return one that takes what is ours of the generated channels."""
-    made = Inbound()
+    made = FrameParser()
     made.frame_max = FRAME_MAX
     for channel in CONSUMING:
-        made.take_deliveries(Ledger(f"q{channel}", channel))
-    made.take_confirms(CONFIRMING)
+        made.register_consumer(Ledger(f"q{channel}", channel))
+    made.register_publisher(CONFIRMING)
     return made
 
 
@@ -236,7 +236,7 @@ def parsed(pieces: Iterable[bytes]) -> tuple[list[Delivered], list[Answer], byte
     passed = b""
     for piece in pieces:
         taken = inbound.feed(piece)
-        passed += taken.passed
+        passed += taken.passthrough
         answers += taken.answers
         messages += [
             Delivered(
@@ -251,7 +251,7 @@ def parsed(pieces: Iterable[bytes]) -> tuple[list[Delivered], list[Answer], byte
             for one in taken.messages
         ]
         for one in taken.messages:
-            assert one.ledger.holds(one)
+            assert one.ledger.is_open(one)
     return messages, answers, passed
 
 
@@ -581,7 +581,7 @@ def test_a_malformed_stream_is_always_a_wire_error(fault: str, kind: int, data: 
     cuts = data.draw(st.lists(st.integers(0, 1 << 12), min_size=1, max_size=4))
     whole = b"".join(held)
     for pieces in ([whole], pieces_of(whole, cuts), [whole[at : at + 1] for at in range(len(whole))]):
-        with pytest.raises(WireError):
+        with pytest.raises(ProtocolError):
             parsed(pieces)
 
 
@@ -622,7 +622,7 @@ def test_corrupted_bytes_give_a_wire_error_or_a_valid_parse(
         data[at % len(data)] = octet
     try:
         messages, _, passed = parsed(pieces_of(bytes(data), cuts))
-    except WireError:
+    except ProtocolError:
         drew("an error")
         return
     drew("a message that may differ", messages)
@@ -642,7 +642,7 @@ def test_arbitrary_bytes_give_a_wire_error_or_wait_for_more(data: bytes, framed:
         drew("framed" if framed else "bare")
         try:
             parsed([stream])
-        except WireError:
+        except ProtocolError:
             drew("an error")
         else:
             drew("it waits for more")

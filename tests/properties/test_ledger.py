@@ -60,14 +60,14 @@ class LedgerAgainstBroker(RuleBasedStateMachine):
         for tag in self.channel.deliver(count):
             self.open[tag] = message(tag, of=self.ledger)
         self.ledger.next_tag += count
-        assert self.ledger.admit() == count
+        assert self.ledger.open_new() == count
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
     def store(self, data: st.DataObject) -> None:
         """Elasticsearch stored some, in any order."""
         tags = data.draw(st.lists(st.sampled_from(sorted(self.open)), unique=True))
-        assert self.ledger.store([self.open.pop(tag) for tag in tags]) == len(tags)
+        assert self.ledger.mark_stored([self.open.pop(tag) for tag in tags]) == len(tags)
         self.stored |= set(tags)
 
     @rule(count=st.integers(0, 4))
@@ -76,25 +76,25 @@ class LedgerAgainstBroker(RuleBasedStateMachine):
         first_tag = self.ledger.next_tag
         tags = list(self.channel.deliver(count))
         self.ledger.next_tag += count
-        self.ledger.admit()
-        assert self.ledger.give_back_from(first_tag) == tags
+        self.ledger.open_new()
+        assert self.ledger.mark_requeued_from(first_tag) == tags
         drew("a chunk is given back while others are open", tags and self.open)
         for tag in tags:
             self.channel.settle(Settlement(tag, multiple=False))
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
-    def give_up(self, data: st.DataObject) -> None:
+    def mark_settled(self, data: st.DataObject) -> None:
         """One is rejected by a frame of its own."""
         tag = data.draw(st.sampled_from(sorted(self.open)))
         drew("one in the middle is given up", self.open and min(self.open) < tag < max(self.open))
-        self.ledger.give_up(self.open.pop(tag))
+        self.ledger.mark_settled(self.open.pop(tag))
         self.channel.settle(Settlement(tag, multiple=False))
 
     @rule(singly=st.booleans())
     def collect(self, singly: bool) -> None:
         """The acks that are due are written."""
-        for settlement in self.ledger.collect(singly=singly):
+        for settlement in self.ledger.take_acks(individually=singly):
             covered = set(self.channel.settle(settlement))
             drew("an ack of several" if len(covered) > 1 else "an ack of one")
             drew("an ack after a gap", max(covered) - min(covered) >= len(covered))
@@ -113,7 +113,7 @@ class LedgerAgainstBroker(RuleBasedStateMachine):
         self.collect(singly=True)
         drew("an epoch ends with open ones", self.open)
         assert self.ledger.close() == len(self.open)
-        self.ledger = self.ledger.successor()
+        self.ledger = self.ledger.next_epoch()
         self.channel.settled += sorted(self.channel.outstanding)
         self.channel.outstanding.clear()
         self.open.clear()
@@ -122,25 +122,27 @@ class LedgerAgainstBroker(RuleBasedStateMachine):
     def counts_agree(self) -> None:
         """Open, withheld and outstanding are those of the broker."""
         assert self.ledger.open == len(self.open)
-        assert self.ledger.withheld == len(self.stored)
+        assert self.ledger.ackable == len(self.stored)
         assert self.ledger.outstanding == len(self.channel.outstanding)
 
     @invariant()
     def open_ones_are_held(self) -> None:
         """And only those."""
-        held = [tag for tag in range(1, self.channel.delivered + 3) if self.ledger.holds(message(tag, of=self.ledger))]
+        held = [
+            tag for tag in range(1, self.channel.delivered + 3) if self.ledger.is_open(message(tag, of=self.ledger))
+        ]
         assert held == sorted(self.open)
 
     def teardown(self) -> None:
         """In the end every delivery was settled exactly once."""
-        self.ledger.store(self.open.values())
+        self.ledger.mark_stored(self.open.values())
         self.stored |= set(self.open)
         self.open.clear()
         self.collect(singly=False)
         assert not self.channel.outstanding
         assert sorted(self.channel.settled) == list(range(1, self.channel.delivered + 1))
         assert self.ledger.close() == 0
-        assert self.ledger.collect(singly=True) == []
+        assert self.ledger.take_acks(individually=True) == []
 
 
 LedgerAgainstBroker.TestCase.settings = settings(max_examples=examples(150), stateful_step_count=30)

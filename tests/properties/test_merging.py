@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sidecar.core.batcher import Batcher
 from sidecar.core.coalesce import Coalescer, Operation
 from sidecar.core.merge import merged
-from sidecar.core.order import Order
+from sidecar.core.order import DocumentOrder
 from tests.builders import examples
 from tests.drawing import drew
 
@@ -122,7 +122,7 @@ operations = st.builds(operation, st.sampled_from(ACTIONS), objects, st.sampled_
 def coalescer(mode: Any, *, conflicts_matter: bool = False, equal_wins: bool = False) -> Coalescer:
     """Return a coalescer of which nothing but its rules is used."""
     batcher = Batcher(10, 1000, 1.0)
-    return Coalescer(mode, Order(), batcher, conflicts_matter=conflicts_matter, equal_wins=equal_wins)
+    return Coalescer(mode, DocumentOrder(), batcher, conflicts_matter=conflicts_matter, equal_wins=equal_wins)
 
 
 @pytest.mark.parametrize("actions", FOLDED, ids=", ".join)

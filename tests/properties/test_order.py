@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sidecar.core.ledger import Ledger
-from sidecar.core.order import Order
+from sidecar.core.order import DocumentOrder
 from tests.builders import examples, message
 from tests.drawing import drew
 
@@ -26,7 +26,7 @@ class OrderOfDocuments(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.order = Order()
+        self.order = DocumentOrder()
         self.epochs = [Ledger("work", 1), Ledger("other", 2)]
         self.tags = 0
         self.entered: dict[bytes, list[Message]] = defaultdict(list)
@@ -37,7 +37,7 @@ class OrderOfDocuments(RuleBasedStateMachine):
         """Note what may go now: it waited, its epoch lives, and all before it are done."""
         for one in messages:
             assert one in self.waiting
-            assert not one.ledger.closed or one.key is None
+            assert not one.ledger.closed or one.document_key is None
             self.waiting.remove(one)
             self.free.append(one)
 
@@ -49,19 +49,19 @@ class OrderOfDocuments(RuleBasedStateMachine):
             self.tags += 1
             chunk.append(message(self.tags, of=self.epochs[epoch], key=key))
         for one in chunk:
-            if one.key is not None:
-                self.entered[one.key].append(one)
+            if one.document_key is not None:
+                self.entered[one.document_key].append(one)
         self.waiting += chunk
-        free = self.order.enter(chunk)
-        keys = [one.key for one in chunk if one.key is not None]
+        free = self.order.admit(chunk)
+        keys = [one.document_key for one in chunk if one.document_key is not None]
         drew("a document twice in a chunk", len(set(keys)) < len(keys))
         drew("three for one document", any(len(chain) > 2 for chain in self.entered.values()))
-        drew("no key", any(one.key is None for one in chunk))
+        drew("no key", any(one.document_key is None for one in chunk))
         drew("two epochs wait for one document", any(
             len({one.ledger.channel for one in chain}) > 1 for chain in self.entered.values()
         ))  # fmt: skip
         assert [one for one in chunk if one in free] == free, "a chunk's order is kept"
-        assert all(one in free for one in chunk if one.key is None), "what has no key waits for nobody"
+        assert all(one in free for one in chunk if one.document_key is None), "what has no key waits for nobody"
         self.set_free(free)
 
     @precondition(lambda self: self.free)
@@ -71,19 +71,23 @@ class OrderOfDocuments(RuleBasedStateMachine):
         done = data.draw(st.lists(st.sampled_from(self.free), unique_by=id, min_size=1))
         for one in done:
             self.free.remove(one)
-            if one.key is not None:
-                assert self.entered[one.key][0] is one
-                self.entered[one.key].pop(0)
-        for key in {one.key for one in done if one.key is not None}:
+            if one.document_key is not None:
+                assert self.entered[one.document_key][0] is one
+                self.entered[one.document_key].pop(0)
+        for key in {one.document_key for one in done if one.document_key is not None}:
             chain = self.entered[key]
             while chain and chain[0] in self.waiting and chain[0].ledger.closed:
                 drew("one that waited is dropped with its epoch")
                 drew("one behind a dropped one goes", len(chain) > 1 and not chain[1].ledger.closed)
                 self.waiting.remove(chain.pop(0))
-        freed = self.order.leave(done)
+        freed = self.order.release(done)
         self.set_free(freed)
         drew("several go at once", len(freed) > 1)
-        expected = {id(self.entered[one.key][0]) for one in done if one.key is not None and self.entered[one.key]}
+        expected = {
+            id(self.entered[one.document_key][0])
+            for one in done
+            if one.document_key is not None and self.entered[one.document_key]
+        }
         assert {id(one) for one in freed} == expected, "the next one goes, and at once"
 
     @rule(which=st.integers(0, 1))
@@ -96,7 +100,7 @@ class OrderOfDocuments(RuleBasedStateMachine):
     @invariant()
     def one_at_a_time(self) -> None:
         """For each document at most one operation is free, and it is the oldest."""
-        keys = [one.key for one in self.free if one.key is not None]
+        keys = [one.document_key for one in self.free if one.document_key is not None]
         assert len(keys) == len(set(keys))
         for key, chain in self.entered.items():
             if chain:
@@ -118,13 +122,13 @@ class OrderOfDocuments(RuleBasedStateMachine):
         """Answer everything that is in flight."""
         done, self.free = self.free, []
         for one in done:
-            if one.key is not None:
-                self.entered[one.key].pop(0)
-        for key in {one.key for one in done if one.key is not None}:
+            if one.document_key is not None:
+                self.entered[one.document_key].pop(0)
+        for key in {one.document_key for one in done if one.document_key is not None}:
             chain = self.entered[key]
             while chain and chain[0].ledger.closed:
                 self.waiting.remove(chain.pop(0))
-        self.set_free(self.order.leave(done))
+        self.set_free(self.order.release(done))
 
 
 OrderOfDocuments.TestCase.settings = settings(max_examples=examples(60), stateful_step_count=30)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from sidecar.core.ledger import Ledger
-from sidecar.core.outbox import Outbox
+from sidecar.core.outbox import SendQueue
 from tests.builders import batch, examples, message, messages, tags
 from tests.drawing import drew
 
@@ -32,20 +32,20 @@ class OutboxOfBatches(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.outbox = Outbox(MAX_ITEMS, 100)
+        self.send_queue = SendQueue(MAX_ITEMS, 100)
         self.epoch = Ledger("work", 1)
         self.now = 0.0
         self.tags = self.lost = 0
         self.waiting: dict[int, Batch] = {}  # each message's tag, and the batch in which it was put in
         self.in_flight: list[Batch] = []
 
-    def fresh(self, sizes: list[int], *, mendable: bool) -> Batch:
+    def fresh(self, sizes: list[int], *, mergeable: bool) -> Batch:
         """Return a complete batch."""
         held = []
         for size in sizes:
             self.tags += 1
             held.append(message(self.tags, b"x" * (size - 1), of=self.epoch))
-        return batch(held, mendable=mendable, opened_at=self.now)
+        return batch(held, mergeable=mergeable, opened_at=self.now)
 
     @initialize(groups=GROUPS)
     def begin(self, groups: list[tuple[list[int], bool]]) -> None:
@@ -55,8 +55,8 @@ class OutboxOfBatches(RuleBasedStateMachine):
     @rule(groups=GROUPS)
     def put(self, groups: list[tuple[list[int], bool]]) -> None:
         """Some groups are complete."""
-        made = [self.fresh(sizes, mendable=mendable) for sizes, mendable in groups]
-        self.outbox.put(made)
+        made = [self.fresh(sizes, mergeable=mergeable) for sizes, mergeable in groups]
+        self.send_queue.put(made)
         for one in made:
             self.note(one)
 
@@ -69,16 +69,16 @@ class OutboxOfBatches(RuleBasedStateMachine):
         request = self.in_flight.pop(data.draw(st.integers(0, len(self.in_flight) - 1)))
         marks = data.draw(st.lists(st.booleans(), min_size=len(request.messages), max_size=len(request.messages)))
         chosen = [one for one, mark in zip(request.messages, marks, strict=True) if mark and not one.ledger.closed]
-        retry = request.again(chosen)
+        retry = request.subset(chosen)
         drew("all go again" if all(marks) else "some go again" if any(marks) else "none goes again")
         retry.ready_at = self.now + pause
         retry.tries += 1
         if data.draw(st.sampled_from([False, False, True])):
-            retry.unanswered += 1
+            retry.times_unanswered += 1
         assert retry.messages == chosen
         assert retry.body_bytes == sum(one.bulk_bytes for one in chosen)
         if chosen:
-            self.outbox.put_again(retry)
+            self.send_queue.put_back(retry)
             self.note(retry)
 
     @rule(data=st.data(), seconds=st.sampled_from([0.0, 0.5, 2.0]), pause=st.sampled_from([0.0, 1.0, 5.0, None]))
@@ -92,7 +92,7 @@ class OutboxOfBatches(RuleBasedStateMachine):
     def take(self) -> None:
         """A request is made."""
         due = {id(held) for held in self.waiting.values() if held.ready_at <= self.now}
-        request = self.outbox.take(self.now)
+        request = self.send_queue.take(self.now)
         assert (request is not None) == bool(due), "what is ready goes, and nothing else does"
         drew("nothing is ready yet", request is None and self.waiting)
         if request is None:
@@ -100,18 +100,18 @@ class OutboxOfBatches(RuleBasedStateMachine):
         parts = self.leave(request)
         assert all(part.ready_at <= self.now for part in parts)
         assert len(request.messages) <= MAX_ITEMS
-        assert request.body_bytes <= self.outbox.max_bytes or len(request.messages) == 1
-        drew("an item over the limit", request.body_bytes > self.outbox.max_bytes)
+        assert request.body_bytes <= self.send_queue.max_bytes or len(request.messages) == 1
+        drew("an item over the limit", request.body_bytes > self.send_queue.max_bytes)
         drew("a batch in part", any(part.messages[-1].tag in self.waiting for part in parts))
         rest = [one for one in parts[-1].messages if one.tag in self.waiting]
         if rest:
-            assert request.body_bytes + rest[0].bulk_bytes > self.outbox.max_bytes, "a part is as long as it may be"
-            drew("a part that is full to the byte", request.body_bytes == self.outbox.max_bytes)
+            assert request.body_bytes + rest[0].bulk_bytes > self.send_queue.max_bytes, "a part is as long as it may be"
+            drew("a part that is full to the byte", request.body_bytes == self.send_queue.max_bytes)
         drew("a retry", any(part.tries for part in parts))
         if len(parts) > 1:
             drew("several batches in one request")
             drew("a retry and a fresh batch in one request", len({bool(part.tries) for part in parts}) > 1)
-            assert all(part.mendable and not part.suspect for part in parts), "only what may be joined is"
+            assert all(part.mergeable and not part.is_suspect for part in parts), "only what may be joined is"
             assert request.opened_at == min(part.opened_at for part in parts)
             assert request.tries == max(part.tries for part in parts)
 
@@ -125,7 +125,7 @@ class OutboxOfBatches(RuleBasedStateMachine):
     @rule()
     def probe(self) -> None:
         """During a hold one item at a time is sent, whatever its pause."""
-        request = self.outbox.take_probe(0.0)
+        request = self.send_queue.take_probe(0.0)
         assert (request is not None) == bool(self.waiting)
         if request is not None:
             assert len(request.messages) == 1
@@ -155,7 +155,7 @@ class OutboxOfBatches(RuleBasedStateMachine):
         for part in parts:  # what is left of it is ready as it was, or at once after a probe
             rest = [tag for tag, held in self.waiting.items() if held is part]
             if rest:
-                remainder = part.again([one for one in part.messages if one.tag in rest])
+                remainder = part.subset([one for one in part.messages if one.tag in rest])
                 remainder.ready_at = part.ready_at if len(request.messages) > 1 or part.ready_at <= self.now else 0.0
                 self.waiting |= dict.fromkeys(rest, remainder)
         self.in_flight.append(request)
@@ -164,7 +164,7 @@ class OutboxOfBatches(RuleBasedStateMachine):
     @rule(share=st.sampled_from([0.5, 0.9]))
     def learn_size(self, share: float) -> None:
         """A 413 teaches a smaller size."""
-        self.outbox.max_bytes = max(1, int(self.outbox.max_bytes * share))
+        self.send_queue.max_bytes = max(1, int(self.send_queue.max_bytes * share))
 
     @rule()
     def end_epoch(self) -> None:
@@ -174,20 +174,20 @@ class OutboxOfBatches(RuleBasedStateMachine):
         self.lost = self.tags
         drew("an epoch ends while some wait", self.waiting)
         self.epoch.close()
-        assert sorted(tags(self.outbox.drop_closed())) == sorted(self.waiting)
+        assert sorted(tags(self.send_queue.drop_closed())) == sorted(self.waiting)
         self.waiting.clear()
         self.epoch = Ledger("again", 1)
 
     @invariant()
     def nothing_is_lost_or_doubled(self) -> None:
         """What waits is what was put in and not taken."""
-        assert self.outbox.items == len(self.waiting)
-        assert bool(self.outbox) == bool(self.waiting)
+        assert self.send_queue.items == len(self.waiting)
+        assert bool(self.send_queue) == bool(self.waiting)
 
     @invariant()
     def it_says_when_to_come_back(self) -> None:
         """Never too late."""
-        ready_at = self.outbox.ready_at()
+        ready_at = self.send_queue.ready_at()
         earliest = min((held.ready_at for held in self.waiting.values()), default=None)
         assert (ready_at is None) == (earliest is None)
         if ready_at is not None and earliest is not None:

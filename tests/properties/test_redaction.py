@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.core import bulk
-from sidecar.core.bulk import MIN_RUN, blank
+from sidecar.core.bulk import MIN_RUN, redact
 from tests.builders import examples
 from tests.drawing import drew
 
@@ -115,7 +115,7 @@ def test_no_part_of_a_document_survives_wherever_it_is_quoted(data: st.DataObjec
     document = data.draw(documents)
     reason = data.draw(quotes(document))
     for written in (orjson.dumps(document), orjson.dumps(document, option=orjson.OPT_INDENT_2)):
-        assert_hidden(blank(reason, written), document)
+        assert_hidden(redact(reason, written), document)
 
 
 @QUOTING
@@ -130,9 +130,9 @@ def test_no_part_survives_on_its_way_from_an_answer(data: st.DataObject) -> None
     for stated in (error, first + second, [first, second]):
         answer = orjson.dumps({"errors": True, "items": [{"index": {"status": 400, "error": stated}}]})
         (result,) = bulk.results(answer, 1) or ()
-        assert_hidden(blank(result.reason, written), document)
+        assert_hidden(redact(result.reason, written), document)
         fault = bulk.fault(400, orjson.dumps({"error": stated, "status": 400}))
-        assert_hidden(blank(str(fault), written), document)
+        assert_hidden(redact(str(fault), written), document)
 
 
 @pytest.mark.draws("shorter than the cut", "longer than the cut")
@@ -141,4 +141,4 @@ def test_no_part_survives_on_its_way_from_an_answer(data: st.DataObject) -> None
 def test_what_is_not_of_the_document_is_kept(document: dict[str, object], prose: str) -> None:
     """Otherwise nobody could tell what is wrong."""
     drew("longer than the cut" if len(prose) > MAX_BYTES else "shorter than the cut")
-    assert blank(prose, orjson.dumps(document)) == prose[:MAX_BYTES]
+    assert redact(prose, orjson.dumps(document)) == prose[:MAX_BYTES]

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.core.copies import copy_properties
+from sidecar.core.copies import republish_properties
 from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
 from sidecar.core.properties import text_value
-from sidecar.core.staging import Staging, Stamp
+from sidecar.core.staging import ForwardConfig, ForwardProperties
 from sidecar.core.template import Template
 from tests.builders import examples, origin, short_string
 from tests.drawing import drew
@@ -137,7 +137,7 @@ def test_what_is_passed_on_is_the_message_but_for_what_leads_astray(
     assert own is None or entries(raw_table(raw)) == own
     message = Message(Ledger("work", 1), 1, 0, short_string(exchange) + short_string(key), raw, b"{}", 9)
     message.received_at = NOW
-    found = Stamp(Staging(routing_key=Template("q"), envelope=envelope)).properties(message, token)
+    found = ForwardProperties(ForwardConfig(routing_key=Template("q"), envelope=envelope)).properties(message, token)
     added = [
         (TOKEN, text(token)), (EXCHANGE, text(exchange)), (KEY, text(key)), (TIME, text(b"2023-11-14T22:13:20.250Z")),
     ]  # fmt: skip
@@ -182,7 +182,7 @@ def test_a_copy_fits_its_frame_and_loses_nothing_that_fits(
     drew("came round", counts and first)
     drew("somebody else's count", counts and not first)
     drew("moved", any(name == b"CC" for name, _ in own))
-    found = copy_properties(raw_of(values, own), added, limit)
+    found = republish_properties(raw_of(values, own), added, limit)
     if len(whole) <= limit:
         assert found == whole
         return

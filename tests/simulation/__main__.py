@@ -38,9 +38,9 @@ def main() -> int:
     what.add_argument("--seeds", help="A-B: the days of the seeds from A to before B")
     what.add_argument("--plan", help="a file with a day as JSON, as a failure prints it")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (all cores)")
-    parser.add_argument("--kind", default="elasticsearch", choices=KINDS, help="of days: what messages are for")
+    parser.add_argument("--kind", default="elasticsearch", error_policy=KINDS, help="of days: what messages are for")
     bugs = {name: None for kind in KINDS.values() for name in kind.planted}
-    parser.add_argument("--planted", default="", choices=["", *bugs], help="break the product in a known way")
+    parser.add_argument("--planted", default="", error_policy=["", *bugs], help="break the product in a known way")
     parser.add_argument("--whole", action="store_true", help="don't make a failing day smaller")
     arguments = parser.parse_args()
     kind, planted = KINDS[arguments.kind], arguments.planted

@@ -213,10 +213,10 @@ def draw(seed: int) -> Day:
 
 
 def _drawn(seed: int) -> Day:
-    dice = random.Random(f"simulation {seed}")
-    setting = _setting(dice)
+    rng = random.Random(f"simulation {seed}")
+    setting = _setting(rng)
     setting = replace(setting, coalesce=_coalescing(random.Random(f"coalescing {seed}"), setting))
-    day = Day(seed, setting, _messages(dice, setting), _faults(dice, setting))
+    day = Day(seed, setting, _messages(rng, setting), _faults(rng, setting))
     guarded = _guarded(random.Random(f"guard {seed}"), day)
     if guarded is not day:
         return guarded
@@ -224,32 +224,32 @@ def _drawn(seed: int) -> Day:
     return _without_delays(delays, day) if delays.random() < _UNDELAYED_SHARE else day
 
 
-def _guarded(dice: random.Random, day: Day) -> Day:
+def _guarded(rng: random.Random, day: Day) -> Day:
     """Return some days with a small guard and a run of messages that can't be encoded, longer than it allows.
 
     All that waits for the guard fits into memory: what ends the hold may be at the end of the queue.
     """
-    if dice.random() >= _GUARDED_SHARE:
+    if rng.random() >= _GUARDED_SHARE:
         return day
-    most = dice.choice((2, 5, 10))
-    first, count = dice.randrange(len(day.messages)), dice.randrange(most, 4 * most)
+    most = rng.choice((2, 5, 10))
+    first, count = rng.randrange(len(day.messages)), rng.randrange(most, 4 * most)
     run = [one._replace(kind="malformed") for one in day.messages[first : first + count]]
     messages = (*day.messages[:first], *run, *day.messages[first + count :])
     setting = replace(day.setting, reject_guard=most, prefetch=200, memory_limit_bytes=1 << 26)
     return replace(day, setting=setting, messages=messages)
 
 
-def _without_delays(dice: random.Random, day: Day) -> Day:
+def _without_delays(rng: random.Random, day: Day) -> Day:
     """Return a day on which delay queues refuse messages, for a while or for ever, and a target is blocked."""
     setting = replace(
-        day.setting, indices=3, on_index_blocked="delay", on_delay_refused=dice.choice(("wait", "wait", "dead-letter"))
+        day.setting, indices=3, on_index_blocked="delay", on_delay_refused=rng.choice(("wait", "wait", "dead-letter"))
     )
-    at = dice.choice((0.0, dice.uniform(0.0, 10.0)))
-    seconds = dice.choice((dice.uniform(0.1, 20.0), dice.uniform(20.0, 50.0), _FOR_EVER_SECONDS))
-    kind = dice.choice((DELAY_FAULTS[0], DELAY_FAULTS[1], DELAY_FAULTS[1]))
-    only = dice.choice(("", "", "10000", "20000")) if kind == DELAY_FAULTS[1] else ""
-    blocked_at, blocked_seconds = round(dice.uniform(0.0, 3.0), 3), round(dice.uniform(1.0, 50.0), 3)
-    how, index = dice.choice(("closed", "blocked")), _index(dice.randrange(3), setting)
+    at = rng.choice((0.0, rng.uniform(0.0, 10.0)))
+    seconds = rng.choice((rng.uniform(0.1, 20.0), rng.uniform(20.0, 50.0), _FOR_EVER_SECONDS))
+    kind = rng.choice((DELAY_FAULTS[0], DELAY_FAULTS[1], DELAY_FAULTS[1]))
+    only = rng.choice(("", "", "10000", "20000")) if kind == DELAY_FAULTS[1] else ""
+    blocked_at, blocked_seconds = round(rng.uniform(0.0, 3.0), 3), round(rng.uniform(1.0, 50.0), 3)
+    how, index = rng.choice(("closed", "blocked")), _index(rng.randrange(3), setting)
     blocked = Fault(blocked_at, blocked_seconds, how, 1.0, index)
     faults = (*day.faults, Fault(round(at, 3), round(seconds, 3), kind, 1.0, only), blocked)
     messages = tuple(
@@ -258,37 +258,37 @@ def _without_delays(dice: random.Random, day: Day) -> Day:
     return replace(day, setting=setting, messages=messages, faults=tuple(sorted(faults)))
 
 
-def _vanishing(dice: random.Random, day: Day) -> Day:
+def _vanishing(rng: random.Random, day: Day) -> Day:
     """Return some days with a queue that expires without a consumer, or that somebody deletes and declares again.
 
     It expires later than a lost session takes to come back.
     """
-    if dice.random() < _VANISHING_SHARE:
-        day = replace(day, setting=replace(day.setting, expires_seconds=dice.choice((10.0, 20.0))))
-    if dice.random() >= _VANISHING_SHARE:
+    if rng.random() < _VANISHING_SHARE:
+        day = replace(day, setting=replace(day.setting, expires_seconds=rng.choice((10.0, 20.0))))
+    if rng.random() >= _VANISHING_SHARE:
         return day
-    deletion = Fault(round(dice.uniform(0.0, 30.0), 3), round(dice.uniform(0.0, 20.0), 3), DELETIONS[0])
+    deletion = Fault(round(rng.uniform(0.0, 30.0), 3), round(rng.uniform(0.0, 20.0), 3), DELETIONS[0])
     return replace(day, faults=tuple(sorted((*day.faults, deletion))))
 
 
-def _coalescing(dice: random.Random, setting: Setting) -> str:
+def _coalescing(rng: random.Random, setting: Setting) -> str:
     """Return what is folded, where the judge can tell by what is sent which message that was."""
-    if setting.id_mode != "auto" or dice.random() >= _COALESCING_SHARE:
+    if setting.id_mode != "auto" or rng.random() >= _COALESCING_SHARE:
         return "none"
     if setting.action == "upsert":
         return "merge"
     return "latest" if setting.action == "index" or (setting.action == "mixed" and setting.versions) else "none"
 
 
-def _setting(dice: random.Random) -> Setting:
-    pick = dice.choice
+def _setting(rng: random.Random) -> Setting:
+    pick = rng.choice
     action = pick(("index", "index", "index", "index", "create", "upsert", "mixed"))
     id_mode = pick(("auto", "auto", "auto", "auto", "none", "generated")) if action in ("index", "create") else "auto"
-    versions = action in ("index", "mixed") and id_mode == "auto" and dice.random() < 0.35
+    versions = action in ("index", "mixed") and id_mode == "auto" and rng.random() < 0.35
     batch = pick((1, 5, 10, 10, 30))
     sidecars = pick((1, 1, 1, 1, 2, 3))
     hold_max_seconds = pick((5.0, 20.0, 300.0))
-    small = dice.random() < 0.2
+    small = rng.random() < 0.2
     return Setting(
         action=action,
         id_mode=id_mode,
@@ -311,36 +311,36 @@ def _setting(dice: random.Random) -> Setting:
         shutdown_seconds=pick((5.0, 25.0, 25.0)),
         chunk_items=pick((1, 5, 20)) if small else pick((3, 400)),
         capacity_items=pick((0, 0, 0, 10, 40)),
-        slow=dice.random() < 0.3,
+        slow=rng.random() < 0.3,
         timeout_seconds=pick((10.0, 30.0)),
         max_content_bytes=pick((100_000_000, 100_000_000, 2_000)),
-        looks_see_trouble=dice.random() < 0.7,
+        looks_see_trouble=rng.random() < 0.7,
         consumer_timeout_seconds=pick((0.0, 0.0, hold_max_seconds + 20.0)),  # as `sidecar check` asks for
         delivery_limit=pick((0, 20)),
     )
 
 
-def _messages(dice: random.Random, setting: Setting) -> tuple[Publication, ...]:
-    count = dice.choice((5, 20, 40, 80))
-    hot = dice.choice((0, 0, 3, 10))
-    with_ids = dice.choice((0.5, 1.0, 1.0)) if setting.action in ("index", "create") and not setting.versions else 1.0
-    bad_share = dice.choice((0.0, 0.0, 0.05, 0.2))
-    poisons = dice.choice((0, 0, 0, 1, 2))
+def _messages(rng: random.Random, setting: Setting) -> tuple[Publication, ...]:
+    count = rng.choice((5, 20, 40, 80))
+    hot = rng.choice((0, 0, 3, 10))
+    with_ids = rng.choice((0.5, 1.0, 1.0)) if setting.action in ("index", "create") and not setting.versions else 1.0
+    bad_share = rng.choice((0.0, 0.0, 0.05, 0.2))
+    poisons = rng.choice((0, 0, 0, 1, 2))
     kinds = ["mapping", "mapping", "malformed", "array"]
     if setting.max_content_bytes < 1_000_000:
         kinds.append("huge")
-    poisonous = dice.sample(range(count), min(poisons, count))
-    size = dice.choice((0, 0, 0, 200))
+    poisonous = rng.sample(range(count), min(poisons, count))
+    size = rng.choice((0, 0, 0, 200))
     at = 0.0
     messages = []
     while len(messages) < count:
-        for _ in range(min(count - len(messages), dice.choice((1, 1, 5, 40)))):
+        for _ in range(min(count - len(messages), rng.choice((1, 1, 5, 40)))):
             number = len(messages)
-            kind = dice.choice(("good", "good", "good", "lines")) if dice.random() >= bad_share else dice.choice(kinds)
+            kind = rng.choice(("good", "good", "good", "lines")) if rng.random() >= bad_share else rng.choice(kinds)
             kind = "poison" if number in poisonous else kind
             document = ""
-            if dice.random() < with_ids:
-                document = f"hot-{dice.randrange(hot)}" if hot and dice.random() < 0.7 else f"id-{number}"
+            if rng.random() < with_ids:
+                document = f"hot-{rng.randrange(hot)}" if hot and rng.random() < 0.7 else f"id-{number}"
             messages.append(
                 Publication(
                     at=round(at, 3),
@@ -349,11 +349,11 @@ def _messages(dice: random.Random, setting: Setting) -> tuple[Publication, ...]:
                     document=document,
                     # One document stays in one index.
                     index=_index(int(document.partition("-")[2] or number), setting),
-                    action="delete" if setting.action == "mixed" and dice.random() < 0.3 else "index",
+                    action="delete" if setting.action == "mixed" and rng.random() < 0.3 else "index",
                     size=2_500 if kind == "huge" else size,
                 )
             )
-        at = min(_LAST_PUBLISH_SECONDS, at + dice.choice((0.0, 0.1, 0.7, 4.0)))
+        at = min(_LAST_PUBLISH_SECONDS, at + rng.choice((0.0, 0.1, 0.7, 4.0)))
     return tuple(messages)
 
 
@@ -361,27 +361,27 @@ def _index(number: int, setting: Setting) -> str:
     return "documents" if setting.indices == 1 else f"index-{number % setting.indices}"
 
 
-def _faults(dice: random.Random, setting: Setting) -> tuple[Fault, ...]:
+def _faults(rng: random.Random, setting: Setting) -> tuple[Fault, ...]:
     faults = []
-    for _ in range(dice.choice((0, 1, 1, 2, 3, 5))):
-        family = dice.choice((REQUEST_FAULTS, REQUEST_FAULTS, ITEM_FAULTS, CLUSTER_FAULTS, BROKER_FAULTS, BROKER_FAULTS,
+    for _ in range(rng.choice((0, 1, 1, 2, 3, 5))):
+        family = rng.choice((REQUEST_FAULTS, REQUEST_FAULTS, ITEM_FAULTS, CLUSTER_FAULTS, BROKER_FAULTS, BROKER_FAULTS,
                               SIDECAR_FAULTS, SIDECAR_FAULTS))  # fmt: skip
-        kind = dice.choice(family)
-        at = dice.uniform(0.0, 30.0) if dice.random() < 0.5 else dice.uniform(0.0, 3.0)
-        seconds = dice.choice((dice.uniform(0.1, 2.0), dice.uniform(0.1, 25.0)))
-        share = 1.0 if dice.random() < 0.6 else dice.uniform(0.1, 0.9)
+        kind = rng.choice(family)
+        at = rng.uniform(0.0, 30.0) if rng.random() < 0.5 else rng.uniform(0.0, 3.0)
+        seconds = rng.choice((rng.uniform(0.1, 2.0), rng.uniform(0.1, 25.0)))
+        share = 1.0 if rng.random() < 0.6 else rng.uniform(0.1, 0.9)
         target = ""
         if family is ITEM_FAULTS:
-            target = _index(dice.randrange(3), setting)
+            target = _index(rng.randrange(3), setting)
         elif kind in (*SIDECAR_FAULTS, "session lost"):
-            target = str(dice.randrange(setting.sidecars))
-            seconds = dice.choice((0.0, seconds))
-        applied = dice.choice((0, 0, 3, 100)) if kind in ("proxy 503", "proxy 502", "breaker") else 0
+            target = str(rng.randrange(setting.sidecars))
+            seconds = rng.choice((0.0, seconds))
+        applied = rng.choice((0, 0, 3, 100)) if kind in ("proxy 503", "proxy 502", "breaker") else 0
         faults.append(Fault(round(at, 3), round(seconds, 3), kind, round(share, 2), target, applied))
-        if family in (REQUEST_FAULTS, CLUSTER_FAULTS) and (kind == "slow" or dice.random() < _COMPANION_SHARE):
+        if family in (REQUEST_FAULTS, CLUSTER_FAULTS) and (kind == "slow" or rng.random() < _COMPANION_SHARE):
             # Bugs hide where two things go wrong at once; that requests are slow is nothing bad by itself.
-            second = dice.choice(("session lost", "session lost", *SIDECAR_FAULTS))
-            moment = dice.uniform(at, at + min(seconds, 5.0))
-            pause = dice.choice((0.0, 2.0))
-            faults.append(Fault(round(moment, 3), pause, second, 1.0, str(dice.randrange(setting.sidecars))))
+            second = rng.choice(("session lost", "session lost", *SIDECAR_FAULTS))
+            moment = rng.uniform(at, at + min(seconds, 5.0))
+            pause = rng.choice((0.0, 2.0))
+            faults.append(Fault(round(moment, 3), pause, second, 1.0, str(rng.randrange(setting.sidecars))))
     return tuple(sorted(faults))

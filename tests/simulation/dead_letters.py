@@ -88,7 +88,7 @@ class Command:
     reason: str | None = None
     error_type: str | None = None
     index: str | None = None
-    ident: str | None = None
+    document_id: str | None = None
     position: int | None = None
     limit: int | None = None
     max_replays: int | None = None
@@ -98,7 +98,7 @@ class Command:
     @property
     def line(self) -> list[str]:
         options: dict[str, object] = {
-            "--reason": self.reason, "--error-type": self.error_type, "--index": self.index, "--id": self.ident,
+            "--reason": self.reason, "--error-type": self.error_type, "--index": self.index, "--id": self.document_id,
             "--limit": self.limit, "--max-replays": self.max_replays, "--rate": self.rate,
         }  # fmt: skip
         words = [
@@ -113,7 +113,9 @@ class Command:
         """Whether the filters mean a letter; their patterns are words, or beginnings with a ``*``."""
         told = ((self.reason, letter.reason), (self.error_type, letter.error_type), (self.index, letter.index))
         named = (
-            self.ident is None or _matches(self.ident, f"m{letter.number}") or _matches(self.ident, f"d{letter.number}")
+            self.document_id is None
+            or _matches(self.document_id, f"m{letter.number}")
+            or _matches(self.document_id, f"d{letter.number}")
         )
         return named and all(pattern is None or _matches(pattern, text) for pattern, text in told)
 
@@ -199,7 +201,7 @@ def _command(rng: Random, letters_: int) -> Command:
     if rng.random() < 0.2:
         command.index = rng.choice(("logs-*", "audit"))
     if rng.random() < 0.1:
-        command.ident = rng.choice(("m1*", "d2*", "m0"))
+        command.document_id = rng.choice(("m1*", "d2*", "m0"))
     if name == "replay":
         command.limit = rng.choice((None, None, 1, 3, 10))
         command.max_replays = rng.choice((None, None, 1, 4))
@@ -392,9 +394,9 @@ def _environment(day: Day) -> Iterator[None]:
     given = {"SIDECAR_AMQP_QUEUE": "work", "SIDECAR_AMQP_URL": f"amqp://127.0.0.1:{_PORT}/"}
     with (
         mock.patch.dict(os.environ, given),
-        mock.patch.object(dlq, "WORKING", day.window),
-        mock.patch.object(letters, "WORKING", day.window),
-        mock.patch.object(letters, "_AT_ONCE", day.at_once),
+        mock.patch.object(dlq, "REPLAY_PREFETCH", day.window),
+        mock.patch.object(letters, "REPLAY_PREFETCH", day.window),
+        mock.patch.object(letters, "_REPLAY_BATCH", day.at_once),
         mock.patch.object(letters, "_POLL_SECONDS", 0.2),  # fewer turns of the loop, and the same result
     ):
         for name in names:

@@ -1,7 +1,7 @@
 """A day of forwarding, played: a simulated near broker, one sidecar, and the far broker byte by byte.
 
-Between the sidecar and the far broker stands all that the product has, down to the frames: `Outlet`, `Producer`,
-`Publisher` and `Wire`, over a network in virtual time.
+Between the sidecar and the far broker stands all that the product has, down to the frames:
+`ReconnectingPublisher`, `PublisherConnection`, `ConfirmChannel` and `AmqpProtocol`, over a network in virtual time.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from sidecar.amqp.outlet import Outlet
+from sidecar.amqp.outlet import ReconnectingPublisher
 from sidecar.amqp.topology import Topology
-from sidecar.amqp.wire import Reach, forget_leftovers
+from sidecar.amqp.wire import ConnectOptions, forget_leftovers
 from sidecar.app import App
-from sidecar.core.compose import Recipe
+from sidecar.core.compose import EncoderConfig
 from sidecar.core.far import SINK
-from sidecar.core.policy import Choices
-from sidecar.core.staging import ACTION, Staging
+from sidecar.core.policy import ErrorPolicy
+from sidecar.core.staging import ACTION, ForwardConfig
 from sidecar.core.template import Template
-from sidecar.forwarding import Forwarding
+from sidecar.forwarding import AmqpSink
 from sidecar.pipeline import Pipeline
-from sidecar.plan import Plan
+from sidecar.plan import PipelineConfig
 from tests.fakes import clock, network
 from tests.fakes.amqp_server import AmqpServer, Channel, Exchange, Refusal, by_chance, each, withheld
 from tests.fakes.broker import Broker
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from sidecar.ports import BrokerSession, Copy, Receive
+    from sidecar.ports import BrokerSession, OutboundMessage, Receive
     from tests.fakes.amqp_server import Connection, Publish
     from tests.fakes.broker import SimulatedSession, Stored
     from tests.simulation.forwarding_day import FarFault, ForwardingDay
@@ -74,16 +74,16 @@ class ForwardingLife:
         self.over = False
         self.stop = asyncio.Event()
         log = cast("FilteringBoundLogger", Log(world, self.name))
-        self.outlet = Outlet(
+        self.outlet = ReconnectingPublisher(
             (f"{world.far.url}?name={self.name}",),
             Topology(exchange=setting.exchange or None, publishes=True),
-            Reach(),
+            ConnectOptions(),
             confirm_timeout_seconds=setting.confirm_timeout_seconds,
         )
-        trade = Forwarding(world.plan, world.staging, self.outlet)
-        self.pipeline = Pipeline(world.plan, trade, dice=world.dice, log=log, wall_clock=wall_clock)
+        sink = AmqpSink(world.plan, world.staging, self.outlet)
+        self.pipeline = Pipeline(world.plan, sink, rng=world.rng, log=log, wall_clock=wall_clock)
         self.app = App(
-            self.pipeline, self._connector(world), dice=world.dice, log=log, shutdown_seconds=setting.shutdown_seconds
+            self.pipeline, self._connector(world), rng=world.rng, log=log, shutdown_seconds=setting.shutdown_seconds
         )
         self.task = asyncio.create_task(self.app.run(self.stop), name=self.name)
 
@@ -107,13 +107,13 @@ class ForwardingWorld:
         self.day = day
         self.telling = telling
         self.trace: list[tuple[float, str, str]] = []
-        self.dice = random.Random(day.seed)
-        self.near = Broker(self.dice, chunk_items=(1, setting.chunk_items))
+        self.rng = random.Random(day.seed)
+        self.near = Broker(self.rng, chunk_items=(1, setting.chunk_items))
         self.far = AmqpServer()
         self.far.frame_max = setting.frame_max
         self.far.version = "4.1.0"
         key = Template("{header.to}" if setting.routes > 1 else "far-0")
-        self.staging = Staging(routing_key=key, exchange=setting.exchange.encode(), envelope=setting.envelope)
+        self.staging = ForwardConfig(routing_key=key, exchange=setting.exchange.encode(), envelope=setting.envelope)
         self.plan = _plan(day, key)
         self.lives: list[ForwardingLife] = []
         self.owners: dict[SimulatedSession, ForwardingLife] = {}
@@ -136,7 +136,7 @@ class ForwardingWorld:
         self.far.on_published = self._arrived
         self.far.nacks = self._is_nacked
         self.far.on_left = self._left
-        self.far.confirms = {"each": each, "chance": by_chance(self.dice), "late": self._confirm_late}[setting.confirms]
+        self.far.confirms = {"each": each, "chance": by_chance(self.rng), "late": self._confirm_late}[setting.confirms]
         self._confirms = self.far.confirms
 
     def tell(self, who: str, what: str) -> None:
@@ -155,7 +155,7 @@ class ForwardingWorld:
             self.tell("broker", f"copy of {self._name(stored.body)} in {queue}")
             self.judge.copied(stored)
 
-    def _delayed(self, copy: Copy) -> None:
+    def _delayed(self, copy: OutboundMessage) -> None:
         self.tell("broker", f"copy of {self._name(copy.body)} in {copy.routing_key.decode()}")
         self.judge.delayed(copy)
 
@@ -194,7 +194,7 @@ class ForwardingWorld:
         if b'"x":"poison"' in publish.body:
             self.tell("far broker", f"closes the channel over {self._name(publish.body)}")
             raise Refusal(406, "PRECONDITION_FAILED - poison")
-        return self.dice.random() < self._nacked_share
+        return self.rng.random() < self._nacked_share
 
     def _arrived(self, publish: Publish) -> None:
         connection = self.far.connections[publish.connection]
@@ -350,8 +350,8 @@ class ForwardingWorld:
         if self._life is None or not self._settled:
             return
         kept = remains(self._life.pipeline)
-        producer = self._life.outlet._producer
-        publisher = producer._publisher if producer is not None and producer.lost is None else None
+        producer = self._life.outlet._publisher
+        publisher = producer._channel if producer is not None and producer.lost is None else None
         if publisher is not None:
             named = {name: getattr(publisher, name) for name in ("_open", "_tokens", "_returns", "_limits")}
             kept += [f"{len(held)} in {name} of the publisher" for name, held in named.items() if held]
@@ -379,8 +379,8 @@ class ForwardingWorld:
             raise Discrepancy("fell", f"{life.name}: {innermost(life.task.exception())!r}")
         if _time() - asked_at > self.day.setting.shutdown_seconds:
             self.judge.fault("drain", f"{life.name} took {_time() - asked_at:.1f} s to end")
-        if life.pipeline.account.in_flight:
-            self.judge.fault("account", f"{life.name} ended with {life.pipeline.account.summary()}")
+        if life.pipeline.counters.in_flight:
+            self.judge.fault("account", f"{life.name} ended with {life.pipeline.counters.summary()}")
         closing_at = _time()
         await life.outlet.close()
         life.over = True
@@ -485,7 +485,7 @@ class ForwardingWorld:
         """Kill the far broker, or cut it off; it comes back after a while."""
         if killed:
             self.tell("far broker", "is killed")
-            self.judge.killed(self.dice.random() < 0.5)
+            self.judge.killed(self.rng.random() < 0.5)
         self._now["away"] += 1
         self._tasks.append(asyncio.create_task(self._come_back(seconds), name=f"away at {_time()}"))
         self.far.kill()
@@ -517,18 +517,18 @@ def _time() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _plan(day: ForwardingDay, key: Template) -> Plan:
+def _plan(day: ForwardingDay, key: Template) -> PipelineConfig:
     setting = day.setting
-    return Plan(
-        recipe=Recipe(index=key, action=Template(ACTION), id_mode="none"),
+    return PipelineConfig(
+        encoder_config=EncoderConfig(index=key, action=Template(ACTION), id_mode="none"),
         batch_max_items=setting.batch_max_items,
         batch_max_age_seconds=setting.batch_max_age_seconds,
-        batches_join=False,
+        merges_batches=False,
         bulk_concurrency=setting.bulk_concurrency,
         prefetch=setting.prefetch,
         hold_max_seconds=setting.hold_max_seconds,
         retry_max_attempts=setting.retry_max_attempts,
-        choices=Choices(on_unroutable=setting.on_unroutable),  # type: ignore[arg-type]
+        error_policy=ErrorPolicy(on_unroutable=setting.on_unroutable),  # type: ignore[arg-type]
         far=SINK,
     )
 

@@ -12,7 +12,7 @@ from tests.servers.wire import decode_properties, decode_table, encode_propertie
 from tests.simulation.judge import Discrepancy, miscounted
 
 if TYPE_CHECKING:
-    from sidecar.ports import Copy
+    from sidecar.ports import OutboundMessage
     from tests.fakes.amqp_server import Connection, Publish, Queue
     from tests.fakes.broker import Broker, SimulatedSession, Stored
     from tests.simulation.forwarding import ForwardingLife
@@ -204,7 +204,7 @@ class ForwardingJudge:
             self.setting.frame_max - 20
         )
 
-    def delayed(self, copy: Copy) -> None:
+    def delayed(self, copy: OutboundMessage) -> None:
         """Note a copy in a delay queue: only what no queue takes may wait there."""
         fate = self.fates[self.number(copy.body)]
         fate.delays += 1

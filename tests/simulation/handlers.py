@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from sidecar import Message, Options
     from sidecar.app import Connect
-    from sidecar.ports import Copy
+    from sidecar.ports import OutboundMessage
     from tests.fakes.broker import Queue, SimulatedSession, Stored
 
 _FIRST_DELAY_SECONDS = 2.0
@@ -47,7 +47,7 @@ _SENDING_SHARE = 0.8  # of the time for the end something may still be in work
 
 
 @dataclass(frozen=True, slots=True)
-class Handling:
+class HandlerSink:
     """How the function works.
 
     Attributes:
@@ -103,20 +103,20 @@ class Job(NamedTuple):
 class HandlerDay(Day):
     """A day of a consumer with a function."""
 
-    handling: Handling = Handling()
+    handling: HandlerSink = HandlerSink()
 
 
 def draw_handlers(seed: int) -> HandlerDay:
     """Return the day of a seed."""
     plain = draw(seed)
-    dice = random.Random(f"handlers {seed}")
-    pick = dice.choice
+    rng = random.Random(f"handlers {seed}")
+    pick = rng.choice
     form = pick(("yields", "yields", "returns", "one", "single"))
-    handling = Handling(
+    handling = HandlerSink(
         form=form,
         ending=pick(("stop", "with", "twice", "waiter", "raises")),
         workers=pick((1, 2, 4)),
-        by_key=form != "single" and dice.random() < 0.3,
+        by_key=form != "single" and rng.random() < 0.3,
         on_exception=pick(("delay", "requeue", "dead-letter", "discard")),
         on_missing=pick(("delay", "requeue", "dead-letter", "discard")),
     )
@@ -137,11 +137,11 @@ def draw_handlers(seed: int) -> HandlerDay:
         for fault in plain.faults
         if fault.kind in _FAULTS
     )
-    jobs: Any = tuple(_jobs(dice, handling))
+    jobs: Any = tuple(_jobs(rng, handling))
     return HandlerDay(seed, setting, jobs, faults, handling)
 
 
-def _jobs(dice: random.Random, handling: Handling) -> Iterator[Job]:
+def _jobs(rng: random.Random, handling: HandlerSink) -> Iterator[Job]:
     kinds = ["ack"] * 6 + [
         "dead-letter",
         "dead-letter",
@@ -156,12 +156,12 @@ def _jobs(dice: random.Random, handling: Handling) -> Iterator[Job]:
     ]
     kinds += ["short", "long"] if handling.form in ("yields", "returns") else []
     at = 0.0
-    for number in range(1, dice.choice((6, 20, 50)) + 1):
-        script = tuple(dice.choice(kinds) for _ in range(dice.choice((0, 1, 1, 2))))
-        script = dice.choice((script, ("delay",) * 4)) if dice.random() < 0.1 else script
-        key = dice.choice("abc") if handling.by_key else ""
-        yield Job(round(at, 3), number, script, dice.choice(("", f"id-{number}")), key)
-        at = min(40.0, at + dice.choice((0.0, 0.0, 0.0, 0.0, 0.1, 0.7, 4.0)))
+    for number in range(1, rng.choice((6, 20, 50)) + 1):
+        script = tuple(rng.choice(kinds) for _ in range(rng.choice((0, 1, 1, 2))))
+        script = rng.choice((script, ("delay",) * 4)) if rng.random() < 0.1 else script
+        key = rng.choice("abc") if handling.by_key else ""
+        yield Job(round(at, 3), number, script, rng.choice(("", f"id-{number}")), key)
+        at = min(40.0, at + rng.choice((0.0, 0.0, 0.0, 0.0, 0.1, 0.7, 4.0)))
 
 
 @dataclass(slots=True)
@@ -358,9 +358,9 @@ class HandlerLife(Life):
 
     def new_pipeline(self, world: World) -> Pipeline:
         """Return a pipeline like that of the consumer."""
-        consumer, plan = self.consumer, self.consumer._plan()
-        trade = handling.Handling(plan, consumer._process(), consumer.settings)
-        return Pipeline(plan, trade, dice=world.dice, log=consumer._log, wall_clock=time.time)
+        consumer, plan = self.consumer, self.consumer._config()
+        sink = handling.HandlerSink(plan, consumer._process(), consumer.settings)
+        return Pipeline(plan, sink, rng=world.rng, log=consumer._log, wall_clock=time.time)
 
     @property
     def pipeline(self) -> Pipeline:
@@ -577,7 +577,7 @@ class HandlerJudge(Judge):
         if "secret" in why:
             self._about(number, "secret", why)
 
-    def delayed(self, copy: Copy) -> None:
+    def delayed(self, copy: OutboundMessage) -> None:
         """Note a delayed copy: the function said so, and for how long."""
         number = self._by_body[copy.body]
         self.delays += 1
@@ -633,8 +633,8 @@ class HandlerJudge(Judge):
                 tags = ledger.open_tags()
                 held = sum(len(channel.unacked[tag].body) for tag in tags) if not session.over else 0
                 alive = not (session.over or ledger.closed)
-                if alive and (ledger.held_bytes < 0 or (ledger.held_bytes and not held)):
-                    self.fault("memory account", f"{ledger.held_bytes} bytes held for {len(tags)} open deliveries")
+                if alive and (ledger.memory_bytes < 0 or (ledger.memory_bytes and not held)):
+                    self.fault("memory account", f"{ledger.memory_bytes} bytes held for {len(tags)} open deliveries")
 
     def rested(self, life: Life) -> None:
         """Note that everything is settled: nothing of it may be left in a consumer."""
@@ -665,7 +665,7 @@ class HandlerJudge(Judge):
         super()._judge_accounts()
         if self.losses or any(life.crashed for life in self._lives) or self._lost_sessions():
             return
-        counted = sum(life.pipeline.account.total("discard") for life in self._lives)
+        counted = sum(life.pipeline.counters.total("discard") for life in self._lives)
         if counted != self.discards:
             self.fault("account", f"{counted} discarded, {self.discards} by the function")
 
@@ -703,7 +703,7 @@ class HandlerWorld(World):
 
     day: HandlerDay
     judge: HandlerJudge
-    coroutine = "_Life._live"
+    coroutine = "_BaseConsumer._live"
 
     def make_judge(self) -> HandlerJudge:
         """Return what judges the day."""
@@ -738,7 +738,7 @@ def play_handlers(seed: int, *, telling: bool = False) -> tuple[Played, HandlerW
         return worlds[0]
 
     real = consumers.random
-    consumers.random = SimpleNamespace(Random=lambda: worlds[0].dice)  # type: ignore[assignment] # no chance of its own
+    consumers.random = SimpleNamespace(Random=lambda: worlds[0].rng)  # type: ignore[assignment] # no chance of its own
     try:
         return play(draw_handlers(seed), telling=telling, world_of=world_of), worlds[0]
     finally:

@@ -17,7 +17,7 @@ from tests.simulation.day import BEACONS, DELAY_FAULTS, SIDECAR_FAULTS
 
 if TYPE_CHECKING:
     from sidecar.pipeline import Pipeline
-    from sidecar.ports import Copy
+    from sidecar.ports import OutboundMessage
     from tests.fakes.broker import Broker, Queue, SimulatedSession, Stored
     from tests.fakes.elasticsearch import Elasticsearch, Failure, Item, Sent
     from tests.simulation.day import Day, Publication
@@ -33,7 +33,7 @@ _LOOK_SECONDS = 0.25
 _WITHHELD_SECONDS = 2.75  # 2 s by the contract, and how seldom the judge looks
 _COPIED_SECONDS = 5.0
 _DEAD_LETTERS_WAIT = ("full", "silent", "unroutable", "alarm", "broker away", "session lost", *SIDECAR_FAULTS)
-_UNTOLD = ("publication", "errors", "suspected_at", "delivered_at")
+_UNTOLD = ("publication", "errors", "suspect_since", "delivered_at")
 _SOURCE_FAULTS = ("proxy 503", "proxy 502", "login", "forbidden", "parameter", "REFUSED", "LOST_BEFORE", "LOST_AFTER")
 
 
@@ -78,7 +78,7 @@ class Fate:
         refused: how often it was in a request that was answered with a 413 or 429.
         waits: results for which it waits in place, and which don't count.
         errors: the types of all errors that its items met.
-        suspected_at: when a request with it was refused first, in seconds, by the sidecar that sent it.
+        suspect_since: when a request with it was refused first, in seconds, by the sidecar that sent it.
         blamed: it was refused alone, and another request has succeeded since it was suspected.
         uncertain: an operation of it may be applied long after, or others may overtake it.
         vanished: its queue was deleted with it, and that was nobody's fault here.
@@ -98,7 +98,7 @@ class Fate:
         "publication",
         "refused",
         "returns",
-        "suspected_at",
+        "suspect_since",
         "uncertain",
         "unknown",
         "vanished",
@@ -110,7 +110,7 @@ class Fate:
         self.deliveries = self.returns = self.acks = self.applied = self.conflicts = self.dead = self.delays = 0
         self.unknown = self.counted = self.refused = self.waits = self.delivered_at = 0
         self.errors: dict[str, None] = {}
-        self.suspected_at: dict[Life, float] = {}
+        self.suspect_since: dict[Life, float] = {}
         self.uncertain = self.blamed = self.vanished = False
 
     def __repr__(self) -> str:
@@ -153,7 +153,7 @@ class Judge:
         self._answered_at: dict[tuple[str, str], dict[int, int]] = {}  # the last moment, by document and message
         self._row_of: dict[int, tuple[Life, int]] = {}  # what no request can be made of: how many fit ones came before
         self._succeeded_sent_at: dict[Life, float] = {}  # when the last request left that was answered item by item
-        self._look_at = 0.0
+        self._check_at = 0.0
         self._withheld_since: dict[tuple[SimulatedSession, int, int], float] = {}  # by channel and tag
         self._delays_refused = any(fault.kind in DELAY_FAULTS for fault in day.faults)
         # When a sidecar heard that a document is refused: nothing on this day keeps its copy from the dead letters.
@@ -221,7 +221,7 @@ class Judge:
             fate.uncertain |= fate.deliveries > 1 and not fate.publication.guilty and self._deserves(fate)
         if session.prefetch > self.setting.prefetch:
             self.fault("prefetch", f"{session.prefetch} asked for, {self.setting.prefetch} configured")
-        size = sum(map(_held_bytes, chunk))
+        size = sum(map(_memory_bytes, chunk))
         life.largest_chunk_bytes = max(life.largest_chunk_bytes, size)
         if self.setting.memory_limit_bytes < 1_000_000 and self._over_the_limit(life):
             asyncio.get_running_loop().call_later(_OVER_THE_LIMIT_SECONDS, self._look_at_memory, life, 1)
@@ -232,7 +232,7 @@ class Judge:
         What comes later isn't kept where there is no room: it goes back with the rest when that is answered.
         """
         return sum(
-            _held_bytes(stored)
+            _memory_bytes(stored)
             for session in life.sessions[-1:]
             for channel in session.channels
             for stored in channel.unacked.values()
@@ -334,7 +334,7 @@ class Judge:
         if fate.dead > 1 and not fate.unknown:
             self._about(number, "dead twice")
 
-    def delayed(self, copy: Copy) -> None:
+    def delayed(self, copy: OutboundMessage) -> None:
         """Note a copy in a delay queue."""
         number = self._by_body[copy.body]
         fate = self.fates[number]
@@ -459,7 +459,7 @@ class Judge:
             fate = self.fates.get(number) if number is not None else None
             if fate is None:
                 continue
-            since = fate.suspected_at.setdefault(life, asyncio.get_running_loop().time())
+            since = fate.suspect_since.setdefault(life, asyncio.get_running_loop().time())
             fate.blamed |= len(sent.items) == 1 and self._succeeded_sent_at.get(life, -1.0) >= since
 
     def result(self, item: Item, result: int | Failure) -> None:
@@ -502,8 +502,8 @@ class Judge:
             if not life.over:
                 self._look_at_life(life)
         now = asyncio.get_running_loop().time()
-        if now >= self._look_at:
-            self._look_at = now + _LOOK_SECONDS
+        if now >= self._check_at:
+            self._check_at = now + _LOOK_SECONDS
             self._look_at_acks(now)
             self._look_at_copies(now)
             self._look_at_room(now)
@@ -512,7 +512,7 @@ class Judge:
 
     def _look_at_life(self, life: Life) -> None:
         """See that a sidecar counts what its broker sees."""
-        held = life.pipeline.pacing.held
+        held = life.pipeline.limiter.held
         if life.well and held is not None:
             self.fault("held", f"{life.name} is held, though all of a request was stored: {held}")
         life.well = False
@@ -546,7 +546,7 @@ class Judge:
             for session in life.sessions[-1:] if not life.over else ():
                 for channel in session.channels:
                     ledger = channel.ledger
-                    if session.over or ledger.closed or not ledger.withheld:
+                    if session.over or ledger.closed or not ledger.ackable:
                         continue
                     for tag in set(channel.unacked).difference(ledger.open_tags()):
                         key = session, ledger.channel, tag
@@ -637,7 +637,7 @@ class Judge:
             return
         settled: Counter[str] = Counter()
         for life in self._lives:
-            for (_, verdict), count in life.pipeline.account.settled.items():
+            for (_, verdict), count in life.pipeline.counters.settled.items():
                 settled[verdict] += count
         seen = {
             "requeue": self.nacks,
@@ -671,7 +671,7 @@ class Judge:
 
 def miscounted(life: Counting) -> tuple[str, str] | None:
     """Return rule and detail if a sidecar doesn't count what its broker sees, or None."""
-    account = life.pipeline.account
+    account = life.pipeline.counters
     received = account.received.total()
     in_flight = received - account.settled.total()
     opened = 0
@@ -679,7 +679,7 @@ def miscounted(life: Counting) -> tuple[str, str] | None:
         for channel in session.channels:
             ledger = channel.ledger
             opened += ledger.open
-            if ledger.held_bytes < 0 or (ledger.held_bytes and not ledger.open):
+            if ledger.memory_bytes < 0 or (ledger.memory_bytes and not ledger.open):
                 return "memory", f"{life.name}: {invariants.memory(ledger)}"
             if not session.over and not ledger.closed and ledger.outstanding != len(channel.unacked):
                 return "ledger", f"{ledger}, the broker waits for {len(channel.unacked)}"
@@ -692,7 +692,7 @@ def miscounted(life: Counting) -> tuple[str, str] | None:
     return None
 
 
-def _held_bytes(stored: Stored) -> int:
+def _memory_bytes(stored: Stored) -> int:
     return len(stored.body) + len(stored.properties) + MESSAGE_BYTES
 
 

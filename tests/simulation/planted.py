@@ -12,26 +12,26 @@ from unittest import mock
 import sidecar.concluding
 import sidecar.copying
 from sidecar.amqp.topology import Seen
-from sidecar.concluding import Concluding
-from sidecar.consuming import Consuming
-from sidecar.copying import Copying
+from sidecar.concluding import ResponseHandler
+from sidecar.consuming import FlowControl
+from sidecar.copying import Republisher
 from sidecar.core import bulk, pacing, policy
-from sidecar.core.account import Account
+from sidecar.core.account import Counters
 from sidecar.core.batcher import Batch, Batcher
 from sidecar.core.bulk import Result
 from sidecar.core.coalesce import Coalescer, Operation
-from sidecar.core.compose import Composer
-from sidecar.core.copies import Letter
+from sidecar.core.compose import BulkEncoder
+from sidecar.core.copies import Failure
 from sidecar.core.guard import RejectGuard
-from sidecar.core.ledger import GONE, OPEN, STORED, Ledger, Settlement
-from sidecar.core.order import Order
-from sidecar.core.outbox import Outbox
-from sidecar.core.pacing import Pacing, Permit
+from sidecar.core.ledger import ACKABLE, SETTLED, UNSETTLED, Ledger, Settlement
+from sidecar.core.order import DocumentOrder
+from sidecar.core.outbox import SendQueue
+from sidecar.core.pacing import Permit, SendLimiter
 from sidecar.core.waiting import WaitingRoom
-from sidecar.core.window import Window
+from sidecar.core.window import PrefetchWindow
 from sidecar.pipeline import Pipeline
 from sidecar.ports import Undeclared
-from sidecar.settling import Settling
+from sidecar.settling import Settler
 from tests.fakes.broker import SimulatedSession
 
 if TYPE_CHECKING:
@@ -90,49 +90,49 @@ _planted = planting(PLANTED)
 
 # Ack -----------------------------------------------------------------------------------------------------------------
 
-_judge = policy.judge
-_ACKED = policy.Rule(frozenset(), frozenset(), frozenset(), policy.Verdict.ACK)
-_DEAD = policy.Rule(frozenset(), frozenset(), frozenset(), policy.Verdict.DEAD_LETTER, "rejected")
+_judge = policy.classify_item
+_ACKED = policy.Rule(frozenset(), frozenset(), frozenset(), policy.ResultClass.ACK)
+_DEAD = policy.Rule(frozenset(), frozenset(), frozenset(), policy.ResultClass.DEAD_LETTER, "rejected")
 
 
-@_planted("ack", (sidecar.concluding, "judge"))
+@_planted("ack", (sidecar.concluding, "classify_item"))
 def _throttled_is_stored(result: Result, action: str) -> policy.Rule:
     """An item that was refused for lack of room (429) is acked."""
     return _ACKED if result.status == 429 else _judge(result, action)
 
 
-@_planted("ack", (sidecar.concluding, "judge"))
+@_planted("ack", (sidecar.concluding, "classify_item"))
 def _throttled_is_rejected(result: Result, action: str) -> policy.Rule:
     """An item that was refused for lack of room (429) is a dead letter."""
     return _DEAD if result.status == 429 else _judge(result, action)
 
 
-@_planted("ack", (Ledger, "collect"))
-def _multiple_over_a_hole(self: Ledger, *, singly: bool = False) -> list[Settlement]:
+@_planted("ack", (Ledger, "take_acks"))
+def _multiple_over_a_hole(self: Ledger, *, individually: bool = False) -> list[Settlement]:
     """An ack-multiple covers messages that nothing was decided about."""
     states = self._states
-    last = states.rfind(STORED)
+    last = states.rfind(ACKABLE)
     if last < 0:
         return []
-    self._open -= states.count(OPEN, 0, last + 1)
-    self._stored -= states.count(STORED, 0, last + 1)
+    self._open -= states.count(UNSETTLED, 0, last + 1)
+    self._stored -= states.count(ACKABLE, 0, last + 1)
     del states[: last + 1]
     self._base += last + 1
     return [Settlement(self._base - 1, multiple=True)]
 
 
-_collect = Ledger.collect
+_collect = Ledger.take_acks
 
 
-@_planted("ack", (Ledger, "collect"))
-def _singly_leaves_them_stored(self: Ledger, *, singly: bool = False) -> list[Settlement]:
+@_planted("ack", (Ledger, "take_acks"))
+def _singly_leaves_them_stored(self: Ledger, *, individually: bool = False) -> list[Settlement]:
     """What was acked singly is acked once more by the next multiple."""
     settlements = _collect(self)
-    if singly and self._stored:
-        at = self._states.find(STORED)
+    if individually and self._stored:
+        at = self._states.find(ACKABLE)
         while at >= 0:
             settlements.append(Settlement(self._base + at, multiple=False))
-            at = self._states.find(STORED, at + 1)
+            at = self._states.find(ACKABLE, at + 1)
     return settlements
 
 
@@ -142,11 +142,11 @@ def _any_200_is_well(answer: bytes, count: int) -> bool:
     return answer.count(b'"status":') >= 1
 
 
-@_planted("ack", (Concluding, "unanswered"))
-def _unanswered_is_stored(self: Concluding, batch: Batch, reason: str, **_: Any) -> None:
+@_planted("ack", (ResponseHandler, "on_no_response"))
+def _unanswered_is_stored(self: ResponseHandler, batch: Batch, reason: str, **_: Any) -> None:
     """A request without an answer is taken for stored."""
-    self._heard()
-    self._store([message for message in batch.messages if not message.ledger.closed])
+    self._on_sink_answered()
+    self._ack([message for message in batch.messages if not message.ledger.closed])
 
 
 @_planted("ack", (bulk, "results"))
@@ -175,8 +175,8 @@ def _epoch_never_ends(self: Ledger) -> int:
     return self._open
 
 
-@_planted("epoch", (Settling, "acknowledge"))
-def _tag_of_another_epoch(self: Settling, messages: list[Any], verdict: Any) -> None:
+@_planted("epoch", (Settler, "ack_as"))
+def _tag_of_another_epoch(self: Settler, messages: list[Any], verdict: Any) -> None:
     """A tag is acked on the present channel, whichever channel delivered it."""
     session = self._session
     if session is None:
@@ -184,19 +184,19 @@ def _tag_of_another_epoch(self: Settling, messages: list[Any], verdict: Any) -> 
     (ledger,) = session.ledgers
     for message in messages:
         message.ledger = ledger
-    mine = [message for message in messages if ledger.holds(message)]
+    mine = [message for message in messages if ledger.is_open(message)]
     if mine:
-        self._account.settle(ledger.queue, verdict, ledger.store(mine))
-        self._write_acks(session, ledger)
-        self._consuming.settled(len(mine))
+        self._counters.settle(ledger.queue, verdict, ledger.mark_stored(mine))
+        self._flush_acks(session, ledger)
+        self._flow_control.on_settled(len(mine))
 
 
 @_planted("epoch", (Pipeline, "_forget_closed"))
 def _lost_messages_block(self: Pipeline) -> None:
     """What a lost session brought is neither dropped nor cut from the order."""
-    self._settling.copying.forget_closed()
+    self._settler.republisher.drop_stale()
     self._batcher.drop_closed()
-    self._outbox.drop_closed()
+    self._send_queue.drop_closed()
 
 
 _detach = Pipeline.detach
@@ -205,63 +205,63 @@ _detach = Pipeline.detach
 @_planted("epoch", (Pipeline, "_forget_closed"))
 def _ghosts_leave_the_order(self: Pipeline) -> None:
     """What is in flight when the session is lost leaves the order: a redelivery doesn't wait for it."""
-    self._settling.copying.forget_closed()
-    self.release(self._batcher.drop_closed() + self._outbox.drop_closed())
+    self._settler.republisher.drop_stale()
+    self.release(self._batcher.drop_closed() + self._send_queue.drop_closed())
     self._order._tail.clear()
 
 
 # Order ---------------------------------------------------------------------------------------------------------------
 
 
-@_planted("order", (Order, "enter"))
-def _no_order(self: Order, messages: Any) -> list[Any]:
+@_planted("order", (DocumentOrder, "admit"))
+def _no_order(self: DocumentOrder, messages: Any) -> list[Any]:
     """Operations on one document may be in flight together."""
     return list(messages)
 
 
-@_planted("order", (Order, "leave"))
-def _followers_forgotten(self: Order, messages: Any) -> list[Any]:
+@_planted("order", (DocumentOrder, "release"))
+def _followers_forgotten(self: DocumentOrder, messages: Any) -> list[Any]:
     """What waits behind an operation on the same document is never let go."""
     for message in messages:
-        if message.key is not None and self._tail.get(message.key) is message:
-            del self._tail[message.key]
+        if message.document_key is not None and self._tail.get(message.document_key) is message:
+            del self._tail[message.document_key]
     return []
 
 
-_enter = Order.enter
+_enter = DocumentOrder.admit
 
 
-@_planted("order", (Order, "enter"))
-def _last_comes_first(self: Order, messages: Any) -> list[Any]:
+@_planted("order", (DocumentOrder, "admit"))
+def _last_comes_first(self: DocumentOrder, messages: Any) -> list[Any]:
     """Operations on one document that came together are turned round."""
     return _enter(self, list(messages)[::-1])
 
 
-_put_again = Concluding._put_again
+_retry = ResponseHandler._retry
 
 
-@_planted("order", (Concluding, "_put_again"))
-def _retries_free_their_followers(self: Concluding, batch: Batch, *, first: bool = False) -> None:
+@_planted("order", (ResponseHandler, "_retry"))
+def _retries_free_their_followers(self: ResponseHandler, batch: Batch, *, first: bool = False) -> None:
     """What goes again no longer holds up what follows it on the same document."""
-    _put_again(self, batch, first=first)
-    self._settling.drop(batch.messages)
+    _retry(self, batch, first=first)
+    self._settler.forget(batch.messages)
 
 
 # Retry ---------------------------------------------------------------------------------------------------------------
 
 
-@_planted("retry", (Concluding, "_sort"))
-def _all_go_again(self: Concluding, messages: list[Any], results: list[Result]) -> Any:
+@_planted("retry", (ResponseHandler, "_dispose"))
+def _all_go_again(self: ResponseHandler, batch: Batch, results: list[Result]) -> Any:
     """When some items were refused for lack of room, the whole request goes again, with what was stored."""
-    fates = _sort(self, messages, results)
-    return fates._replace(throttled=list(messages)) if fates.throttled else fates
+    fates = _sort(self, batch, results)
+    return fates._replace(throttled=list(batch.messages)) if fates.throttled else fates
 
 
-_sort = Concluding._sort
-_again = Batch.again
+_sort = ResponseHandler._dispose
+_again = Batch.subset
 
 
-@_planted("retry", (Batch, "again"))
+@_planted("retry", (Batch, "subset"))
 def _the_last_is_forgotten(self: Batch, messages: list[Any]) -> Batch:
     """Of more than three messages that go again, the last is forgotten."""
     return _again(self, messages[:-1] if len(messages) > 3 else messages)
@@ -273,39 +273,39 @@ def _no_backoff(tries: int, roll: float, least: float, most: float) -> float:
     return 0.0
 
 
-@_planted("retry", (pacing, "FIRST_PROBE_SECONDS"), (pacing, "LAST_PROBE_SECONDS"))
+@_planted("retry", (pacing, "PROBE_INTERVAL_MIN_SECONDS"), (pacing, "PROBE_INTERVAL_MAX_SECONDS"))
 def _no_pause_between_probes() -> None:
     """In an outage probes follow each other without a pause."""
 
 
 PLANTED["no-pause-between-probes"] = PLANTED["no-pause-between-probes"]._replace(
-    replacements=((pacing, "FIRST_PROBE_SECONDS", 0.01), (pacing, "LAST_PROBE_SECONDS", 0.01))
+    replacements=((pacing, "PROBE_INTERVAL_MIN_SECONDS", 0.01), (pacing, "PROBE_INTERVAL_MAX_SECONDS", 0.01))
 )
 
-_permit = Pacing.permit
+_permit = SendLimiter.permit
 
 
-@_planted("retry", (Pacing, "permit"))
-def _no_hold(self: Pacing, now: float, in_flight: int, hung: int = 0) -> Permit:
+@_planted("retry", (SendLimiter, "permit"))
+def _no_hold(self: SendLimiter, now: float, in_flight: int, hung: int = 0) -> Permit:
     """An outage stops nothing: requests go on."""
-    return Permit.REQUEST if in_flight < self._most_requests else Permit.NOTHING
+    return Permit.REQUEST if in_flight < self._max_requests else Permit.NOTHING
 
 
-@_planted("retry", (Concluding, "unanswered"))
-def _an_outage_counts(self: Concluding, batch: Batch, reason: str, *, probe: bool, **_: Any) -> None:
+@_planted("retry", (ResponseHandler, "on_no_response"))
+def _an_outage_counts(self: ResponseHandler, batch: Batch, reason: str, *, probe: bool, **_: Any) -> None:
     """An outage counts against the messages in it: the third failure is a dead letter."""
     for message in batch.messages:
-        message.unanswered = True
+        message.times_unanswered = True
         message.attempts += 1
     self._hold("unanswered", reason, probe=probe)
     worn = [message for message in batch.messages if message.attempts >= 3 and not message.ledger.closed]
     if worn:
-        self._settling.reject([Letter(message, "retries-exhausted", reason) for message in worn])
-    _put_again(self, batch.again([message for message in batch.messages if message.attempts < 3]))
+        self._settler.dead_letter([Failure(message, "retries-exhausted", reason) for message in worn])
+    _retry(self, batch.subset([message for message in batch.messages if message.attempts < 3]))
 
 
-@_planted("retry", (Pacing, "answered"))
-def _a_hold_never_ends(self: Pacing) -> bool:
+@_planted("retry", (SendLimiter, "on_answer"))
+def _a_hold_never_ends(self: SendLimiter) -> bool:
     """An answered probe doesn't end a hold."""
     self._probing = False
     return False
@@ -315,16 +315,16 @@ _decide = sidecar.concluding.decide
 
 
 @_planted("retry", (sidecar.concluding, "decide"))
-def _own_conflicts_are_rejects(rule: Any, choices: Any, *, own_doing: bool, **rest: Any) -> Any:
+def _own_conflicts_are_rejects(rule: Any, choices: Any, *, may_be_own_write: bool, **rest: Any) -> Any:
     """A conflict with an earlier attempt of our own is taken for somebody else's."""
-    return _decide(rule, choices, own_doing=False, **rest)
+    return _decide(rule, choices, may_be_own_write=False, **rest)
 
 
 @_planted("retry", (sidecar.concluding, "decide"))
 def _blocked_is_dead(rule: Any, choices: Any, **rest: Any) -> Any:
     """A message whose target is blocked for a while is a dead letter."""
-    dead = rule.verdict is policy.Verdict.BLOCKED
-    return policy.Fate.DEAD_LETTER if dead else _decide(rule, choices, **rest)
+    dead = rule.result_class is policy.ResultClass.TARGET_BLOCKED
+    return policy.Disposition.DEAD_LETTER if dead else _decide(rule, choices, **rest)
 
 
 @_planted("retry", (RejectGuard, "note"))
@@ -349,61 +349,61 @@ def _halves_overlap(self: Batch) -> tuple[Batch, Batch]:
     return _again(self, self.messages[: (count + 1) // 2]), _again(self, self.messages[count // 2 :])
 
 
-@_planted("halving", (Concluding, "_split_fault"))
-def _a_refused_request_blames_all(self: Concluding, batch: Batch, fault: Any, *, probe: bool) -> None:
+@_planted("halving", (ResponseHandler, "_bisect"))
+def _a_refused_request_blames_all(self: ResponseHandler, batch: Batch, fault: Any, *, probe: bool) -> None:
     """All items of a request that was refused as a whole are dead letters."""
-    self._heard()
+    self._on_sink_answered()
     live = [message for message in batch.messages if not message.ledger.closed]
-    self._settling.reject(
-        [Letter(message, "rejected", fault.reason, fault.status, fault.error_type) for message in live]
+    self._settler.dead_letter(
+        [Failure(message, "rejected", fault.reason, fault.status, fault.error_type) for message in live]
     )
 
 
-@_planted("halving", (Concluding, "_split_fault"))
-def _a_lonely_item_is_blamed(self: Concluding, batch: Batch, fault: Any, *, probe: bool) -> None:
+@_planted("halving", (ResponseHandler, "_bisect"))
+def _a_lonely_item_is_blamed(self: ResponseHandler, batch: Batch, fault: Any, *, probe: bool) -> None:
     """An item that fails alone is blamed, though nothing else succeeds either."""
     self._succeeded_sent_at = 1e12
-    _split_fault(self, batch, fault, probe=probe)
+    _bisect(self, batch, fault, probe=probe)
 
 
-_split_fault = Concluding._split_fault
+_bisect = ResponseHandler._bisect
 
 
-@_planted("halving", (Concluding, "_split_size"))
-def _too_large_goes_again(self: Concluding, batch: Batch, fault: Any, *, probe: bool) -> None:
+@_planted("halving", (ResponseHandler, "_split_size"))
+def _too_large_goes_again(self: ResponseHandler, batch: Batch, fault: Any, *, probe: bool) -> None:
     """A request that is too large (413) goes again as it is, for ever."""
-    self._go_again(batch, "throttled")
+    self._retry_after_backoff(batch, "throttled")
 
 
 # Confirm -------------------------------------------------------------------------------------------------------------
 
-_copying_settle = Copying._settle
+_copying_settle = Republisher._settle
 
 
-@_planted("confirm", (Copying, "_settle"))
-def _returns_ignored(self: Copying, letters: list[Letter], refusals: list[str | None]) -> None:
+@_planted("confirm", (Republisher, "_settle"))
+def _returns_ignored(self: Republisher, letters: list[Failure], refusals: list[str | None]) -> None:
     """A copy that came back unroutable, or was refused, is taken for stored."""
     _copying_settle(self, letters, [None] * len(letters))
 
 
-@_planted("confirm", (Copying, "add"))
-def _acked_before_the_confirm(self: Copying, letters: Any) -> None:
+@_planted("confirm", (Republisher, "enqueue"))
+def _acked_before_the_confirm(self: Republisher, letters: Any) -> None:
     """The original is acked when its copy is on its way, not when it is confirmed."""
     letters = [letter for letter in letters if sidecar.copying._is_open(letter)]
     _copying_add(self, letters)
-    self._settler.acknowledge([letter.message for letter in letters], "dead_letter")
+    self._settler.ack_as([letter.message for letter in letters], "dead_letter")
 
 
-_copying_add = Copying.add
+_copying_add = Republisher.enqueue
 
 
-@_planted("confirm", (Copying, "_settle"))
-def _copied_is_never_acked(self: Copying, letters: list[Letter], refusals: list[str | None]) -> None:
+@_planted("confirm", (Republisher, "_settle"))
+def _copied_is_never_acked(self: Republisher, letters: list[Failure], refusals: list[str | None]) -> None:
     """A confirmed copy doesn't settle its original."""
 
 
-@_planted("confirm", (Copying, "_settle"))
-def _refused_copies_forgotten(self: Copying, letters: list[Letter], refusals: list[str | None]) -> None:
+@_planted("confirm", (Republisher, "_settle"))
+def _refused_copies_forgotten(self: Republisher, letters: list[Failure], refusals: list[str | None]) -> None:
     """A copy that was refused isn't published again."""
     taken = [letter for letter, refusal in zip(letters, refusals, strict=True) if refusal is None]
     _copying_settle(self, taken, [None] * len(taken))
@@ -412,23 +412,25 @@ def _refused_copies_forgotten(self: Copying, letters: list[Letter], refusals: li
 # Refusals ------------------------------------------------------------------------------------------------------------
 
 
-@_planted("refusal", (Settling, "retry_undelayed"))
-def _undelayed_are_forgotten(self: Settling, letters: list[Letter]) -> None:
+@_planted("refusal", (Settler, "retry_undelayed"))
+def _undelayed_are_forgotten(self: Settler, letters: list[Failure]) -> None:
     """What no delay queue takes is retried nowhere."""
 
 
-@_planted("refusal", (Copying, "_settle"))
-def _one_undeclarable_queue_costs_the_turn(self: Copying, letters: list[Letter], refusals: list[str | None]) -> None:
+@_planted("refusal", (Republisher, "_settle"))
+def _one_undeclarable_queue_costs_the_turn(
+    self: Republisher, letters: list[Failure], refusals: list[str | None]
+) -> None:
     """A delay queue that can't be declared is taken for the end of the session: the copies of that turn are dropped."""
     if not any(isinstance(refusal, Undeclared) for refusal in refusals):
         _copying_settle(self, letters, refusals)
 
 
-_copying_publish = Copying._publish
+_copying_publish = Republisher._publish
 
 
-@_planted("refusal", (Copying, "_publish"))
-async def _one_refusal_stops_all_copies(self: Copying, session: Any) -> None:
+@_planted("refusal", (Republisher, "_publish"))
+async def _one_refusal_stops_all_copies(self: Republisher, session: Any) -> None:
     """While one destination is not to be tried, no copy is published anywhere."""
     latest = max((one.ready_at for one in self._destinations.values()), default=0.0)
     for one in self._destinations.values():
@@ -436,11 +438,11 @@ async def _one_refusal_stops_all_copies(self: Copying, session: Any) -> None:
     await _copying_publish(self, session)
 
 
-_delay = Settling.delay
+_delay = Settler.delay
 
 
-@_planted("refusal", (Settling, "delay"))
-def _followers_go_before_the_delay(self: Settling, letters: list[Letter]) -> None:
+@_planted("refusal", (Settler, "delay"))
+def _followers_go_before_the_delay(self: Settler, letters: list[Failure]) -> None:
     """What follows a message on its document goes on though the delay queue may yet refuse that."""
     _delay(self, letters)
     self._releaser.release(letter.message for letter in letters)
@@ -452,8 +454,8 @@ def _all_may_wait_in_place(self: WaitingRoom, message: Message) -> bool:
     return True
 
 
-@_planted("refusal", (Settling, "_write_withheld"))
-def _acks_wait_for_ever(self: Settling) -> None:
+@_planted("refusal", (Settler, "_flush_withheld"))
+def _acks_wait_for_ever(self: Settler) -> None:
     """An ack behind a hole is written when the hole is filled, and not before."""
     self._ack_timer = None
 
@@ -484,8 +486,10 @@ async def _drain_acks_all(self: Pipeline) -> None:
     if session is not None:
         for ledger in session.ledgers:
             tags = ledger.open_tags()
-            self.account.settle(ledger.queue, "ack", len(tags))
-            session.settle(ledger, ledger.collect(singly=True) + [Settlement(tag, multiple=False) for tag in tags])
+            self.counters.settle(ledger.queue, "ack", len(tags))
+            session.settle(
+                ledger, ledger.take_acks(individually=True) + [Settlement(tag, multiple=False) for tag in tags]
+            )
             ledger.close()
         self._forget_closed()
         await session.give_back([(ledger, []) for ledger in session.ledgers])
@@ -499,10 +503,10 @@ async def _withheld_acks_are_dropped(self: Pipeline) -> None:
         return
     outstanding = []
     for ledger in session.ledgers:
-        session.settle(ledger, ledger.collect())
-        tags = [ledger._base + at for at, state in enumerate(ledger._states) if state != GONE]
+        session.settle(ledger, ledger.take_acks())
+        tags = [ledger._base + at for at, state in enumerate(ledger._states) if state != SETTLED]
         outstanding.append((ledger, tags))
-        self.account.settle(ledger.queue, "requeue", ledger.close())
+        self.counters.settle(ledger.queue, "requeue", ledger.close())
     self._forget_closed()
     await session.give_back(outstanding)
 
@@ -510,23 +514,23 @@ async def _withheld_acks_are_dropped(self: Pipeline) -> None:
 # Account -------------------------------------------------------------------------------------------------------------
 
 
-@_planted("account", (Pipeline, "returned"))
+@_planted("account", (Pipeline, "count_requeued"))
 def _returned_unseen_uncounted(self: Pipeline, ledger: Ledger, count: int) -> None:
     """What goes back unseen is not counted."""
 
 
-_settle = Account.settle
+_settle = Counters.settle
 
 
-@_planted("account", (Account, "settle"))
-def _stale_uncounted(self: Account, queue: str, verdict: Any, count: int = 1) -> None:
+@_planted("account", (Counters, "settle"))
+def _stale_uncounted(self: Counters, queue: str, verdict: Any, count: int = 1) -> None:
     """What a lost session takes along is not counted."""
     if verdict != "stale":
         _settle(self, queue, verdict, count)
 
 
-@_planted("account", (Account, "settle"))
-def _delays_count_as_acks(self: Account, queue: str, verdict: Any, count: int = 1) -> None:
+@_planted("account", (Counters, "settle"))
+def _delays_count_as_acks(self: Counters, queue: str, verdict: Any, count: int = 1) -> None:
     """What goes round by the delay queue is counted as acked."""
     _settle(self, queue, "ack" if verdict == "delay" else verdict, count)
 
@@ -534,66 +538,66 @@ def _delays_count_as_acks(self: Account, queue: str, verdict: Any, count: int = 
 # Bounds --------------------------------------------------------------------------------------------------------------
 
 
-@_planted("memory", (Window, "full"))
-def _memory_without_end(self: Window, held_bytes: int, held_items: int) -> bool:
+@_planted("memory", (PrefetchWindow, "full"))
+def _memory_without_end(self: PrefetchWindow, held_bytes: int, held_items: int) -> bool:
     """Whatever is held, reading goes on."""
     return False
 
 
-@_planted("memory", (Consuming, "_resume_if_roomy"))
-def _reading_never_resumes(self: Consuming, session: Any) -> None:
+@_planted("memory", (FlowControl, "_resume_if_room"))
+def _reading_never_resumes(self: FlowControl, session: Any) -> None:
     """Once reading stopped for lack of memory, nothing but the long pause begins it again."""
-    if self._window.roomy(*self._held(session)):
+    if self._window.has_headroom(*self._held(session)):
         self._paused_at = None
 
 
-@_planted("batch", (Outbox, "_join"))
-def _joined_without_end(self: Outbox, batch: Batch, now: float) -> None:
+@_planted("batch", (SendQueue, "_merge_small"))
+def _joined_without_end(self: SendQueue, batch: Batch, now: float) -> None:
     """What goes again is joined to one request, however large that becomes."""
-    for other in list(self._again):
+    for other in list(self._retries):
         if other.ready_at <= now:
-            self._again.remove(other)
+            self._retries.remove(other)
             batch.messages = batch.messages + other.messages
             batch.body_bytes += other.body_bytes
 
 
-@_planted("batch", (Batcher, "due"))
+@_planted("batch", (Batcher, "next_deadline"))
 def _an_age_without_a_clock(self: Batcher) -> float | None:
     """Nobody wakes up for a group that comes of age."""
     return None
 
 
-@_planted("batch", (Consuming, "settled"))
-def _nobody_asks_for_more(self: Consuming, items: int) -> None:
+@_planted("batch", (FlowControl, "on_settled"))
+def _nobody_asks_for_more(self: FlowControl, items: int) -> None:
     """Nothing that was settled makes room."""
     self._settled_items += items
 
 
-_compose = Composer.compose
+_compose = BulkEncoder.encode
 
 
-@_planted("item", (Composer, "compose"))
-def _ids_forgotten_on_redelivery(self: Composer, messages: Any, now: float) -> Any:
+@_planted("item", (BulkEncoder, "encode"))
+def _ids_forgotten_on_redelivery(self: BulkEncoder, messages: Any, now: float) -> Any:
     """A message that comes again goes without its order's key."""
     composed, rejects = _compose(self, messages, now)
     for message in composed:
         if message.redelivered:
-            message.key = None
+            message.document_key = None
     return composed, rejects
 
 
 # Coalescing ----------------------------------------------------------------------------------------------------------
 
-_absorb, _fold, _line_up = Coalescer._absorb, Coalescer.fold, Order.line_up
+_absorb, _fold, _line_up = Coalescer._coalesce_into, Coalescer.fold, DocumentOrder.insert_after
 
 
-@_planted("coalescing", (Coalescer, "_absorb"))
+@_planted("coalescing", (Coalescer, "_coalesce_into"))
 def _covered_are_forgotten(self: Coalescer, earlier: Message, later: Message) -> bool:
     """What was folded into another is never settled."""
     if not _absorb(self, earlier, later):
         return False
-    assert earlier.cover is not None
-    earlier.cover.messages.remove(later)
+    assert earlier.coalesced is not None
+    earlier.coalesced.messages.remove(later)
     return True
 
 
@@ -609,27 +613,30 @@ def _an_older_version_supersedes(self: Coalescer, first: Operation, later: Opera
     return later
 
 
-@_planted("coalescing", (Settling, "_of_their_own"))
-def _all_go_down_with_one(self: Settling, letters: Any) -> list[Letter]:
+@_planted("coalescing", (Settler, "_without_coalesced"))
+def _all_go_down_with_one(self: Settler, letters: Any) -> list[Failure]:
     """What was folded shares the dead letter of what was sent."""
     return [
         letter._replace(message=one)
         for letter in letters
-        for one in (letter.message, *(letter.message.cover.messages if letter.message.cover is not None else ()))
+        for one in (
+            letter.message,
+            *(letter.message.coalesced.messages if letter.message.coalesced is not None else ()),
+        )
     ]
 
 
-@_planted("coalescing", (Order, "line_up"))
-def _taken_apart_the_wrong_way_round(self: Order, message: Message, followers: list[Message]) -> None:
+@_planted("coalescing", (DocumentOrder, "insert_after"))
+def _taken_apart_the_wrong_way_round(self: DocumentOrder, message: Message, followers: list[Message]) -> None:
     """What was folded, and goes one by one after all, goes the last one first."""
     _line_up(self, message, followers[::-1])
 
 
-@_planted("coalescing", (Settling, "store"))
-def _the_stored_settle_only_themselves(self: Settling, messages: list[Message]) -> None:
+@_planted("coalescing", (Settler, "ack"))
+def _the_stored_settle_only_themselves(self: Settler, messages: list[Message]) -> None:
     """What was folded isn't acked with what was stored."""
     self._releaser.release(messages)
-    self.acknowledge(messages, "ack")
+    self.ack_as(messages, "ack")
 
 
 # Queues that vanish --------------------------------------------------------------------------------------------------

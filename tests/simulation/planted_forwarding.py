@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import sidecar.amqp.outlet
 import sidecar.forwarding
-from sidecar.amqp.outlet import Outlet
-from sidecar.amqp.producer import Producer
-from sidecar.amqp.publisher import Pending, Publisher
-from sidecar.amqp.wire import Wire
+from sidecar.amqp.outlet import ReconnectingPublisher
+from sidecar.amqp.producer import PublisherConnection
+from sidecar.amqp.publisher import ConfirmChannel, Pending
+from sidecar.amqp.wire import AmqpProtocol
 from sidecar.core import copies, frames, staging
-from sidecar.core.staging import Stager, Stamp
+from sidecar.core.staging import ForwardEncoder, ForwardProperties
 from sidecar.forwarding import Publishes, Routes
 from tests.simulation.planted import Planted, planting
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sidecar.core.bulk import Result
     from sidecar.core.frames import Confirm, Returned
     from sidecar.core.message import Message
-    from sidecar.core.template import Scene
+    from sidecar.core.template import TemplateContext
 
 PLANTED: dict[str, Planted] = {}
 _planted = planting(PLANTED)
@@ -64,67 +64,67 @@ def _refused_is_confirmed(refusal: str | Result | None) -> Result:
 # Confirms ------------------------------------------------------------------------------------------------------------
 
 
-_note_confirm = Publisher._note_confirm
+_note_confirm = ConfirmChannel._note_confirm
 
 
-@_planted("confirm", (Publisher, "_note_confirm"))
-def _multiple_is_single(self: Publisher, confirm: Confirm) -> None:
+@_planted("confirm", (ConfirmChannel, "_note_confirm"))
+def _multiple_is_single(self: ConfirmChannel, confirm: Confirm) -> None:
     """A multiple confirm is taken for one of its last tag only."""
     _note_confirm(self, confirm._replace(multiple=False))
 
 
-@_planted("confirm", (Publisher, "_note_confirm"))
-def _every_confirm_is_multiple(self: Publisher, confirm: Confirm) -> None:
+@_planted("confirm", (ConfirmChannel, "_note_confirm"))
+def _every_confirm_is_multiple(self: ConfirmChannel, confirm: Confirm) -> None:
     """A confirm covers all before it."""
     _note_confirm(self, confirm._replace(multiple=True))
 
 
-@_planted("confirm", (Publisher, "_note_confirm"))
-def _nacks_are_confirms(self: Publisher, confirm: Confirm) -> None:
+@_planted("confirm", (ConfirmChannel, "_note_confirm"))
+def _nacks_are_confirms(self: ConfirmChannel, confirm: Confirm) -> None:
     """A nack is taken for an ack."""
     _note_confirm(self, confirm._replace(positive=True))
 
 
-@_planted("confirm", (Publisher, "_note_confirm"))
-def _tokens_are_kept(self: Publisher, confirm: Confirm) -> None:
+@_planted("confirm", (ConfirmChannel, "_note_confirm"))
+def _tokens_are_kept(self: ConfirmChannel, confirm: Confirm) -> None:
     """A token is never freed."""
     tokens = set(self._tokens)
     _note_confirm(self, confirm)
     self._tokens |= tokens
 
 
-@_planted("confirm", (Publisher, "_note_return"))
-def _returns_are_forgotten(self: Publisher, returned: Returned) -> None:
+@_planted("confirm", (ConfirmChannel, "_note_return"))
+def _returns_are_forgotten(self: ConfirmChannel, returned: Returned) -> None:
     """The confirm that follows a return counts as one."""
 
 
-@_planted("confirm", (Publisher, "_note_return"))
-def _a_return_is_for_the_first(self: Publisher, returned: Returned) -> None:
+@_planted("confirm", (ConfirmChannel, "_note_return"))
+def _a_return_is_for_the_first(self: ConfirmChannel, returned: Returned) -> None:
     """A return is told of the oldest message that is unconfirmed."""
     for tag, pending in self._open.items():
         pending.refusals[tag - pending.first_tag] = sidecar.amqp.publisher.Unroutable(returned.text)
         return
 
 
-_write = Publisher._write
+_write = ConfirmChannel._write
 
 
-@_planted("confirm", (Publisher, "_write"))
-async def _open_when_all_is_written(self: Publisher, pending: Pending) -> None:
+@_planted("confirm", (ConfirmChannel, "_write"))
+async def _open_when_all_is_written(self: ConfirmChannel, pending: Pending) -> None:
     """A confirm that comes while the socket drains is dropped."""
     opened, self._open = self._open, {}
     await _write(self, pending)
     self._open = {**opened, **self._open}
 
 
-@_planted("confirm", (Publisher, "block"))
-def _time_goes_on_in_an_alarm(self: Publisher, reason: str | None) -> None:
+@_planted("confirm", (ConfirmChannel, "set_blocked"))
+def _time_goes_on_in_an_alarm(self: ConfirmChannel, reason: str | None) -> None:
     """The time for confirms doesn't stand still while the broker takes nothing."""
     (self._unblocked.set if reason is None else self._unblocked.clear)()
 
 
-@_planted("confirm", (Publisher, "lose"))
-def _lost_is_confirmed(self: Publisher, reason: str) -> None:
+@_planted("confirm", (ConfirmChannel, "fail_pending"))
+def _lost_is_confirmed(self: ConfirmChannel, reason: str) -> None:
     """What was open when the connection was lost counts as confirmed."""
     self._lost = reason
     self._unblocked.set()
@@ -137,38 +137,38 @@ def _lost_is_confirmed(self: Publisher, reason: str) -> None:
 # Connections ---------------------------------------------------------------------------------------------------------
 
 
-@_planted("connection", (Outlet, "_drop"))
-async def _blocked_is_kept(self: Outlet, producer: Producer) -> None:
+@_planted("connection", (ReconnectingPublisher, "_drop"))
+async def _blocked_is_kept(self: ReconnectingPublisher, producer: PublisherConnection) -> None:
     """The next connection counts as blocked, because the last one was."""
-    if self._producer is producer:
-        self._producer = None
+    if self._publisher is producer:
+        self._publisher = None
     await producer.close()
 
 
-@_planted("connection", (Outlet, "_drop"))
-async def _lost_ones_are_left_open(self: Outlet, producer: Producer) -> None:
+@_planted("connection", (ReconnectingPublisher, "_drop"))
+async def _lost_ones_are_left_open(self: ReconnectingPublisher, producer: PublisherConnection) -> None:
     """A connection that isn't used any more isn't closed."""
-    if self._producer is producer:
-        self._producer = None
+    if self._publisher is producer:
+        self._publisher = None
         self.blocked = None
 
 
-@_planted("connection", (Producer, "_lose"))
-def _lost_unnoticed(self: Producer, reason: str) -> None:
+@_planted("connection", (PublisherConnection, "_on_lost"))
+def _lost_unnoticed(self: PublisherConnection, reason: str) -> None:
     """A connection that was lost with nothing on its way is used on."""
-    if self._publisher is not None:
-        self._publisher.lose(reason)
+    if self._channel is not None:
+        self._channel.fail_pending(reason)
 
 
-@_planted("connection", (Wire, "data_received"))
-def _the_first_confirm_only(self: Wire, data: bytes) -> None:
+@_planted("connection", (AmqpProtocol, "data_received"))
+def _the_first_confirm_only(self: AmqpProtocol, data: bytes) -> None:
     """Of confirms that come together only the first is noted."""
-    taken = self.inbound.feed(data)
-    if taken.passed:
-        self._look_at_passed(taken.passed)
-        asyncio.StreamReaderProtocol.data_received(self, taken.passed)
+    taken = self.parser.feed(data)
+    if taken.passthrough:
+        self._look_at_passed(taken.passthrough)
+        asyncio.StreamReaderProtocol.data_received(self, taken.passthrough)
     if taken.answers:
-        self._on_taken(taken._replace(answers=taken.answers[:1]))
+        self._on_frames(taken._replace(answers=taken.answers[:1]))
 
 
 # Young queues --------------------------------------------------------------------------------------------------------
@@ -214,42 +214,42 @@ _constant("content", "expiration-stays", "Expiration and user go on as they are.
 _constant("content", "transient-stays-so", "A transient message is passed on as one.", "_PERSISTENT", 1)
 _constant("content", "rounds-go-on", "Rounds by one stage's delay queue are those of the next.", "_ROUNDS", frozenset())
 
-_properties = Stamp.properties
+_properties = ForwardProperties.properties
 
 
-@_planted("content", (Stamp, "properties"))
-def _received_once(self: Stamp, message: Message, token: bytes) -> bytes:
+@_planted("content", (ForwardProperties, "properties"))
+def _received_once(self: ForwardProperties, message: Message, token: bytes) -> bytes:
     """The moment of receipt is that of the first message ever."""
     if self._received_at >= 0:
         message.received_at = self._received_at
     return _properties(self, message, token)
 
 
-@_planted("content", (Stamp, "properties"))
-def _one_token_for_all(self: Stamp, message: Message, token: bytes) -> bytes:
+@_planted("content", (ForwardProperties, "properties"))
+def _one_token_for_all(self: ForwardProperties, message: Message, token: bytes) -> bytes:
     """All messages have the same token in their headers."""
     return _properties(self, message, b"1")
 
 
-@_planted("order", (Stager, "_address"))
-def _no_key(self: Stager, message: Message, scene: Scene) -> None:
+@_planted("order", (ForwardEncoder, "_address"))
+def _no_key(self: ForwardEncoder, message: Message, scene: TemplateContext) -> None:
     """Messages with one id are published without regard for each other."""
     _address(self, message, scene)
-    message.key = None
+    message.document_key = None
 
 
-_address = Stager._address
+_address = ForwardEncoder._address
 
 
-@_planted("order", (Stager, "_address"))
-def _the_latest_receipt(self: Stager, message: Message, scene: Scene) -> None:
+@_planted("order", (ForwardEncoder, "_address"))
+def _the_latest_receipt(self: ForwardEncoder, message: Message, scene: TemplateContext) -> None:
     """What was passed on before is received here and now, and nowhere earlier."""
     _address(self, message, scene)
     message.received_at = scene._now
 
 
 @_planted("content", (staging, "enveloped"))
-def _enveloped_as_it_came(message: Message, scene: Scene) -> bytes:
+def _enveloped_as_it_came(message: Message, scene: TemplateContext) -> bytes:
     """An envelope holds the body before line breaks are looked at: as one of its own lines."""
     return _enveloped(message, scene).replace(b"\n", b" ")
 
@@ -257,13 +257,13 @@ def _enveloped_as_it_came(message: Message, scene: Scene) -> bytes:
 _enveloped = staging.enveloped
 
 
-@_planted("copies", (copies, "_moved"))
+@_planted("copies", (copies, "_renamed"))
 def _recipients_stay(name: bytes, value: bytes) -> tuple[bytes, bytes]:
     """Of what would lead a copy astray the first recipients move, the blind ones don't."""
     return (name, value) if name == b"BCC" else _moved(name, value)
 
 
-_moved = copies._moved
+_moved = copies._renamed
 
 
 @_planted("frames", (sidecar.amqp.publisher.frames, "publish"))

@@ -6,9 +6,9 @@ import gc
 from typing import TYPE_CHECKING
 
 from sidecar.core.batcher import Batch
-from sidecar.core.copies import Letter
+from sidecar.core.copies import Failure
 from sidecar.core.message import Message
-from sidecar.core.split import Parts
+from sidecar.core.split import SplitMessage
 
 if TYPE_CHECKING:
     from sidecar.pipeline import Pipeline
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 def remains(pipeline: Pipeline) -> list[str]:
     """Return what a pipeline still keeps after everything was settled, in words; empty: nothing."""
-    settling, session = pipeline._settling, pipeline._session
-    room, copying = settling.waiting_room, settling.copying
+    settling, session = pipeline._settler, pipeline._session
+    room, copying = settling.waiting_room, settling.republisher
     kept = {
         "documents in the order": len(pipeline._order),
-        "batches to send": len(pipeline._outbox),
+        "batches to send": len(pipeline._send_queue),
         "open groups": pipeline._batcher.open_groups,
         "unadmitted messages": pipeline._unadmitted,
-        "messages left": len(pipeline._left),
+        "messages left": len(pipeline._waiting),
         "messages that wait in place": len(room),
         "deliveries of the waiting room": room._messages,
         "bytes of the waiting room": room._bytes,
-        "copies": sum(len(one.queued) for one in copying._destinations.values()) + copying._on_their_way,
-        "encoded, but held back": len(pipeline._composer.left),
+        "copies": sum(len(one.queued) for one in copying._destinations.values()) + copying._unconfirmed,
+        "encoded, but held back": len(pipeline._encoder.left),
     }
     for ledger in session.ledgers if session is not None else ():
-        kept[f"bytes held for {ledger.queue}"] = ledger.held_bytes
+        kept[f"bytes held for {ledger.queue}"] = ledger.memory_bytes
         kept[f"open deliveries of {ledger.queue}"] = ledger.open
     return [f"{count} {what}" for what, count in kept.items() if count]
 
@@ -43,11 +43,11 @@ def objects() -> dict[str, int]:
     """
     gc.collect()
     parts = 0
-    counts = {"Parts": 0, "Batch": 0, "Letter": 0}
+    counts = {"SplitMessage": 0, "Batch": 0, "Failure": 0}
     for one in gc.get_objects():
         kind = type(one)
         if kind is Message:
-            parts += getattr(one, "parts", None) is not None
-        elif kind in (Parts, Batch, Letter):
+            parts += getattr(one, "split", None) is not None
+        elif kind in (SplitMessage, Batch, Failure):
             counts[kind.__name__] += 1
     return {"documents of messages": parts, **counts}

@@ -15,10 +15,10 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from sidecar.core.compose import Recipe
+from sidecar.core.compose import EncoderConfig
 from sidecar.core.properties import decode, header, short
 from sidecar.core.template import RETRY_COUNT, Template
-from sidecar.indexing import Indexing
+from sidecar.indexing import ElasticsearchSink
 from sidecar.library.transforming import hook
 from tests.builders import long_string
 from tests.builders import properties as raw_properties
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sidecar import Message
-    from sidecar.plan import Plan
-    from sidecar.ports import Copy
+    from sidecar.plan import PipelineConfig
+    from sidecar.ports import OutboundMessage
     from tests.fakes.broker import SimulatedSession, Stored
     from tests.fakes.elasticsearch import Failure, Item, Sent
     from tests.simulation.day import Setting
@@ -158,8 +158,8 @@ class SplitDay(Day):
 def draw_split(seed: int) -> SplitDay:
     """Return the day of a seed: faults and settings are those of the other days, messages are not."""
     plain = draw(seed)
-    dice = random.Random(f"splitting {seed}")
-    pick = dice.choice
+    rng = random.Random(f"splitting {seed}")
+    pick = rng.choice
     mode = pick(("array", "array", "lines", "transform", "later"))
     action = pick(("index", "index", "index", "create", "upsert"))
     id_mode = (
@@ -169,7 +169,7 @@ def draw_split(seed: int) -> SplitDay:
         plain.setting,
         action=action,
         id_mode="auto",
-        versions=action == "index" and id_mode in ("auto", "template") and dice.random() < 0.3,
+        versions=action == "index" and id_mode in ("auto", "template") and rng.random() < 0.3,
         sidecars=1,
         coalesce="none",
         consumer_timeout_seconds=0.0,  # a message of many documents may wait for long, one by one
@@ -181,7 +181,7 @@ def draw_split(seed: int) -> SplitDay:
     )
     faults = tuple(_of_one_sidecar(fault) for fault in plain.faults)
     splitting = Splitting(mode, id_mode)
-    messages: Any = tuple(_bundles(dice, setting, splitting))  # they stand in for those of the other days
+    messages: Any = tuple(_bundles(rng, setting, splitting))  # they stand in for those of the other days
     return SplitDay(seed, setting, messages, faults, splitting)
 
 
@@ -189,11 +189,11 @@ def _of_one_sidecar(fault: Any) -> Any:
     return fault._replace(target="0") if fault.target.isdecimal() and len(fault.target) == 1 else fault
 
 
-def _bundles(dice: random.Random, setting: Setting, splitting: Splitting) -> list[Bundle]:
-    count = dice.choice((3, 12, 30))
-    hot = dice.choice((0, 3, 10))
-    all_have_ids = setting.versions or setting.action == "upsert" or dice.random() < 0.7
-    bad_share = dice.choice((0.0, 0.0, 0.1))
+def _bundles(rng: random.Random, setting: Setting, splitting: Splitting) -> list[Bundle]:
+    count = rng.choice((3, 12, 30))
+    hot = rng.choice((0, 3, 10))
+    all_have_ids = setting.versions or setting.action == "upsert" or rng.random() < 0.7
+    bad_share = rng.choice((0.0, 0.0, 0.1))
     kinds = ["mapping", "mapping"]
     kinds += ["bare"] if setting.indices > 1 or splitting.id_mode == "template" else []
     kinds += ["scalar"] if not splitting.has_code else []
@@ -204,23 +204,23 @@ def _bundles(dice: random.Random, setting: Setting, splitting: Splitting) -> lis
     number, at = 0, 0.0
     bundles: list[Bundle] = []
     for place in range(1, count + 1):
-        whole = dice.choice(wholes) if dice.random() < 0.06 else ""
+        whole = rng.choice(wholes) if rng.random() < 0.06 else ""
         pieces = []
         length = (
-            dice.choice((1, 1, 2, 3, 3, 7, 20)) if whole != "many" else setting.memory_limit_bytes // _PART_BYTES + 1
+            rng.choice((1, 1, 2, 3, 3, 7, 20)) if whole != "many" else setting.memory_limit_bytes // _PART_BYTES + 1
         )
         for _ in range(length if whole in ("", "many") else 0):
             number += 1
-            kind = dice.choice(kinds) if dice.random() < bad_share and not whole else "good"
-            name = f"hot-{dice.randrange(hot)}" if hot and dice.random() < 0.5 else f"id-{number}"
+            kind = rng.choice(kinds) if rng.random() < bad_share and not whole else "good"
+            name = f"hot-{rng.randrange(hot)}" if hot and rng.random() < 0.5 else f"id-{number}"
             document = name if splitting.id_mode == "template" else ""
             index_of = int(name.partition("-")[2]) if document else number
             index = "documents" if setting.indices == 1 else f"index-{index_of % 3}"
             pieces.append(Piece(number, kind, index, document))
-        ident = f"m{place}" if all_have_ids or dice.random() < 0.5 else ""
-        zipped = dice.random() < 0.2
-        bundles.append(Bundle(round(at, 3), place, splitting.mode, ident, tuple(pieces), whole, zipped))
-        at = min(40.0, at + dice.choice((0.0, 0.0, 0.1, 0.7, 4.0)))
+        document_id = f"m{place}" if all_have_ids or rng.random() < 0.5 else ""
+        zipped = rng.random() < 0.2
+        bundles.append(Bundle(round(at, 3), place, splitting.mode, document_id, tuple(pieces), whole, zipped))
+        at = min(40.0, at + rng.choice((0.0, 0.0, 0.1, 0.7, 4.0)))
     return bundles
 
 
@@ -251,7 +251,7 @@ class State:
         true_conflict: it was told of one that can't be with itself.
         ids: with which it was sent.
         listed: it stands in a dead letter's list.
-        suspected_at: when a request with it was refused first, by the sidecar that sent it.
+        suspect_since: when a request with it was refused first, by the sidecar that sent it.
         blamed: it was refused alone, and another request has succeeded since it was suspected.
     """
 
@@ -262,7 +262,7 @@ class State:
         self.errors: dict[str, None] = {}
         self.last = ""
         self.conflict = self.true_conflict = self.listed = self.blamed = False
-        self.suspected_at: dict[Life, float] = {}
+        self.suspect_since: dict[Life, float] = {}
         self.ids: dict[str | None, None] = {}
 
     def __repr__(self) -> str:
@@ -325,7 +325,7 @@ class SplitJudge(Judge):
         """Note deliveries."""
         life.received += len(chunk)
         wire = sum(len(stored.body) + len(stored.delivered_properties()) for stored in chunk)
-        largest = max(map(self._most_bytes, chunk))  # one message may exceed the room, and a chunk the limit
+        largest = max(map(self._max_bytes, chunk))  # one message may exceed the room, and a chunk the limit
         life.largest_chunk_bytes = max(life.largest_chunk_bytes, wire + largest)
         for stored in chunk:
             self.fates[self._by_body[stored.body]].deliveries += 1
@@ -439,7 +439,7 @@ class SplitJudge(Judge):
         if not str(told["sidecar-error-reason"]).startswith(begins):
             self._about(number, "wrong letter", f"{told['sidecar-error-reason']!r} doesn't begin with {begins!r}")
 
-    def delayed(self, copy: Copy) -> None:
+    def delayed(self, copy: OutboundMessage) -> None:
         """Note a copy in a delay queue: a document waits, no other is undecided, and none will be there twice."""
         number = self._by_body[copy.body]
         fate, states = self.fates[number], self._of[number]
@@ -511,12 +511,12 @@ class SplitJudge(Judge):
             return f"to {item.index}"
         if self._text(item) != piece.text.encode():
             return f"{item.source!r}"
-        ident = self._id_of(state)
+        document_id = self._id_of(state)
         if self.splitting.id_mode == "generated":
             again = state.fate.deliveries > 1 or state.fate.delays > 0 or not state.ids or item.document_id in state.ids
             return "" if item.document_id and again else f"id {item.document_id!r} after {list(state.ids)}"
-        if item.document_id != ident:
-            return f"id {item.document_id!r}, not {ident!r}"
+        if item.document_id != document_id:
+            return f"id {item.document_id!r}, not {document_id!r}"
         if setting.versions and item.parameters.get("version") != state.fate.publication.number + 1:
             return f"version {item.parameters.get('version')}"
         return ""
@@ -554,7 +554,7 @@ class SplitJudge(Judge):
                 state.unknown += 1
                 state.counted += 1
                 if sent.outcome == "400" and b"unrecognized parameter" not in sent.body:
-                    since = state.suspected_at.setdefault(life, asyncio.get_running_loop().time())
+                    since = state.suspect_since.setdefault(life, asyncio.get_running_loop().time())
                     state.blamed |= len(sent.items) == 1 and self._succeeded_sent_at.get(life, -1.0) >= since
                 continue
             ((_, told),) = crowd[at].items()
@@ -595,19 +595,21 @@ class SplitJudge(Judge):
                 ledger = channel.ledger
                 if session.over or ledger.closed:
                     continue
-                if ledger.held_bytes < 0 or (ledger.held_bytes and not ledger.open):
-                    self.fault("memory account", f"{ledger.held_bytes} bytes held for {ledger.open} open deliveries")
+                if ledger.memory_bytes < 0 or (ledger.memory_bytes and not ledger.open):
+                    self.fault("memory account", f"{ledger.memory_bytes} bytes held for {ledger.open} open deliveries")
                 if thorough:
                     self._checked_at = now + 0.25
                     tags = ledger.open_tags()
-                    most = sum(self._most_bytes(channel.unacked[tag]) for tag in tags)
-                    if ledger.held_bytes > most:
-                        self.fault("memory account", f"{ledger.held_bytes} bytes held, {most} at most for {len(tags)}")
-                    if ledger.held_bytes > self.setting.memory_limit_bytes + 2 * life.largest_chunk_bytes:
+                    most = sum(self._max_bytes(channel.unacked[tag]) for tag in tags)
+                    if ledger.memory_bytes > most:
+                        self.fault(
+                            "memory account", f"{ledger.memory_bytes} bytes held, {most} at most for {len(tags)}"
+                        )
+                    if ledger.memory_bytes > self.setting.memory_limit_bytes + 2 * life.largest_chunk_bytes:
                         limit = self.setting.memory_limit_bytes
-                        self.fault("memory", f"{ledger.held_bytes} bytes held, the limit is {limit}")
+                        self.fault("memory", f"{ledger.memory_bytes} bytes held, the limit is {limit}")
 
-    def _most_bytes(self, stored: Stored) -> int:
+    def _max_bytes(self, stored: Stored) -> int:
         """Return what a message may take of the memory limit: header, body, and each document as made and as sent."""
         pieces = self._bundle(self.fates[self._by_body[stored.body]]).pieces
         made = sum(_PART_BYTES + 2 * len(piece.text) + len(DOC_OPENS + DOC_CLOSES) for piece in pieces)
@@ -645,9 +647,9 @@ class SplitJudge(Judge):
     def _judge_order(self) -> None:
         documents: dict[tuple[str, str], list[State]] = {}
         for state in self.states.values():
-            ident = self._id_of(state)
-            if ident is not None and not self._bundle(state.fate).whole:
-                documents.setdefault((state.piece.index, ident), []).append(state)
+            document_id = self._id_of(state)
+            if document_id is not None and not self._bundle(state.fate).whole:
+                documents.setdefault((state.piece.index, document_id), []).append(state)
         for key, states in documents.items():
             history = self.histories.get(key, [])
             fates = [state.fate for state in states]
@@ -670,7 +672,7 @@ class SplitJudge(Judge):
         if self.losses or any(life.crashed for life in self._lives) or self._lost_sessions():
             return
         if self.setting.on_reject != "discard":
-            settled = sum(life.pipeline.account.total("discard") for life in self._lives)
+            settled = sum(life.pipeline.counters.total("discard") for life in self._lives)
             nothing = sum(self._bundle(fate).nothing and fate.acks for fate in self.fates.values())
             if settled != nothing:
                 self.fault("account", f"{settled} discarded, of {nothing} without a document")
@@ -684,8 +686,8 @@ def _told(properties: bytes) -> dict[str, Any]:
     return {name: decode(header(properties, name.encode()) or b"S\0\0\0\0") for name in names}
 
 
-def _or_none(ident: str | None) -> str:
-    return ident or ""
+def _or_none(document_id: str | None) -> str:
+    return document_id or ""
 
 
 def _count(body: bytes) -> int:
@@ -705,12 +707,12 @@ class SplitWorld(World):
         """Return what judges the day."""
         return SplitJudge(self.day, self.broker, self.elastic, self.lives)
 
-    def make_plan(self) -> Plan:
+    def make_plan(self) -> PipelineConfig:
         """Return what all sidecars of the day do."""
         setting, splitting = self.day.setting, self.day.splitting
         plan = super().make_plan()
         hooked = hook(documents_later if splitting.mode == "later" else documents)
-        recipe = Recipe(
+        encoder_config = EncoderConfig(
             index=Template("documents" if setting.indices == 1 else "{body.i}"),
             action=Template(setting.action),
             id_mode=splitting.id_mode,  # type: ignore[arg-type] # one of them
@@ -719,13 +721,13 @@ class SplitWorld(World):
             split=splitting.mode if not splitting.has_code else "none",  # type: ignore[arg-type] # one of them
             transform=hooked.transform if splitting.has_code else None,
             prepare=hooked.prepare if splitting.mode == "later" else None,
-            most_bytes=min(_MOST_BYTES, setting.memory_limit_bytes),
+            max_bytes=min(_MOST_BYTES, setting.memory_limit_bytes),
         )
-        return replace(plan, recipe=recipe)
+        return replace(plan, encoder_config=encoder_config)
 
-    def trade(self, life: Life) -> Indexing:
+    def sink(self, life: Life) -> ElasticsearchSink:
         """Return the sidecar's own trade."""
-        return Indexing(self.plan, life.client)
+        return ElasticsearchSink(self.plan, life.client)
 
     def properties(self, publication: Any) -> bytes:
         """Return the raw properties of a message."""

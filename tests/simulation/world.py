@@ -11,12 +11,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from sidecar.app import App
-from sidecar.core.compose import Recipe
-from sidecar.core.policy import Choices
+from sidecar.core.compose import EncoderConfig
+from sidecar.core.policy import ErrorPolicy
 from sidecar.core.template import Template
-from sidecar.indexing import Indexing
+from sidecar.indexing import ElasticsearchSink
 from sidecar.pipeline import Pipeline
-from sidecar.plan import Plan
+from sidecar.plan import PipelineConfig
 from tests import invariants
 from tests.builders import long_string
 from tests.builders import properties as raw_properties
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from sidecar.ports import BrokerSession, Copy, Receive
-    from sidecar.work import Trade
+    from sidecar.ports import BrokerSession, OutboundMessage, Receive
+    from sidecar.work import Sink
     from tests.fakes.broker import Queue, SimulatedSession, Stored
     from tests.fakes.elasticsearch import Item, Request, Sent
     from tests.simulation.day import Day, Fault
@@ -142,14 +142,14 @@ class Life:
         self._log = log
         self.pipeline = self.new_pipeline(world)
         self.app = App(
-            self.pipeline, self._connector(world), dice=world.dice, log=log, shutdown_seconds=setting.shutdown_seconds
+            self.pipeline, self._connector(world), rng=world.rng, log=log, shutdown_seconds=setting.shutdown_seconds
         )
         self.stop = asyncio.Event()
         self.task = asyncio.create_task(self.app.run(self.stop), name=self.name)
 
     def new_pipeline(self, world: World) -> Pipeline:
         """Return a pipeline that does what is planned."""
-        return Pipeline(world.plan, world.trade(self), dice=world.dice, log=self._log, wall_clock=wall_clock)
+        return Pipeline(world.plan, world.sink(self), rng=world.rng, log=self._log, wall_clock=wall_clock)
 
     def crash(self) -> None:
         """End it as ``kill -9`` does, its sessions being lost."""
@@ -198,11 +198,11 @@ class World:
         self.day = day
         self.telling = telling
         self.trace: list[tuple[float, str, str]] = []
-        self.dice = random.Random(day.seed)
-        self.broker = Broker(self.dice, chunk_items=(1, setting.chunk_items))
+        self.rng = random.Random(day.seed)
+        self.broker = Broker(self.rng, chunk_items=(1, setting.chunk_items))
         self.broker.consumer_timeout_seconds = setting.consumer_timeout_seconds or None
         self.elastic = Elasticsearch(
-            self.dice,
+            self.rng,
             latency_seconds=(0.05, 0.5) if setting.slow else (0.001, 0.02),
             capacity_items=setting.capacity_items or None,
             timeout_seconds=setting.timeout_seconds,
@@ -230,7 +230,7 @@ class World:
 
     # What another kind of day does otherwise -------------------------------------------------------------------------
 
-    def make_plan(self) -> Plan:
+    def make_plan(self) -> PipelineConfig:
         """Return what all sidecars of the day do."""
         return _plan(self.day)
 
@@ -242,9 +242,9 @@ class World:
         """Return a sidecar that starts."""
         return Life(self, place, number)
 
-    def trade(self, life: Life) -> Trade:
+    def sink(self, life: Life) -> Sink:
         """Return the trade of a sidecar that starts."""
-        return Indexing(self.plan, life.client)
+        return ElasticsearchSink(self.plan, life.client)
 
     def properties(self, publication: Publication) -> bytes:
         """Return the raw properties of a message."""
@@ -330,7 +330,7 @@ class World:
         return None
 
     def _meets(self, fault: Fault) -> bool:
-        return fault.share >= 1.0 or self.dice.random() < fault.share
+        return fault.share >= 1.0 or self.rng.random() < fault.share
 
     # What the servers see --------------------------------------------------------------------------------------------
 
@@ -360,7 +360,7 @@ class World:
             if self.telling:
                 self.tell("broker", f"copy of {self._names([stored.body])} in {queue}")
 
-    def _delayed(self, copy: Copy) -> None:
+    def _delayed(self, copy: OutboundMessage) -> None:
         self.judge.delayed(copy)
         if self.telling:
             self.tell("broker", f"copy of {self._names([copy.body])} in {copy.routing_key.decode()}")
@@ -484,7 +484,7 @@ class World:
             return []
         found = invariants.tasks(len(lives), self.coroutine) + invariants.timers(asyncio.get_running_loop())
         for life in lives:
-            if life.pipeline._consuming.consuming:
+            if life.pipeline._flow_control.consuming:
                 found += [f"{life.name}: {one}" for one in invariants.at_rest(life.pipeline, life.new_pipeline(self))]
         return found
 
@@ -541,8 +541,8 @@ class World:
         self.tell("world", f"{life.name} ended after {took:.1f} s")
         if took > self.day.setting.shutdown_seconds:
             self.judge.fault("drain", f"{life.name} took {took:.1f} s to end")
-        if life.pipeline.account.in_flight:
-            self.judge.fault("account", f"{life.name} ended with {life.pipeline.account.summary()}")
+        if life.pipeline.counters.in_flight:
+            self.judge.fault("account", f"{life.name} ended with {life.pipeline.counters.summary()}")
 
     async def _kill(self, place: int) -> None:
         life = self._present.pop(place, None)
@@ -640,9 +640,9 @@ def innermost(error: BaseException | None) -> BaseException | None:
     return error
 
 
-def _plan(day: Day) -> Plan:
+def _plan(day: Day) -> PipelineConfig:
     setting = day.setting
-    recipe = Recipe(
+    encoder_config = EncoderConfig(
         index=Template("documents" if setting.indices == 1 else "{header.i}"),
         action=Template("{header.a}" if setting.action == "mixed" else setting.action),
         id_mode=setting.id_mode,  # type: ignore[arg-type] # one of them
@@ -651,8 +651,8 @@ def _plan(day: Day) -> Plan:
         version=Template("{header.v}") if setting.versions else None,
         coalesce=setting.coalesce,  # type: ignore[arg-type] # one of them
     )
-    return Plan(
-        recipe=recipe,
+    return PipelineConfig(
+        encoder_config=encoder_config,
         batch_max_items=setting.batch_max_items,
         batch_max_bytes=setting.batch_max_bytes,
         batch_max_age_seconds=setting.batch_max_age_seconds,
@@ -661,7 +661,7 @@ def _plan(day: Day) -> Plan:
         memory_limit_bytes=setting.memory_limit_bytes,
         hold_max_seconds=setting.hold_max_seconds,
         retry_max_attempts=setting.retry_max_attempts,
-        choices=Choices(
+        error_policy=ErrorPolicy(
             on_conflict=setting.on_conflict,  # type: ignore[arg-type]
             on_index_missing=setting.on_index_missing,  # type: ignore[arg-type]
             on_index_blocked=setting.on_index_blocked,  # type: ignore[arg-type]

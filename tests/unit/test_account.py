@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from sidecar.core.account import SETTLED, Account
+from sidecar.core.account import SETTLED, Counters
 
 
 def test_the_account_adds_up_at_any_moment() -> None:
     """Received = ack + delay + requeue + dead_letter + discard + stale + in flight."""
-    account = Account()
+    account = Counters()
     account.received["a"] += 20
     account.received["b"] += 5
     for count, verdict in enumerate(SETTLED, 1):
@@ -19,7 +19,7 @@ def test_the_account_adds_up_at_any_moment() -> None:
 
 def test_verdicts_are_counted_by_queue_and_totalled() -> None:
     """The metric has a label for the queue, the last log line has none."""
-    account = Account()
+    account = Counters()
     account.settle("a", "ack", 2)
     account.settle("b", "ack")
     account.settle("b", "stale", 3)
@@ -29,11 +29,11 @@ def test_verdicts_are_counted_by_queue_and_totalled() -> None:
 
 def test_settling_nothing_leaves_no_trace() -> None:
     """A metric doesn't appear for what never happened."""
-    account = Account()
+    account = Counters()
     account.settle("a", "stale", 0)
     assert not account.settled
 
 
 def test_the_summary_names_every_verdict() -> None:
     """Also those that didn't occur: the account of a run is complete."""
-    assert Account().summary() == dict.fromkeys(["received", *SETTLED, "in_flight"], 0)
+    assert Counters().summary() == dict.fromkeys(["received", *SETTLED, "in_flight"], 0)

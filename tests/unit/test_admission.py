@@ -9,28 +9,28 @@ from typing import Any, cast
 import pytest
 
 from sidecar.admission import Admission
-from sidecar.core.compose import Recipe, Reject
+from sidecar.core.compose import EncoderConfig, Rejection
 from sidecar.core.guard import Outcome, RejectGuard
 from sidecar.core.template import Template
-from sidecar.plan import Plan
+from sidecar.plan import PipelineConfig
 from tests.builders import message
 from tests.fakes import clock
 
 
-class Composer:
+class BulkEncoder:
     """Rejects everything but what has one of some tags, or nothing."""
 
     def __init__(self) -> None:
         self.room_bytes = 0
         self.left: list[Any] = []
-        self.rejects = True
+        self.rejections = True
         self.good: tuple[int, ...] = ()
 
-    def compose(self, messages: Any, _: float) -> tuple[list[Any], list[Reject]]:
+    def encode(self, messages: Any, _: float) -> tuple[list[Any], list[Rejection]]:
         """Do it."""
         held = list(messages)
-        good = [one for one in held if not self.rejects or one.tag in self.good]
-        return good, [Reject(one, "malformed", "no JSON") for one in held if one not in good]
+        good = [one for one in held if not self.rejections or one.tag in self.good]
+        return good, [Rejection(one, "malformed", "no JSON") for one in held if one not in good]
 
 
 class Log:
@@ -46,13 +46,13 @@ class Log:
     info = warning
 
 
-def admission_of(guard: RejectGuard, composer: Composer, log: Log, changes: list[str | None]) -> Admission:
+def admission_of(guard: RejectGuard, encoder: BulkEncoder, log: Log, changes: list[str | None]) -> Admission:
     """Return an admission whose chance is always the same."""
     admission = Admission(
-        Plan(recipe=Recipe(index=Template("docs")), reject_guard=2),
+        PipelineConfig(encoder_config=EncoderConfig(index=Template("docs")), reject_guard=2),
         guard,
-        composer,
-        dice=cast("Any", SimpleNamespace(random=lambda: 1.0)),
+        encoder,
+        rng=cast("Any", SimpleNamespace(random=lambda: 1.0)),
         log=cast("Any", log),
         wall_clock=lambda: 0.0,
         changed=lambda: changes.append(admission.held),
@@ -67,9 +67,9 @@ def test_the_second_release_needs_two_that_can_be_encoded_wherever_they_wait(
     """A probe is made in chunks; those of all chunks count together."""
 
     async def main() -> None:
-        guard, composer = RejectGuard(2), Composer()
-        admission = admission_of(guard, composer, Log(), [])
-        composer.good = good
+        guard, encoder = RejectGuard(2), BulkEncoder()
+        admission = admission_of(guard, encoder, Log(), [])
+        encoder.good = good
         guard.release()
         guard.note([Outcome("malformed", "malformed: no JSON")] * 2)
         assert await admission.probe([message(tag) for tag in range(1, 301)]) is goes_on
@@ -81,13 +81,13 @@ def test_the_next_hold_is_probed_as_soon_as_the_first() -> None:
     """Pauses grow within a hold, and recovery resets them; each hold begins and ends once, and is told."""
 
     async def main() -> None:
-        guard, composer, log = RejectGuard(2), Composer(), Log()
+        guard, encoder, log = RejectGuard(2), BulkEncoder(), Log()
         changes: list[str | None] = []
-        admission = admission_of(guard, composer, log, changes)
+        admission = admission_of(guard, encoder, log, changes)
         waiting = [message(tag) for tag in range(1, 4)]
         pauses: list[list[float]] = []
         for _ in range(2):
-            composer.rejects = True
+            encoder.rejections = True
             guard.note([Outcome("malformed", "malformed: no JSON")] * 2)
             pauses.append([])
             for _ in range(3):
@@ -95,7 +95,7 @@ def test_the_next_hold_is_probed_as_soon_as_the_first() -> None:
                 pauses[-1].append(admission.probe_at - asyncio.get_running_loop().time())
             assert admission.held is not None
             assert "2 messages in a row were rejected: malformed: no JSON" in admission.held
-            composer.rejects = False
+            encoder.rejections = False
             assert await admission.probe(waiting)
             assert admission.held is None
             guard.release()

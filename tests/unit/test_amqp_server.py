@@ -13,11 +13,11 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, Chann
 from yarl import URL
 
 from sidecar.amqp.channels import refusal_of
-from sidecar.amqp.producer import open_producer
+from sidecar.amqp.producer import open_publisher_connection
 from sidecar.amqp.queue_properties import read_properties
 from sidecar.amqp.topology import Topology
-from sidecar.amqp.wire import FAILURES, Reach, connect, end
-from sidecar.ports import Copy, Unroutable
+from sidecar.amqp.wire import FAILURES, ConnectOptions, close_quietly, connect
+from sidecar.ports import OutboundMessage, Unroutable
 from tests.fakes.amqp_methods import SIGNATURES, Method, decode, encode
 from tests.fakes.amqp_server import (
     AmqpServer,
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 
     from aiormq.abc import AbstractChannel, AbstractConnection
 
-    from sidecar.amqp.wire import Wire
+    from sidecar.amqp.wire import AmqpProtocol
 
     Run = Callable[..., None]
 
 
-async def opened(server: AmqpServer, **url: str) -> tuple[AbstractConnection, Wire]:
+async def opened(server: AmqpServer, **url: str) -> tuple[AbstractConnection, AmqpProtocol]:
     """Connect with the product's own code."""
-    return await connect(URL(server.url).update_query(url), "test", lambda _: None, lambda _: None, Reach())
+    return await connect(URL(server.url).update_query(url), "test", lambda _: None, lambda _: None, ConnectOptions())
 
 
 def declare(channel: AbstractChannel, *, name: str, passive: bool) -> Awaitable[object]:
@@ -55,11 +55,11 @@ def declare(channel: AbstractChannel, *, name: str, passive: bool) -> Awaitable[
 
 async def open_a_channel(server: AmqpServer) -> None:
     """Do what is cut."""
-    connection, wire = await opened(server)
+    connection, protocol = await opened(server)
     try:
         await connection.channel()
     finally:
-        await end(connection, wire)
+        await close_quietly(connection, protocol)
 
 
 VALUES = {
@@ -94,11 +94,11 @@ def test_a_client_comes_in_and_leaves(run: Run) -> None:
 
     async def scenario() -> None:
         async with AmqpServer() as server:
-            connection, wire = await opened(server, name="someone")
+            connection, protocol = await opened(server, name="someone")
             (came,) = server.connections
             assert (came.name, came.user, came.mechanism, came.opened) == ("someone", "guest", "PLAIN", True)
             assert server.left_open() == ["connection 0 ('someone') is open"]
-            await end(connection, wire)
+            await close_quietly(connection, protocol)
             await server.until(lambda: came.ended)
             assert server.left_open() == []
 
@@ -115,7 +115,7 @@ def test_strangers_stay_outside(run: Run, path: str, user: str, says: str) -> No
         async with AmqpServer() as server:
             url = URL(server.url.replace("://", f"://{user}@")).with_path(path)
             with pytest.raises(Exception, match=says):
-                await connect(url, "test", lambda _: None, lambda _: None, Reach())
+                await connect(url, "test", lambda _: None, lambda _: None, ConnectOptions())
 
     run(scenario())
 
@@ -126,7 +126,7 @@ def test_refusals_close_the_channel_and_not_the_connection(run: Run) -> None:
     async def scenario() -> None:
         async with AmqpServer() as server:
             server.declare("there", x_expires=60_000)
-            connection, wire = await opened(server)
+            connection, protocol = await opened(server)
             server.on("queue.declare", refuse(403, "ACCESS_REFUSED - no"), queue="forbidden")
             for name, passive, kind in (
                 ("absent", True, ChannelNotFoundEntity),
@@ -138,7 +138,7 @@ def test_refusals_close_the_channel_and_not_the_connection(run: Run) -> None:
             found = await read_properties(lambda act: refusal_of(connection, act), "there")
             assert found is not None
             assert found.arguments == {"x-queue-type": "quorum", "x-expires": 60_000}
-            await end(connection, wire)
+            await close_quietly(connection, protocol)
 
     run(scenario())
 
@@ -151,7 +151,7 @@ def test_messages_are_consumed_and_come_back(run: Run) -> None:
             queue = server.declare("work")
             for body in (b"1", b"2", b"3"):
                 server.publish("work", body)
-            connection, wire = await opened(server)
+            connection, protocol = await opened(server)
             channel = await connection.channel(publisher_confirms=False)
             got: asyncio.Queue[object] = asyncio.Queue()
             await channel.basic_qos(prefetch_count=2)
@@ -168,7 +168,7 @@ def test_messages_are_consumed_and_come_back(run: Run) -> None:
             again = await channel.basic_get("work")
             assert again.redelivered
             assert again.header.properties.headers == {"x-delivery-count": 1}
-            await end(connection, wire)
+            await close_quietly(connection, protocol)
 
     run(scenario())
 
@@ -199,7 +199,7 @@ def test_a_connection_is_cut_at_the_byte(run: Run, side: str, size: int) -> None
             cut = server.connections[0]
             assert getattr(cut, f"{side}_bytes") >= size
             assert side != "sent" or cut.sent_bytes == size
-            await end(*await opened(server))
+            await close_quietly(*await opened(server))
 
     run(scenario())
 
@@ -210,8 +210,8 @@ def test_what_it_is_told_of_confirms_is_what_it_sends(run: Run) -> None:
     async def scenario() -> None:
         async with AmqpServer() as server:
             server.declare("work")
-            copies = [Copy(b"", b"work", b"\0\0", b"%d" % at, b"") for at in range(5)]
-            producer = await open_producer((server.url,), Topology())
+            copies = [OutboundMessage(b"", b"work", b"\0\0", b"%d" % at, b"") for at in range(5)]
+            producer = await open_publisher_connection((server.url,), Topology())
             server.confirms = script({5: [nack(3), ack(2), nack(5), ack(4, multiple=True)]})
             verdicts = await producer.publish(copies)
             assert [verdict is None for verdict in verdicts] == [True, True, False, True, False]
@@ -238,9 +238,9 @@ def test_an_alarm_stops_who_publishes(run: Run) -> None:
 
     async def scenario() -> None:
         async with AmqpServer() as server:
-            connection, wire = await opened(server)
+            connection, protocol = await opened(server)
             heard: list[str | None] = []
-            wire.on_blocked = heard.append
+            protocol.on_blocked = heard.append
             channel = await connection.channel(publisher_confirms=False)
             server.declare("work")
             server.block("low on disk")
@@ -250,7 +250,7 @@ def test_an_alarm_stops_who_publishes(run: Run) -> None:
             assert len(server.published) == 1
             server.unblock()
             await server.until(lambda: len(server.published) == 2)
-            await end(connection, wire)
+            await close_quietly(connection, protocol)
             assert heard == ["low on disk", None]
 
     run(scenario())
@@ -264,7 +264,11 @@ def test_tls_and_a_login_by_certificate_are_for_who_has_a_context(run: Run) -> N
             context = ssl.create_default_context()
             with pytest.raises(Exception, match="TLS"):
                 await connect(
-                    URL(server.url).with_scheme("amqps"), "test", lambda _: None, lambda _: None, Reach(tls=context)
+                    URL(server.url).with_scheme("amqps"),
+                    "test",
+                    lambda _: None,
+                    lambda _: None,
+                    ConnectOptions(tls=context),
                 )
 
     run(scenario())
@@ -285,11 +289,11 @@ def test_a_rule_ends_what_it_is_told_to_end(run: Run, act: Callable[..., None], 
         async with AmqpServer() as server:
             server.on("basic.qos", act)
             lost: list[str] = []
-            connection, wire = await connect(URL(server.url), "test", lambda _: None, lost.append, Reach())
+            connection, protocol = await connect(URL(server.url), "test", lambda _: None, lost.append, ConnectOptions())
             channel = await connection.channel(publisher_confirms=False)
             with pytest.raises((Exception, asyncio.CancelledError), match=says):
                 await channel.basic_qos(prefetch_count=1)
-            await end(connection, wire)
+            await close_quietly(connection, protocol)
 
     run(scenario())
 
@@ -300,12 +304,12 @@ def test_what_is_ignored_is_never_answered(run: Run) -> None:
     async def scenario() -> None:
         async with AmqpServer() as server:
             server.on("basic.qos", ignore)
-            connection, wire = await opened(server)
+            connection, protocol = await opened(server)
             channel = await connection.channel(publisher_confirms=False)
             asking = asyncio.create_task(channel.basic_qos(prefetch_count=1))
             await server.until(lambda: server.methods("basic.qos"))
             assert not asking.done()
             asking.cancel()
-            await end(connection, wire)
+            await close_quietly(connection, protocol)
 
     run(scenario())

@@ -16,7 +16,7 @@ import pytest
 
 from sidecar import Message as Shown
 from sidecar import Outgoing
-from sidecar.core.compose import Composer, Recipe
+from sidecar.core.compose import BulkEncoder, EncoderConfig
 from sidecar.core.fields import Fields
 from sidecar.core.merge import merged
 from sidecar.core.template import Template, TemplateError
@@ -32,7 +32,7 @@ ALIKE = "batch_complete_count"
 """A recipe with a size of sets has its messages looked at one by one; others by columns."""
 
 
-def composed(one: Message, index: str = "docs", *, singly: bool = False, **options: Any) -> Any:
+def encoded(one: Message, index: str = "docs", *, singly: bool = False, **options: Any) -> Any:
     """Return action, parameters and document that a message becomes, or reason and detail of its rejection."""
     for name in ("id", "routing"):
         if name in options:
@@ -40,17 +40,19 @@ def composed(one: Message, index: str = "docs", *, singly: bool = False, **optio
             options |= {"id_mode": "template"} if name == "id" else {}
     if singly:
         options[ALIKE] = Template("")
-    accepted, rejects = Composer(Recipe(index=Template(index), **options), lambda: "made").compose([one], NOW)
-    if rejects:
-        return rejects[0].reason, rejects[0].detail
-    ((action, parameters),) = orjson.loads(accepted[0].line).items()
+    accepted, rejections = BulkEncoder(EncoderConfig(index=Template(index), **options), lambda: "made").encode(
+        [one], NOW
+    )
+    if rejections:
+        return rejections[0].reason, rejections[0].detail
+    ((action, parameters),) = orjson.loads(accepted[0].action_line).items()
     return action, parameters, accepted[0].source
 
 
 def index_of(body: bytes, template: str, raw: bytes = properties()) -> Any:
     """Return the index of a body, or reason and detail; it is the same by columns and one by one."""
-    by_columns = composed(message(body=body, raw=raw), template)
-    one_by_one = composed(message(body=body, raw=raw), template, singly=True)
+    by_columns = encoded(message(body=body, raw=raw), template)
+    one_by_one = encoded(message(body=body, raw=raw), template, singly=True)
     assert by_columns == one_by_one
     return by_columns[1]["_index"] if len(by_columns) == 3 else by_columns
 
@@ -107,13 +109,13 @@ def test_what_is_absent_is_absent() -> None:
         assert index_of(body, "docs-{body.id}") == ("missing-field", "the message has no body.id")
     assert index_of(b"", "{body.id}")[0] == "missing-field"
     deleted = message(body=b"", raw=properties(message_id=b"7"))
-    assert composed(deleted, "{body.i|docs}", action=Template("delete"))[1] == {"_index": "docs", "_id": "7"}
+    assert encoded(deleted, "{body.i|docs}", action=Template("delete"))[1] == {"_index": "docs", "_id": "7"}
 
 
 def test_a_text_has_fields_only_if_it_is_json() -> None:
     """With SIDECAR_CONTENT=text what is not JSON is what was announced."""
     for body, index in ((b"plain, text", "other"), (b'{"app":"shop"}', "shop"), (b'{"app":"x', "other")):
-        assert composed(message(body=body), "{body.app|other}", content="text")[1]["_index"] == index
+        assert encoded(message(body=body), "{body.app|other}", content="text")[1]["_index"] == index
 
 
 @pytest.mark.parametrize("field", ["header.h", "type"])
@@ -137,7 +139,7 @@ def test_dotted_names_are_found(body: bytes) -> None:
     assert index_of(body, "logs-{body.event.dataset|generic}") == "logs-app"
     fields = Fields({"event.dataset": Template("added")})
     for singly in (False, True):
-        assert composed(message(body=body), fields=fields, singly=singly)[2] == body
+        assert encoded(message(body=body), fields=fields, singly=singly)[2] == body
 
 
 @pytest.mark.parametrize("place", ["²", "１", "1_0", "-1", "9" * 5000])  # noqa: RUF001
@@ -150,7 +152,7 @@ def test_values_keep_their_spelling_inside_of_others() -> None:
     """Whichever reader a body needs."""
     for extra in (b"", b',"x":"\\ud83d"'):
         one = message(body=b'{"o":{"n":1.50,"m":[1e2,18446744073709551616]}%s}' % extra)
-        assert composed(one, routing="{body.o}")[1]["routing"] == '{"n":1.50,"m":[1e2,18446744073709551616]}'
+        assert encoded(one, routing="{body.o}")[1]["routing"] == '{"n":1.50,"m":[1e2,18446744073709551616]}'
 
 
 # Times ---------------------------------------------------------------------------------------------------------------
@@ -191,7 +193,7 @@ def test_a_timestamp_is_read_in_any_unit(unit: int) -> None:
     """In microseconds it was absent."""
     raw = properties(timestamp=1_796_040_000 * unit)
     assert index_of(b"{}", "logs-{timestamp:%Y.%m.%d|none}", raw) == "logs-2026.11.30"
-    assert composed(message(body=b"{}", raw=raw), routing="{timestamp}")[1]["routing"] == "2026-11-30T12:00:00.000Z"
+    assert encoded(message(body=b"{}", raw=raw), routing="{timestamp}")[1]["routing"] == "2026-11-30T12:00:00.000Z"
 
 
 @pytest.mark.parametrize(
@@ -238,32 +240,34 @@ MARK = b"\xef\xbb\xbf"
 def test_a_byte_order_mark_is_left_out() -> None:
     """Elasticsearch would store it, and give back what no JSON parser of Python's reads."""
     for singly in (False, True):
-        assert composed(message(body=MARK + b' {"a":1}\n'), singly=singly)[2] == b'{"a":1}'
+        assert encoded(message(body=MARK + b' {"a":1}\n'), singly=singly)[2] == b'{"a":1}'
         fields = Fields({"f": Template("v")})
-        assert composed(message(body=MARK + b'{"a":1}'), fields=fields, singly=singly)[2] == b'{"f":"v","a":1}'
+        assert encoded(message(body=MARK + b'{"a":1}'), fields=fields, singly=singly)[2] == b'{"f":"v","a":1}'
     raw = properties(message_id=b"7")
-    updated = composed(message(body=MARK + b'{"a":1}', raw=raw), action=Template("update"))
+    updated = encoded(message(body=MARK + b'{"a":1}', raw=raw), action=Template("update"))
     assert updated[2] == b'{"doc":{"a":1}}'
-    assert json.loads(composed(message(body=MARK + b"text"), content="text")[2]) == {"message": "text"}
+    assert json.loads(encoded(message(body=MARK + b"text"), content="text")[2]) == {"message": "text"}
     packed = message(body=gzip.compress(MARK + b'{"a":1}'), raw=properties(content_encoding=b"gzip"))
-    assert composed(packed, "docs-{body.a}")[1]["_index"] == "docs-1"
+    assert encoded(packed, "docs-{body.a}")[1]["_index"] == "docs-1"
 
 
 @pytest.mark.parametrize(("mode", "body"), [("array", b'[{"a":1},{"b":2}]'), ("lines", b'{"a":1}\n{"b":2}')])
 def test_a_byte_order_mark_belongs_to_no_document(mode: Any, body: bytes) -> None:
     """Of several in one message it stands before the first."""
-    accepted, rejects = Composer(Recipe(index=Template("docs"), split=mode), lambda: "made").compose(
+    accepted, rejections = BulkEncoder(EncoderConfig(index=Template("docs"), split=mode), lambda: "made").encode(
         [message(body=MARK + body)], NOW
     )
-    assert ([one.source for one in accepted], rejects) == ([b'{"a":1}', b'{"b":2}'], [])
+    assert ([one.source for one in accepted], rejections) == ([b'{"a":1}', b'{"b":2}'], [])
 
 
 def test_an_array_is_cut_whatever_stands_in_it() -> None:
     """Half pairs, long numbers and comments, which are cut along with their document."""
     pieces = [b'{"a":"\\ud83d"}', b'{"n":%s}' % (b"9" * 999), b'{"c":/*]},*/1}', b'{"//":1}']
     one = message(body=b"[" + b" ,/* , */".join(pieces) + b"]")
-    accepted, rejects = Composer(Recipe(index=Template("docs"), split="array"), lambda: "made").compose([one], NOW)
-    assert ([part.source for part in accepted], rejects) == (pieces, [])
+    accepted, rejections = BulkEncoder(EncoderConfig(index=Template("docs"), split="array"), lambda: "made").encode(
+        [one], NOW
+    )
+    assert ([part.source for part in accepted], rejections) == (pieces, [])
 
 
 def test_fields_are_added_among_comments() -> None:
@@ -274,7 +278,7 @@ def test_fields_are_added_among_comments() -> None:
         (b'{/*a*/"x":1/*b*/}', b'{"f":"v",/*a*/"x":1/*b*/}'),
         (b'{"f":2/*x*/}', b'{"f":2/*x*/}'),
     ):
-        assert composed(message(body=body), fields=fields)[2] == document
+        assert encoded(message(body=body), fields=fields)[2] == document
 
 
 def test_partial_documents_with_half_a_pair_are_merged() -> None:
@@ -290,7 +294,7 @@ def test_partial_documents_with_half_a_pair_are_merged() -> None:
 def test_a_document_with_a_name_of_elasticsearchs_is_refused_before_the_request(name: str, singly: bool) -> None:
     """If it was looked into: every such document would come back as an error."""
     body = json.dumps({"k": "7", name: "8"}).encode()
-    reason, detail = composed(message(body=body), id="{body.k}", singly=singly)
+    reason, detail = encoded(message(body=body), id="{body.k}", singly=singly)
     assert reason == "malformed"
     assert detail.startswith(f"the document has the field {name}, which Elasticsearch refuses inside a document")
 
@@ -299,7 +303,7 @@ def test_a_document_with_a_name_of_elasticsearchs_is_refused_before_the_request(
 def test_an_id_out_of_a_field_of_that_name_is_refused(singly: bool) -> None:
     """SIDECAR_ID={body._id} seemed fine, and everything was refused."""
     for template in ("{body._id}", "{body.a:%Y}"):
-        assert composed(message(body=b'{"_id":"7","a":1}'), id=template, singly=singly)[0] == "malformed"
+        assert encoded(message(body=b'{"_id":"7","a":1}'), id=template, singly=singly)[0] == "malformed"
 
 
 @pytest.mark.parametrize(
@@ -307,14 +311,14 @@ def test_an_id_out_of_a_field_of_that_name_is_refused(singly: bool) -> None:
 )
 def test_other_names_are_elasticsearchs_to_judge(body: bytes) -> None:
     """Inside of others, or with no meaning, it takes them."""
-    assert composed(message(body=body), id="{body.k}")[2] == body
+    assert encoded(message(body=body), id="{body.k}")[2] == body
 
 
 def test_a_text_and_a_deletion_hold_no_names() -> None:
     """A text is wrapped, and a deletion sends no document."""
     body = b'{"_id":"7"}'
-    assert composed(message(body=body), id="{body._id}", content="text")[1]["_id"] == "7"
-    assert composed(message(body=body), id="{body._id}", action=Template("delete"))[1]["_id"] == "7"
+    assert encoded(message(body=body), id="{body._id}", content="text")[1]["_id"] == "7"
+    assert encoded(message(body=body), id="{body._id}", action=Template("delete"))[1]["_id"] == "7"
 
 
 # Code ----------------------------------------------------------------------------------------------------------------

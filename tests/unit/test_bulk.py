@@ -26,8 +26,8 @@ def test_the_path_names_the_index_as_data() -> None:
 def test_each_item_is_a_line_or_two_and_ends_in_a_line_break() -> None:
     """The last line too: Elasticsearch refuses the request otherwise."""
     first, second, third = message(body=b'{"a":1}'), message(), message(body=b'{"b":2}')
-    first.line, third.line = b'{"index":{}}\n', b'{"create":{"_id":"3"}}\n'
-    second.line, second.source = b'{"delete":{"_id":"2"}}\n', None
+    first.action_line, third.action_line = b'{"index":{}}\n', b'{"create":{"_id":"3"}}\n'
+    second.action_line, second.source = b'{"delete":{"_id":"2"}}\n', None
     assert bulk.body([first, second, third]) == (
         b'{"index":{}}\n{"a":1}\n{"delete":{"_id":"2"}}\n{"create":{"_id":"3"}}\n{"b":2}\n'
     )
@@ -218,7 +218,7 @@ def test_no_value_of_the_document_survives_in_a_reason(
     reason: str, document: bytes, secret: str, kept: list[str]
 ) -> None:
     """Dead letters' headers and logs go where documents may not; what helps to understand is kept."""
-    blanked = bulk.blank(reason, document)
+    blanked = bulk.redact(reason, document)
     assert secret not in blanked
     assert [words for words in kept if words not in blanked] == []
 
@@ -239,7 +239,7 @@ def test_no_value_of_the_document_survives_in_a_reason(
 )
 def test_names_of_fields_survive(reason: str) -> None:
     """Without them nobody could mend the mapping; the names are in the document too, as its keys."""
-    assert bulk.blank(reason, b'{"age":"hunter2"}') == reason
+    assert bulk.redact(reason, b'{"age":"hunter2"}') == reason
 
 
 @pytest.mark.parametrize("marks", ["''", '""', "[]", "()"])
@@ -251,14 +251,14 @@ def test_what_stands_behind_a_long_quote_is_kept(marks: str) -> None:
     (bare,) = bulk.results(answer({"status": 400, "error": text}), 1) or ()
     for reason in (result.reason, bare.reason, bulk.fault(400, orjson.dumps({"error": text})).reason):
         for document in (orjson.dumps({"a": secret}), b"not JSON " + secret.encode()):
-            assert bulk.blank(reason, document) == f"failed to parse {marks[0]}…{marks[1]} as a number"
+            assert bulk.redact(reason, document) == f"failed to parse {marks[0]}…{marks[1]} as a number"
 
 
 def test_a_reason_is_at_most_a_kibibyte() -> None:
     """Measured in bytes, and never cut inside a character."""
-    blanked = bulk.blank("é" * 2000, b"{}")
+    blanked = bulk.redact("é" * 2000, b"{}")
     assert blanked == "é" * 512
-    assert len(bulk.blank("x" + "é" * 2000, b"{}").encode()) == 1023
+    assert len(bulk.redact("x" + "é" * 2000, b"{}").encode()) == 1023
 
 
 def test_a_reason_may_quote_half_a_surrogate_pair() -> None:
@@ -285,14 +285,14 @@ def test_a_fault_without_a_type_has_none() -> None:
 def test_what_the_document_writes_with_escapes_is_blanked_as_well(written: bytes, meant: str) -> None:
     """Elasticsearch quotes the value, not the bytes; part of it is enough."""
     document = b'{"a":"one ' + written + b' two three"}'
-    assert bulk.blank(f"failed to parse [one {meant} two]", document) == "failed to parse […]"
+    assert bulk.redact(f"failed to parse [one {meant} two]", document) == "failed to parse […]"
 
 
 @pytest.mark.parametrize("document", [rb'{"a":"\ud800 one two"}', b'{"a":"\xff \\n one two"}'])
 def test_a_document_that_is_no_text_is_looked_through_all_the_same(document: bytes) -> None:
     """Half a surrogate pair, or bytes that are no UTF-8: what stands beside them is found."""
-    assert bulk.blank("failed to parse [one two]", document) == "failed to parse […]"
-    assert bulk.blank("failed to parse [three]", document) == "failed to parse [three]"
+    assert bulk.redact("failed to parse [one two]", document) == "failed to parse […]"
+    assert bulk.redact("failed to parse [three]", document) == "failed to parse [three]"
 
 
 @pytest.mark.parametrize("marks", ["''", '""', "[]", "()"])
@@ -302,12 +302,12 @@ def test_a_value_with_quotes_in_it_is_blanked_as_a_whole(document: dict[str, obj
     value = """it's (what) "he" [said] to us"""
     text = orjson.dumps(document).replace(b"{}", orjson.dumps(value)[1:-1])
     reason = f"failed to parse {marks[0]}{value}{marks[1]}"
-    assert bulk.blank(reason, text) == f"failed to parse {marks[0]}…{marks[1]}"
+    assert bulk.redact(reason, text) == f"failed to parse {marks[0]}…{marks[1]}"
 
 
 def test_a_value_of_one_letter_is_blanked() -> None:
     """It may be somebody's answer."""
-    assert bulk.blank("failed to parse [y]", b'{"a":"y"}') == "failed to parse […]"
+    assert bulk.redact("failed to parse [y]", b'{"a":"y"}') == "failed to parse […]"
 
 
 @pytest.mark.parametrize("items", [1, 3])

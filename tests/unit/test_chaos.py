@@ -12,18 +12,18 @@ from tests.servers import wire
 from tests.servers.amqp import Received
 from tests.servers.es import Document
 
-GOOD = [Operation(number, ident, b"", None) for number, ident in ((1, "hot-1"), (2, "one-2"), (3, "hot-1"))]
+GOOD = [Operation(number, document_id, b"", None) for number, document_id in ((1, "hot-1"), (2, "one-2"), (3, "hot-1"))]
 BAD = Operation(4, "bad-4", b"no json 4", "malformed")
 UNCERTAIN = Operation(5, "hot-1", b"", None)
 
 
-def document(number: int, ident: str, version: int | None = None) -> Document:
-    source = json.dumps({"n": number, "of": ident}).encode()
-    return Document("index", ident, source, number if version is None else version, None)
+def document(number: int, document_id: str, version: int | None = None) -> Document:
+    source = json.dumps({"n": number, "of": document_id}).encode()
+    return Document("index", document_id, source, number if version is None else version, None)
 
 
-def letter(ident: str, body: bytes, reason: str) -> Received:
-    properties = wire.encode_properties({"message_id": ident, "headers": {"sidecar-reason": reason}})
+def letter(document_id: str, body: bytes, reason: str) -> Received:
+    properties = wire.encode_properties({"message_id": document_id, "headers": {"sidecar-reason": reason}})
     return Received(body, properties, "", "")
 
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from sidecar.cli import cli
 from sidecar.cli.check import as_json, as_text
 from sidecar.core.check import Finding, Traits, by_severity, names_pattern, on_data_stream, on_time_series, traps
-from sidecar.core.compose import Recipe
+from sidecar.core.compose import EncoderConfig
 from sidecar.core.fields import Fields
 from sidecar.core.template import Template
 from sidecar.elastic.check import permits
@@ -29,12 +29,15 @@ GOOD: dict[str, Any] = {
     "shutdown_timeout_seconds": 25.0,
 }
 STAMPED = Fields({"@timestamp": T("{now}")})
-IDENTIFIED = Recipe(index=T("logs"), id_mode="template", id=T("{header.id}"))
+IDENTIFIED = EncoderConfig(index=T("logs"), id_mode="template", id=T("{header.id}"))
 
 
-def found(recipe: Recipe = IDENTIFIED, **changed: Any) -> list[tuple[str, str]]:
+def found(encoder_config: EncoderConfig = IDENTIFIED, **changed: Any) -> list[tuple[str, str]]:
     """Return severity and place of what the settings give away."""
-    return [(finding.severity, finding.where) for finding in traps(Traits(recipe=recipe, **(GOOD | changed)))]
+    return [
+        (finding.severity, finding.where)
+        for finding in traps(Traits(encoder_config=encoder_config, **(GOOD | changed)))
+    ]
 
 
 def test_settings_that_fit_give_nothing_away() -> None:
@@ -45,7 +48,7 @@ def test_settings_that_fit_give_nothing_away() -> None:
 def test_a_prefetch_that_keeps_requests_waiting_is_told_with_the_sum() -> None:
     """As many batches as may be in flight, and the one that fills meanwhile."""
     assert found(prefetch=5000) == []
-    (finding,) = traps(Traits(recipe=IDENTIFIED, **(GOOD | {"prefetch": 4999})))
+    (finding,) = traps(Traits(encoder_config=IDENTIFIED, **(GOOD | {"prefetch": 4999})))
     assert (finding.severity, finding.where) == ("warning", "SIDECAR_AMQP_PREFETCH")
     assert "1000 x (concurrency 4 + 1) = 5000" in finding.what
     assert "4999 is room for 4 full batches" in finding.what
@@ -54,7 +57,7 @@ def test_a_prefetch_that_keeps_requests_waiting_is_told_with_the_sum() -> None:
 def test_a_drain_shorter_than_a_request_is_told_with_both_numbers() -> None:
     """A request that is cut off may have been stored."""
     assert found(bulk_timeout_seconds=25.0) == []
-    (finding,) = traps(Traits(recipe=IDENTIFIED, **(GOOD | {"bulk_timeout_seconds": 60.0})))
+    (finding,) = traps(Traits(encoder_config=IDENTIFIED, **(GOOD | {"bulk_timeout_seconds": 60.0})))
     assert (finding.severity, finding.where) == ("warning", "SIDECAR_SHUTDOWN_TIMEOUT")
     assert "25 s" in finding.what
     assert "60 s" in finding.what
@@ -63,17 +66,17 @@ def test_a_drain_shorter_than_a_request_is_told_with_both_numbers() -> None:
 def test_a_field_that_no_document_may_have_is_told() -> None:
     """With SIDECAR_ID={body._id} everything is refused; a text and a deletion hold no such field."""
     ids = {"index": T("logs"), "id_mode": "template"}
-    assert found(Recipe(**ids, id=T("{body._id}"))) == [("problem", "{body._id}")]
-    assert found(Recipe(**ids, id=T("{body._id}"), action=T("{type}"))) == [("warning", "{body._id}")]
-    assert found(Recipe(**ids, id=T("{body._id}"), action=T("delete"))) == []
-    assert found(Recipe(**ids, id=T("{body._id}"), content="text")) == []
-    assert found(Recipe(**ids, id=T("{body.o._id}{body._ids}"))) == []
+    assert found(EncoderConfig(**ids, id=T("{body._id}"))) == [("problem", "{body._id}")]
+    assert found(EncoderConfig(**ids, id=T("{body._id}"), action=T("{type}"))) == [("warning", "{body._id}")]
+    assert found(EncoderConfig(**ids, id=T("{body._id}"), action=T("delete"))) == []
+    assert found(EncoderConfig(**ids, id=T("{body._id}"), content="text")) == []
+    assert found(EncoderConfig(**ids, id=T("{body.o._id}{body._ids}"))) == []
 
 
 @pytest.mark.parametrize("mode", ["auto", "none", "generated"])
 def test_ids_that_do_not_come_from_the_message_are_noted(mode: Any) -> None:
     """A message that is delivered again after it was stored is stored again."""
-    assert found(Recipe(index=T("logs"), id_mode=mode)) == [("note", f"SIDECAR_ID={mode}")]
+    assert found(EncoderConfig(index=T("logs"), id_mode=mode)) == [("note", f"SIDECAR_ID={mode}")]
 
 
 @pytest.mark.parametrize(
@@ -90,8 +93,10 @@ def test_a_name_that_depends_on_the_clock_is_told_where_ids_are_to_make_it_once(
     index: str, mode: Any, is_told: bool
 ) -> None:
     """Redelivered after midnight, the document is in two indices."""
-    ident = T("{header.id}") if mode == "template" else None
-    assert (("warning", "SIDECAR_INDEX") in found(Recipe(index=T(index), id_mode=mode, id=ident))) is is_told
+    document_id = T("{header.id}") if mode == "template" else None
+    assert (
+        ("warning", "SIDECAR_INDEX") in found(EncoderConfig(index=T(index), id_mode=mode, id=document_id))
+    ) is is_told
 
 
 @pytest.mark.parametrize(
@@ -100,23 +105,23 @@ def test_a_name_that_depends_on_the_clock_is_told_where_ids_are_to_make_it_once(
 )
 def test_a_version_beside_an_action_that_takes_none_is_told(action: str, severity: str | None) -> None:
     """Those messages are rejected."""
-    recipe = Recipe(
+    encoder_config = EncoderConfig(
         index=T("logs"), id_mode="template", id=T("{header.id}"), action=T(action), version=T("{header.version}")
     )
-    assert found(recipe) == ([(severity, "SIDECAR_VERSION")] if severity else [])
+    assert found(encoder_config) == ([(severity, "SIDECAR_VERSION")] if severity else [])
 
 
 def test_a_version_beside_ids_that_are_made_here_is_told() -> None:
     """It orders writes of one document, of which there is only one."""
-    recipe = Recipe(index=T("logs"), id_mode="generated", version=T("{header.version}"))
-    assert ("warning", "SIDECAR_VERSION") in found(recipe)
+    encoder_config = EncoderConfig(index=T("logs"), id_mode="generated", version=T("{header.version}"))
+    assert ("warning", "SIDECAR_VERSION") in found(encoder_config)
 
 
 def test_nothing_can_be_folded_where_each_message_has_an_id_of_its_own() -> None:
     """Coalescing without ids does nothing, and whoever switched it on expects something."""
     for mode, said in (("none", True), ("generated", True), ("auto", False)):
-        recipe = Recipe(index=T("docs"), id_mode=mode, coalesce="latest")  # type: ignore[arg-type]
-        assert (("warning", "SIDECAR_BATCH_COALESCE") in found(recipe)) is said
+        encoder_config = EncoderConfig(index=T("docs"), id_mode=mode, coalesce="latest")  # type: ignore[arg-type]
+        assert (("warning", "SIDECAR_BATCH_COALESCE") in found(encoder_config)) is said
 
 
 def test_discarding_rejects_is_noted() -> None:
@@ -136,16 +141,18 @@ def test_discarding_rejects_is_noted() -> None:
 )
 def test_a_data_stream_takes_nothing_but_create(action: str, is_certain: bool, severities: list[str]) -> None:
     """All else is refused by Elasticsearch, document by document."""
-    recipe = Recipe(index=T("logs"), id_mode="none", action=T(action), fields=STAMPED)
-    assert [finding.severity for finding in on_data_stream(recipe, "there", is_certain=is_certain)] == severities
+    encoder_config = EncoderConfig(index=T("logs"), id_mode="none", action=T(action), fields=STAMPED)
+    assert [
+        finding.severity for finding in on_data_stream(encoder_config, "there", is_certain=is_certain)
+    ] == severities
 
 
 def test_a_data_stream_needs_a_timestamp() -> None:
     """Whether bodies have it isn't known; where the sidecar adds it, all is well."""
-    recipe = Recipe(index=T("logs"), id_mode="none", action=T("create"))
-    (finding,) = on_data_stream(recipe, "there")
+    encoder_config = EncoderConfig(index=T("logs"), id_mode="none", action=T("create"))
+    (finding,) = on_data_stream(encoder_config, "there")
     assert (finding.severity, "@timestamp" in finding.what) == ("note", True)
-    assert on_data_stream(replace(recipe, fields=STAMPED), "there") == []
+    assert on_data_stream(replace(encoder_config, fields=STAMPED), "there") == []
 
 
 @pytest.mark.parametrize(
@@ -161,16 +168,18 @@ def test_a_data_stream_needs_a_timestamp() -> None:
 )
 def test_a_time_series_takes_neither_ids_nor_routing_nor_updates(changes: dict[str, Any], words: list[str]) -> None:
     """Every document would be refused, so each is a problem."""
-    recipe = replace(Recipe(index=T("metrics"), id_mode="none", action=T("create")), **changes)
-    found = on_time_series(recipe, "there")
+    encoder_config = replace(EncoderConfig(index=T("metrics"), id_mode="none", action=T("create")), **changes)
+    found = on_time_series(encoder_config, "there")
     assert [finding.severity for finding in found] == ["problem"] * len(words)
     assert all(word in finding.what for word, finding in zip(words, found, strict=True))
 
 
 def test_ids_and_routing_in_a_data_stream_are_told() -> None:
     """Ids hold within a backing index; a routing is refused."""
-    recipe = Recipe(index=T("logs"), id_mode="auto", action=T("create"), routing=T("{header.tenant}"), fields=STAMPED)
-    whats = [finding.what for finding in on_data_stream(recipe, "there")]
+    encoder_config = EncoderConfig(
+        index=T("logs"), id_mode="auto", action=T("create"), routing=T("{header.tenant}"), fields=STAMPED
+    )
+    whats = [finding.what for finding in on_data_stream(encoder_config, "there")]
     assert len(whats) == 2
     assert "routing" in whats[0]
     assert "rollover" in whats[1]
@@ -282,13 +291,13 @@ def test_a_hold_longer_than_the_consumer_timeout_is_told() -> None:
 def test_memory_that_has_no_room_for_the_requests_is_told_with_the_sum() -> None:
     """Batches would be completed by pressure, smaller than configured."""
     assert found(memory_limit_bytes=25 * 1024 * 1024) == []
-    (finding,) = traps(Traits(recipe=IDENTIFIED, **(GOOD | {"memory_limit_bytes": 25 * 1024 * 1024 - 1})))
+    (finding,) = traps(Traits(encoder_config=IDENTIFIED, **(GOOD | {"memory_limit_bytes": 25 * 1024 * 1024 - 1})))
     assert finding.where == "SIDECAR_MEMORY_LIMIT"
     assert "5 x 5,242,880 = 26,214,400" in finding.what
 
 
 def test_what_is_about_documents_is_no_trap_of_another_exchange() -> None:
     """Where messages are only passed on, there are no ids, versions or indices to trip over."""
-    passing_on = Recipe(index=T("{routing_key}-{now}"), action=T("publish"), id_mode="auto")
+    passing_on = EncoderConfig(index=T("{routing_key}-{now}"), action=T("publish"), id_mode="auto")
     assert found(passing_on) == []
     assert found(passing_on, on_reject="discard") == [("note", "SIDECAR_ON_REJECT")]

@@ -9,7 +9,7 @@ import pytest
 
 from sidecar.amqp.check import check, check_sink
 from sidecar.amqp.topology import Topology, delay_arguments, quorum_arguments
-from sidecar.amqp.wire import Reach
+from sidecar.amqp.wire import ConnectOptions
 from tests.fakes import network
 from tests.fakes.amqp_server import AmqpServer, Exchange, drop, end, refuse
 
@@ -74,7 +74,7 @@ def found(
         async with AmqpServer() as server:
             arrange(server)
             before = state(server)
-            findings = await check((server.url,), Reach(timeout_seconds=5.0), topology, on_reject, **options)
+            findings = await check((server.url,), ConnectOptions(timeout_seconds=5.0), topology, on_reject, **options)
             after = state(server)
             if leaves:  # a trial queue, which expires
                 after = tuple({name: one[name] for name in old} for one, old in zip(after, before, strict=True))
@@ -95,7 +95,7 @@ def told(findings: list[Finding], *expected: Told) -> None:
         assert len(matching) == 1, f"{(severity, where, what)} in {listed}"
         listed.remove(matching[0])
     assert listed == []
-    assert all(finding.mend for finding in findings)
+    assert all(finding.fix for finding in findings)
 
 
 # Cases ---------------------------------------------------------------------------------------------------------------
@@ -430,13 +430,15 @@ def test_one_of_several_brokers_that_is_away_is_a_warning_and_the_others_are_che
         async with AmqpServer() as server:
             urls = [f"{server.url}?name={number}" for number in range(3)]
             urls[away] = "amqp://127.0.0.1:1/v"
-            findings = await check(tuple(urls), Reach(), WORK, "dead-letter")
+            findings = await check(tuple(urls), ConnectOptions(), WORK, "dead-letter")
             assert [(one.severity, one.where) for one in findings if "reached" in one.what] == [
                 ("warning", "RabbitMQ amqp://127.0.0.1:1/v")
             ]
             assert "queue 'work'" in {one.where for one in findings}
             assert server.left_open() == []
-        findings = await check(("amqp://u:s3cret@127.0.0.1:1/", "amqp://127.0.0.1:2/"), Reach(), WORK, "dead-letter")
+        findings = await check(
+            ("amqp://u:s3cret@127.0.0.1:1/", "amqp://127.0.0.1:2/"), ConnectOptions(), WORK, "dead-letter"
+        )
         assert [(one.severity, one.where) for one in findings] == [
             ("problem", "RabbitMQ amqp://127.0.0.1:1/"),
             ("problem", "RabbitMQ amqp://127.0.0.1:2/"),
@@ -500,7 +502,7 @@ def test_a_connection_that_is_lost_is_told_as_that_and_nothing_is_made_up(
 
     for at in ats:  # noqa: B007 - `mortal` reads it
         *before, last = found(mortal, topology, leaves=True, delays=(1000,))
-        assert (last.severity, last.what.startswith(LOST), "run the check again" in last.mend) == (
+        assert (last.severity, last.what.startswith(LOST), "run the check again" in last.fix) == (
             "problem",
             True,
             True,
@@ -530,7 +532,7 @@ def test_a_trial_exchange_is_deleted_if_the_connection_is_lost_while_it_is_creat
         async with AmqpServer() as server:
             all_there(server)
             server.on("exchange.declare", created_unanswered, times=1, passive=False)
-            *_, last = await check((server.url,), Reach(), BOUND, "dead-letter")
+            *_, last = await check((server.url,), ConnectOptions(), BOUND, "dead-letter")
             assert last.what.startswith(LOST)
             assert set(server.vhosts["/"].exchanges) == {"amq.direct", "amq.fanout", "amq.topic"}
 
@@ -546,7 +548,7 @@ def test_a_sink_whose_connection_is_lost_is_told_as_that(at: int) -> None:
             server.bind("next", "k", "q", kind="topic")
             server.on("channel.open", drop, skip=at, times=1)
             return await check_sink(
-                (server.url,), Reach(), SINK, None, named="SIDECAR_SINK_AMQP_URL", on_unroutable="hold"
+                (server.url,), ConnectOptions(), SINK, None, named="SIDECAR_SINK_AMQP_URL", on_unroutable="hold"
             )
 
     *before, last = network.run(scenario())
@@ -570,7 +572,7 @@ def test_a_connection_that_may_not_be_opened_is_told_with_what_is_missing(text: 
 
     (finding,) = found(closed, leaves=True)
     assert told_as in finding.what
-    assert "host and port" not in finding.mend
+    assert "host and port" not in finding.fix
 
 
 def test_a_limit_on_connections_is_a_problem_with_the_numbers() -> None:
@@ -644,7 +646,7 @@ def test_each_finding_about_the_sink(
             before = state(server)
             named = "SIDECAR_SINK_AMQP_URL"
             findings = await check_sink(
-                (server.url,), Reach(), topology, routing_key, named=named, on_unroutable="hold"
+                (server.url,), ConnectOptions(), topology, routing_key, named=named, on_unroutable="hold"
             )
             listed = [(one.severity, one.where, one.what) for one in findings]
             assert len(listed) == len(expected), listed

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from sidecar.amqp import check as amqp_check
 from sidecar.cli import cli
-from sidecar.core.compose import Recipe
+from sidecar.core.compose import EncoderConfig
 from sidecar.core.fields import Fields
 from sidecar.core.template import Template
 from sidecar.elastic import check as elastic_check
@@ -37,9 +37,9 @@ LOGS = "/_resolve/index/logs"
 Answers = dict[str, Any]
 
 
-def recipe(**changed: Any) -> Recipe:
+def encoder_config(**changed: Any) -> EncoderConfig:
     """Return a recipe that nothing is wrong with."""
-    return Recipe(**{"index": T("logs"), "action": T("create"), "id_mode": "none", "fields": STAMPED, **changed})
+    return EncoderConfig(**{"index": T("logs"), "action": T("create"), "id_mode": "none", "fields": STAMPED, **changed})
 
 
 def lacking(*missing: str, names: tuple[str, ...] = ("logs",), cluster: bool = True) -> Answers:
@@ -106,7 +106,9 @@ async def all_closed(cluster: HttpCluster) -> None:
         await asyncio.sleep(0.001)
 
 
-def look(api: Api, made: Recipe, installed: tuple[mappings.Template, ...] = (), **options: Any) -> list[Finding]:
+def look(
+    api: Api, made: EncoderConfig, installed: tuple[mappings.IndexTemplate, ...] = (), **options: Any
+) -> list[Finding]:
     """Return all that is found."""
 
     async def main() -> list[Finding]:
@@ -361,13 +363,13 @@ def test_each_answer_has_its_findings_and_no_others(name: str) -> None:
     """How bad, where, what and what to do; nothing is written or changed by looking."""
     case = CASES[name]
     api = Api(case.answers)
-    found = look(api, recipe(**case.changed))
-    told = [(finding.severity, finding.where, finding.what, finding.mend) for finding in found]
+    found = look(api, encoder_config(**case.changed))
+    told = [(finding.severity, finding.where, finding.what, finding.fix) for finding in found]
     assert len(found) == len(case.expected), told
-    for (severity, where, what, mend), finding in zip(case.expected, found, strict=True):
+    for (severity, where, what, fix), finding in zip(case.expected, found, strict=True):
         assert (finding.severity, finding.where) == (severity, where), told
         assert what in finding.what, told
-        assert mend in finding.mend, told
+        assert fix in finding.fix, told
     changing = [asked for asked in api.asked if asked[0] != "GET" and "/_has_privileges" not in asked[1]]
     assert all("_simulate" in path for _, path, _ in changing), changing
 
@@ -376,7 +378,7 @@ def test_privileges_are_asked_for_what_will_be_done() -> None:
     """What each action needs, on the names that are written to."""
     for action, needed in (("index", "index"), ("create", "create_doc"), ("update", "index"), ("delete", "delete")):
         api = Api({})
-        look(api, recipe(action=T(action), id_mode="template", id=T("{header.id}")))
+        look(api, encoder_config(action=T(action), id_mode="template", id=T("{header.id}")))
         (body,) = [json.loads(body) for _, path, body in api.asked if path.endswith("_has_privileges")]
         assert body == {"index": [{"names": ["logs"], "privileges": [needed, "auto_configure", "create_index"]}]}
 
@@ -384,10 +386,10 @@ def test_privileges_are_asked_for_what_will_be_done() -> None:
 # Templates of the sidecar's own --------------------------------------------------------------------------------------
 
 OWN = (
-    mappings.Template("shared", "component", {"template": {"mappings": {"a": 1}}}),
-    mappings.Template("bad part", "component", {"template": {"mappings": {"b": 2}}}),
-    mappings.Template("x", "index", {"index_patterns": ["x"], "composed_of": ["shared", "theirs", "bad part"]}),
-    mappings.Template("y", "index", {"index_patterns": ["y"]}),
+    mappings.IndexTemplate("shared", "component", {"template": {"mappings": {"a": 1}}}),
+    mappings.IndexTemplate("bad part", "component", {"template": {"mappings": {"b": 2}}}),
+    mappings.IndexTemplate("x", "index", {"index_patterns": ["x"], "composed_of": ["shared", "theirs", "bad part"]}),
+    mappings.IndexTemplate("y", "index", {"index_patterns": ["y"]}),
 )
 
 
@@ -405,7 +407,7 @@ def test_templates_are_simulated_and_those_that_are_refused_are_told() -> None:
             return refused if is_bad else reply({})
 
     api = Simulating(lacking(cluster=False))
-    found = look(api, recipe(), OWN)
+    found = look(api, encoder_config(), OWN)
     assert [(finding.severity, finding.where) for finding in found] == [
         ("problem", "SIDECAR_MAPPINGS_APPLY"),
         ("problem", "component template 'bad part' (SIDECAR_MAPPINGS_DIR)"),
@@ -413,7 +415,7 @@ def test_templates_are_simulated_and_those_that_are_refused_are_told() -> None:
     ]
     assert "'me' lacks manage_index_templates" in found[0].what
     assert "Elasticsearch refuses it: no such type; the sidecar won't start" in found[1].what
-    assert found[1].mend == "correct bad part.json"
+    assert found[1].fix == "correct bad part.json"
     simulated = [(path, json.loads(body)) for _, path, body in api.asked if "/_simulate/" in path]
     assert len(simulated) == 4
     assert simulated[2] == ("/_index_template/_simulate/x", {"index_patterns": ["x"], "composed_of": ["theirs"]})
@@ -424,7 +426,7 @@ def test_templates_are_simulated_and_those_that_are_refused_are_told() -> None:
         assert name.startswith("sidecar-check-")
     # Not asked where none will be installed.
     api = Api(lacking(cluster=False))
-    assert look(api, recipe()) == []
+    assert look(api, encoder_config()) == []
     assert not [path for _, path, _ in api.asked if "_simulate" in path]
 
 
@@ -441,7 +443,7 @@ def look_at_nodes(handler: Callable[[Received], Act | bytes], prepare: Callable[
             with patch.object(
                 elastic_check._Node, "close", autospec=True, side_effect=elastic_check._Node.close
             ) as close:
-                found = await elastic_check.check(connection, recipe())
+                found = await elastic_check.check(connection, encoder_config())
             assert close.await_count == len(cluster.urls)
             await all_closed(cluster)
             return found, cluster
@@ -489,7 +491,7 @@ def test_each_way_to_be_away_has_its_words() -> None:
     assert "can't be reached: Server disconnected" in broken.what or "reset" in broken.what
     assert "can't be reached: Connection timed out" in silent.what
     assert {finding.severity for finding in found} == {"problem"}
-    assert all("SIDECAR_ELASTICSEARCH_URL" in finding.mend for finding in found)
+    assert all("SIDECAR_ELASTICSEARCH_URL" in finding.fix for finding in found)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 4])
@@ -506,7 +508,7 @@ def test_a_check_that_breaks_off_is_told_with_all_that_was_found_before(number: 
     answers: Answers = {first[number]: odd[0]}
     if number in (0, 1):
         answers = {first[number]: odd[number + 1]}
-    found = look(Api(lacking("create_doc") | answers), recipe(pipeline=T("p")))
+    found = look(Api(lacking("create_doc") | answers), encoder_config(pipeline=T("p")))
     assert found[-1].severity == "problem"
     assert "the check " in found[-1].what
     assert ("format" in found[-1].what) == (number in (0, 1))

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sidecar.core.batcher import Batcher
-from sidecar.core.coalesce import Coalescer, Operation, uncover
-from sidecar.core.compose import Composer, Recipe
-from sidecar.core.order import Order
+from sidecar.core.coalesce import Coalescer, Operation, undo_coalesce
+from sidecar.core.compose import BulkEncoder, EncoderConfig
+from sidecar.core.order import DocumentOrder
 from sidecar.core.template import Template
 from tests.builders import ledger, long_string, message, properties, tags
 
@@ -26,19 +26,19 @@ class Desk:
     """A coalescer with its order and its groups, and a composer that takes the action from a header."""
 
     def __init__(
-        self, mode: Mode = "merge", *, most: int = 100, conflicts_matter: bool = False, **recipe: Template | str
+        self, mode: Mode = "merge", *, most: int = 100, conflicts_matter: bool = False, **encoder_config: Template | str
     ) -> None:
         self.ledger: Ledger = ledger(delivered=1000)
-        self.order = Order()
-        self.batcher = Batcher(most, 1_000_000, 1.0, folds=True)
-        made = Recipe(  # type: ignore[arg-type]
-            index=Template("docs"), action=Template("{header.do}"), coalesce=mode, **recipe
+        self.order = DocumentOrder()
+        self.batcher = Batcher(most, 1_000_000, 1.0, coalesces=True)
+        made = EncoderConfig(  # type: ignore[arg-type]
+            index=Template("docs"), action=Template("{header.do}"), coalesce=mode, **encoder_config
         )
         equal_wins = made.version_type == "external_gte"
         self.coalescer = Coalescer(
             mode, self.order, self.batcher, conflicts_matter=conflicts_matter, equal_wins=equal_wins
         )
-        self._composer = Composer(made, lambda: "made")
+        self._composer = BulkEncoder(made, lambda: "made")
         self._tag = 0
 
     def make(self, action: str, body: bytes = b"{}", key: bytes = b"d", **headers: bytes) -> Message:
@@ -46,9 +46,9 @@ class Desk:
         fields = [(b"do", long_string(action.encode()))]
         fields += [(name.encode(), long_string(value)) for name, value in headers.items()]
         one = message(self._tag, body, of=self.ledger, raw=properties(fields, message_id=key))
-        (composed,), rejects = self._composer.compose([one], 0.0)
-        assert not rejects
-        return composed
+        (encoded,), rejections = self._composer.encode([one], 0.0)
+        assert not rejections
+        return encoded
 
     def admit(self, *messages: Message) -> tuple[int, list[Batch]]:
         return self.coalescer.admit(list(messages), 0.0)
@@ -56,7 +56,7 @@ class Desk:
     def sent(self) -> list[tuple[bytes, bytes | None]]:
         """Take what is in the groups: the verb and the source of each item."""
         items = [one for batch in self.batcher.take_all() for one in batch.messages]
-        return [(one.line.split(b'"')[1], one.source) for one in items]
+        return [(one.action_line.split(b'"')[1], one.source) for one in items]
 
 
 FOLDS = [
@@ -123,7 +123,7 @@ def test_what_would_not_be_the_same_goes_one_by_one(operations: list[tuple[str, 
     desk = Desk(MERGE)
     first, later = (desk.make(*one) for one in operations)
     assert desk.admit(first, later) == (0, [])
-    assert first.follower is later
+    assert first.next_for_document is later
     assert len(desk.sent()) == 1
 
 
@@ -143,7 +143,7 @@ def test_of_two_versions_the_higher_one_stays_whichever_comes_last() -> None:
     assert folded == 2
     (batch,) = desk.batcher.take_all()
     (one,) = batch.messages
-    assert (one.line, one.source) == (
+    assert (one.action_line, one.source) == (
         b'{"index":{"_id":"d","version":6,"version_type":"external"}}\n',
         b'{"n":6}',
     )
@@ -189,17 +189,17 @@ def test_covered_messages_count_towards_the_batch() -> None:
     desk = Desk(LATEST, most=4)
     messages = [desk.make("index", b'{"n":%d}' % at, b"d%d" % (at % 2)) for at in range(6)]
     folded, (batch,) = desk.admit(*messages)
-    assert (batch.trigger, batch.gathered, tags(batch.messages)) == ("count", 4, [1, 2])
+    assert (batch.trigger, batch.message_count, tags(batch.messages)) == ("count", 4, [1, 2])
     assert [one.source for one in batch.messages] == [b'{"n":2}', b'{"n":3}']
     assert folded == 2
-    assert messages[0].follower is messages[4]
+    assert messages[0].next_for_document is messages[4]
 
 
 def test_a_complete_set_counts_those_that_are_covered() -> None:
     """Also where the size of the set is told by a message that is folded."""
     desk = Desk(LATEST, batch_complete_count=Template("{header.size|}"))
     _, complete = desk.admit(desk.make("index"), desk.make("index", size=b"3"), desk.make("index"))
-    assert [(batch.trigger, batch.gathered) for batch in complete] == [("complete", 3)]
+    assert [(batch.trigger, batch.message_count) for batch in complete] == [("complete", 3)]
 
 
 @pytest.mark.parametrize(
@@ -224,9 +224,9 @@ def test_of_the_sizes_of_a_set_the_latest_one_counts(sizes: list[bytes], complet
     folded, complete = desk.admit(*messages)
     if waits:
         assert (folded, complete) == (len(sizes) - 1, [])
-        (next_one,) = desk.order.leave([before])
-        complete = desk.batcher.correlate([next_one], 0.0)
-    assert [(batch.trigger, batch.gathered) for batch in complete] == [("complete", complete_at)]
+        (next_one,) = desk.order.release([before])
+        complete = desk.batcher.add_correlated([next_one], 0.0)
+    assert [(batch.trigger, batch.message_count) for batch in complete] == [("complete", complete_at)]
 
 
 def test_a_message_that_says_nothing_of_the_set_leaves_its_size() -> None:
@@ -235,7 +235,7 @@ def test_a_message_that_says_nothing_of_the_set_leaves_its_size() -> None:
     _, complete = desk.admit(
         desk.make("index", key=b"a", size=b"9"), desk.make("index", key=b"b", size=b"3"), desk.make("index", key=b"a")
     )
-    assert [(batch.trigger, batch.gathered) for batch in complete] == [("complete", 3)]
+    assert [(batch.trigger, batch.message_count) for batch in complete] == [("complete", 3)]
 
 
 @pytest.mark.parametrize("ends", [(b"1", b""), (b"", b"1"), (b"", b"1", b"")])
@@ -247,16 +247,16 @@ def test_a_flush_message_among_those_that_wait_ends_their_group(ends: tuple[byte
     desk.batcher.take_all()
     folded, complete = desk.admit(*[desk.make("index", end=end) for end in ends])
     assert (folded, complete) == (len(ends) - 1, [])
-    (next_one,) = desk.order.leave([before])
-    complete = desk.batcher.correlate([next_one], 0.0)
-    assert [(batch.trigger, batch.gathered) for batch in complete] == [("message", len(ends))]
+    (next_one,) = desk.order.release([before])
+    complete = desk.batcher.add_correlated([next_one], 0.0)
+    assert [(batch.trigger, batch.message_count) for batch in complete] == [("message", len(ends))]
 
 
 def test_a_flush_message_that_is_folded_ends_its_group() -> None:
     """At once, as any other."""
     desk = Desk(LATEST, batch_flush_when=Template("{header.end|}"))
     _, complete = desk.admit(desk.make("index"), desk.make("index", end=b"1"))
-    assert [(batch.trigger, batch.gathered) for batch in complete] == [("message", 2)]
+    assert [(batch.trigger, batch.message_count) for batch in complete] == [("message", 2)]
 
 
 def test_what_waits_for_its_turn_is_superseded_too() -> None:
@@ -267,12 +267,12 @@ def test_what_waits_for_its_turn_is_superseded_too() -> None:
     desk.batcher.take_all()
     waiting = [desk.make("index", b'{"n":%d}' % at) for at in range(1, 5)]
     assert desk.admit(*waiting)[0] == 3
-    (next_one,) = desk.order.leave([first])
+    (next_one,) = desk.order.release([first])
     assert next_one is waiting[0]
     assert next_one.source == b'{"n":4}'
-    desk.batcher.correlate([next_one], 0.0)
+    desk.batcher.add_correlated([next_one], 0.0)
     (batch,) = desk.batcher.take_all()
-    assert batch.gathered == 4
+    assert batch.message_count == 4
 
 
 def test_nothing_is_folded_into_what_was_sent() -> None:
@@ -292,22 +292,22 @@ def test_what_failed_together_gets_back_what_it_was() -> None:
     """Line, source and action of its own; the others come behind it, before what waited already, and fold no more."""
     desk = Desk(MERGE)
     one, two, three = desk.make("create", b'{"a":1}'), desk.make("update", b'{"b":2}'), desk.make("update", b'{"c":3}')
-    own = one.line, one.source, one.action
-    held = desk.ledger.held_bytes
+    own = one.action_line, one.source, one.action
+    held = desk.ledger.memory_bytes
     desk.admit(one, two, three)
-    assert desk.ledger.held_bytes > held, "a document that is made here takes memory"
+    assert desk.ledger.memory_bytes > held, "a document that is made here takes memory"
     desk.batcher.take_all()
     behind = desk.make("delete")
     desk.admit(behind)
-    one.unanswered, one.attempts = True, 3
-    followers = uncover(one)
-    desk.order.line_up(one, followers)
-    assert (one.line, one.source, one.action) == own
-    assert (followers, one.attempts, two.unanswered) == ([two, three], 0, True)
-    assert one.follower is two
-    assert two.follower is three
-    assert three.follower is behind
-    assert desk.ledger.held_bytes == held
+    one.times_unanswered, one.attempts = True, 3
+    followers = undo_coalesce(one)
+    desk.order.insert_after(one, followers)
+    assert (one.action_line, one.source, one.action) == own
+    assert (followers, one.attempts, two.times_unanswered) == ([two, three], 0, True)
+    assert one.next_for_document is two
+    assert two.next_for_document is three
+    assert three.next_for_document is behind
+    assert desk.ledger.memory_bytes == held
     assert one.operation is two.operation is three.operation is None
 
 
@@ -317,10 +317,10 @@ def test_followers_line_up_behind_the_last_one_as_well() -> None:
     one, two = desk.make("index"), desk.make("index")
     desk.admit(one, two)
     desk.batcher.take_all()
-    desk.order.line_up(one, uncover(one))
+    desk.order.insert_after(one, undo_coalesce(one))
     last = desk.make("index")
     desk.admit(last)
-    assert two.follower is last
+    assert two.next_for_document is last
 
 
 def test_a_large_document_is_not_merged() -> None:

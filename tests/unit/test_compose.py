@@ -8,60 +8,60 @@ import orjson
 import pytest
 
 from sidecar.core.document import fragment
-from tests.builders import composer, message, properties, tags
+from tests.builders import encoder, message, properties, tags
 
 if TYPE_CHECKING:
     from sidecar.core.message import Message
 
 
-def composed(body: bytes, raw: bytes = b"\0\0", *, action: str = "index", with_message_id: bool = True) -> Message:
+def encoded(body: bytes, raw: bytes = b"\0\0", *, action: str = "index", with_message_id: bool = True) -> Message:
     """Return the message that `body` becomes."""
-    accepted, rejects = composer(action, with_message_id=with_message_id).compose([message(body=body, raw=raw)], 0.0)
-    assert rejects == []
+    accepted, rejections = encoder(action, with_message_id=with_message_id).encode([message(body=body, raw=raw)], 0.0)
+    assert rejections == []
     return accepted[0]
 
 
 def refusal(body: bytes, raw: bytes = b"\0\0") -> tuple[str, str]:
     """Return reason and detail of the reject that `body` becomes."""
-    accepted, rejects = composer("index", with_message_id=True).compose([message(body=body, raw=raw)], 0.0)
+    accepted, rejections = encoder("index", with_message_id=True).encode([message(body=body, raw=raw)], 0.0)
     assert accepted == []
-    return rejects[0].reason, rejects[0].detail
+    return rejections[0].reason, rejections[0].detail
 
 
 def test_a_plain_document_is_passed_through_as_it_is() -> None:
     """The same bytes object: nothing is copied, let alone decoded."""
     body = b'{"a":1e2, "n":12345678901234567890123}'
-    assert composed(body).source is body
+    assert encoded(body).source is body
 
 
 def test_the_id_is_the_message_id() -> None:
     """It is the key of the order too."""
-    one = composed(b"{}", properties(message_id=b"order-7"))
-    assert (one.line, one.key) == (b'{"index":{"_id":"order-7"}}\n', b"order-7")
+    one = encoded(b"{}", properties(message_id=b"order-7"))
+    assert (one.action_line, one.document_key) == (b'{"index":{"_id":"order-7"}}\n', b"order-7")
 
 
 @pytest.mark.parametrize("raw", [b"\0\0", properties(message_id=b""), properties(content_type=b"application/json")])
 def test_without_a_message_id_elasticsearch_makes_one(raw: bytes) -> None:
     """An empty one counts as none: Elasticsearch would refuse it."""
-    one = composed(b"{}", raw, action="create")
-    assert (one.line, one.key) == (b'{"create":{}}\n', None)
+    one = encoded(b"{}", raw, action="create")
+    assert (one.action_line, one.document_key) == (b'{"create":{}}\n', None)
 
 
 def test_the_message_id_can_be_left_unused() -> None:
     """``SIDECAR_ID=none``."""
-    one = composed(b"{}", properties(message_id=b"7"), with_message_id=False)
-    assert (one.line, one.key) == (b'{"index":{}}\n', None)
+    one = encoded(b"{}", properties(message_id=b"7"), with_message_id=False)
+    assert (one.action_line, one.document_key) == (b'{"index":{}}\n', None)
 
 
 @pytest.mark.parametrize(
-    "ident",
+    "document_id",
     [b'"', b"\\", b'"}}\n{"delete":{"_id":"victim"}}\n', b"\n", b"\r", b"\0", b"\x7f", "é\u2028".encode(), b"a" * 255],
 )
-def test_an_id_is_data_whatever_bytes_it_holds(ident: bytes) -> None:
+def test_an_id_is_data_whatever_bytes_it_holds(document_id: bytes) -> None:
     """Quotes and line breaks can neither end the field nor the line."""
-    line = composed(b"{}", properties(message_id=ident)).line
+    line = encoded(b"{}", properties(message_id=document_id)).action_line
     assert line.count(b"\n") == 1
-    assert orjson.loads(line) == {"index": {"_id": ident.decode()}}
+    assert orjson.loads(line) == {"index": {"_id": document_id.decode()}}
 
 
 def test_an_id_that_is_not_utf8_is_malformed() -> None:
@@ -72,9 +72,9 @@ def test_an_id_that_is_not_utf8_is_malformed() -> None:
 def test_properties_cut_short_are_malformed_and_cost_nobody_else_anything() -> None:
     """The message is rejected, its neighbours are composed."""
     held = [message(1), message(2, raw=properties(message_id=b"12345")[:-2]), message(3)]
-    accepted, rejects = composer("index", with_message_id=True).compose(held, 0.0)
+    accepted, rejections = encoder("index", with_message_id=True).encode(held, 0.0)
     assert tags(accepted) == [1, 3]
-    assert [(reject.message, reject.reason) for reject in rejects] == [(held[1], "malformed")]
+    assert [(reject.message, reject.reason) for reject in rejections] == [(held[1], "malformed")]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_what_could_break_a_request_never_reaches_one(body: bytes, says: str) ->
 )
 def test_comments_around_a_document_and_before_line_breaks_are_left_out(body: bytes, source: bytes) -> None:
     """Elasticsearch reads over comments; in a bulk request one must neither hide a line break nor what follows it."""
-    assert composed(body).source == source
+    assert encoded(body).source == source
     assert fragment(body) == source
 
 
@@ -150,7 +150,7 @@ def test_a_word_or_number_that_is_not_json_is_told_with_its_place(body: bytes, a
 )
 def test_what_only_concerns_the_document_is_elasticsearchs_to_say(body: bytes) -> None:
     """It spoils its own item only, and comes back with the true reason."""
-    assert composed(body).source == body
+    assert encoded(body).source == body
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_what_only_concerns_the_document_is_elasticsearchs_to_say(body: bytes) -
 )  # fmt: skip
 def test_line_breaks_outside_strings_become_spaces(body: bytes, source: bytes) -> None:
     """Only once it is known to be JSON; numbers and text keep their exact spelling."""
-    assert composed(body).source == source
+    assert encoded(body).source == source
 
 
 def test_a_document_no_request_could_carry_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,15 +175,15 @@ def test_a_document_no_request_could_carry_is_too_large(monkeypatch: pytest.Monk
     monkeypatch.setattr("sidecar.core.compose.MAX_DOCUMENT_BYTES", 10)
     assert refusal(b'{"a":"xxx"}')[0] == "too-large"
     assert refusal('{"a":"é"}\n '.encode()[:-2] + b"x}")[0] == "too-large"
-    assert composed(b'{"a":"xx"}').source == b'{"a":"xx"}'
-    assert composed(b' {"a":"xx"}\n').source == b'{"a":"xx"}'
+    assert encoded(b'{"a":"xx"}').source == b'{"a":"xx"}'
+    assert encoded(b' {"a":"xx"}\n').source == b'{"a":"xx"}'
 
 
 def test_accepted_and_rejected_keep_their_order() -> None:
     """Order for one document is that of the queue."""
     bodies = [b"{}", b"", b"{}", b"[]", b"{}"]
-    accepted, rejects = composer("index", with_message_id=True).compose(
+    accepted, rejections = encoder("index", with_message_id=True).encode(
         [message(tag, body) for tag, body in enumerate(bodies, 1)], 0.0
     )
     assert tags(accepted) == [1, 3, 5]
-    assert [reject.message.tag for reject in rejects] == [2, 4]
+    assert [reject.message.tag for reject in rejections] == [2, 4]

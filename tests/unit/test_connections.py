@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.amqp.letters import open_letters
-from sidecar.amqp.outlet import Outlet
-from sidecar.amqp.producer import Producer, open_producer
+from sidecar.amqp.letters import open_dead_letter_queue
+from sidecar.amqp.outlet import ReconnectingPublisher
+from sidecar.amqp.producer import PublisherConnection, open_publisher_connection
 from sidecar.amqp.publisher import REFUSED
-from sidecar.amqp.session import Connecting, Session, open_session
+from sidecar.amqp.session import Session, SessionOptions, open_session
 from sidecar.amqp.topology import Seen, Topology
-from sidecar.amqp.wire import Reach, forget_leftovers
+from sidecar.amqp.wire import ConnectOptions, forget_leftovers
 from sidecar.core.copies import TOKEN_HEADER
 from sidecar.core.ledger import Settlement
 from sidecar.errors import BrokerError, QueueError
-from sidecar.ports import DURABLE_SECONDS, Copy, Undeclared, Unroutable
+from sidecar.ports import QUEUE_DURABLE_AFTER_SECONDS, OutboundMessage, Undeclared, Unroutable
 from tests.builders import examples, long_string, properties
 from tests.drawing import drew
 from tests.fakes import network
@@ -44,7 +44,7 @@ from tests.fakes.amqp_server import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-    from sidecar.amqp.wire import Wire
+    from sidecar.amqp.wire import AmqpProtocol
     from sidecar.core.message import Message
     from tests.fakes.amqp_methods import Method
     from tests.fakes.amqp_server import Channel
@@ -78,22 +78,22 @@ def play(scenario: Callable[[AmqpServer], Coroutine[Any, Any, None]], *, rng: ra
     assert strange == []
 
 
-def copies(*bodies: bytes, key: bytes = b"work", exchange: bytes = b"") -> list[Copy]:
+def copies(*bodies: bytes, key: bytes = b"work", exchange: bytes = b"") -> list[OutboundMessage]:
     """Return messages with tokens, and all with one message id."""
     made = []
     for number, body in enumerate(bodies):
         token = b"t%d" % number
         raw = properties([(TOKEN_HEADER, long_string(token))], message_id=b"same", delivery_mode=2)
-        made.append(Copy(exchange, key, raw, body, token))
+        made.append(OutboundMessage(exchange, key, raw, body, token))
     return made
 
 
-def outlet_to(server: AmqpServer, **options: Any) -> Outlet:
+def outlet_to(server: AmqpServer, **options: Any) -> ReconnectingPublisher:
     """Return an outlet."""
-    return Outlet((server.url,), options.pop("topology", Topology()), Reach(), **options)
+    return ReconnectingPublisher((server.url,), options.pop("topology", Topology()), ConnectOptions(), **options)
 
 
-def known(outlet: Outlet) -> int | None:
+def known(outlet: ReconnectingPublisher) -> int | None:
     """Return the number of an outlet's connection, anew."""
     return outlet.connection
 
@@ -103,26 +103,26 @@ async def session_of(
 ) -> Session:
     """Return a session that may consume from ``work``."""
     chunks = received if received is not None else []
-    connecting = Connecting(topology=Topology(queues=("work",), **topology), seen=seen or Seen())
+    connecting = SessionOptions(topology=Topology(queues=("work",), **topology), seen=seen or Seen())
     return await open_session((server.url,), connecting, chunks.extend)
 
 
-def hearing(wire: Wire | None) -> asyncio.Event:
+def hearing(protocol: AmqpProtocol | None) -> asyncio.Event:
     """Return what is set when the next bytes have come by a connection."""
-    assert wire is not None
-    heard, take = asyncio.Event(), wire.data_received
+    assert protocol is not None
+    heard, take = asyncio.Event(), protocol.data_received
 
     def data_received(data: bytes) -> None:
         take(data)
         heard.set()
 
-    wire.data_received = data_received  # type: ignore[method-assign]
+    protocol.data_received = data_received  # type: ignore[method-assign]
     return heard
 
 
-def leftovers(producer: Producer) -> list[object]:
+def leftovers(producer: PublisherConnection) -> list[object]:
     """Return what a producer still holds for messages that were answered."""
-    publisher = producer._publisher
+    publisher = producer._channel
     assert publisher is not None
     return [*publisher._open, *publisher._tokens, *publisher._returns, *publisher._limits]
 
@@ -163,7 +163,7 @@ def test_each_message_gets_its_own_verdict(batches: list[list[tuple[str, int]]],
         server.declare("work")
         server.confirms = by_chance(random.Random(seed))
         server.nacks = lambda publish: publish.body.startswith(b"refused")
-        producer = await open_producer((server.url,), Topology())
+        producer = await open_publisher_connection((server.url,), Topology())
         calls = []
         for number, batch in enumerate(batches):
             some = []
@@ -207,7 +207,7 @@ def test_confirms_in_every_order(steps: dict[int, list[Any]], expected: str) -> 
     async def scenario(server: AmqpServer) -> None:
         server.declare("work")
         server.confirms = script(steps)
-        producer = await open_producer((server.url,), Topology())
+        producer = await open_publisher_connection((server.url,), Topology())
         verdicts = await producer.publish(copies(*(b"%d" % at * 70_000 for at in range(5))))
         assert "".join("+" if verdict is None else "-" for verdict in verdicts) == expected
         assert leftovers(producer) == []
@@ -223,7 +223,7 @@ def test_a_return_is_for_whoever_has_its_token(with_token: bool) -> None:
     async def scenario(server: AmqpServer) -> None:
         server.declare("work")
         server.confirms = script({1: [ack(1)], 4: [ack(4, multiple=True)]})
-        producer = await open_producer((server.url,), Topology())
+        producer = await open_publisher_connection((server.url,), Topology())
         some = copies(b"a", b"b", b"c", b"d")
         some[2] = some[2]._replace(routing_key=b"nowhere")
         if not with_token:
@@ -351,13 +351,13 @@ def test_what_a_lost_connection_left_open_is_published_by_the_next() -> None:
         server.block("low on disk")
         await asyncio.sleep(1)
         assert outlet.blocked == "RabbitMQ takes no messages for now: low on disk"
-        assert await outlet.unavailable() == outlet.blocked
+        assert await outlet.check() == outlet.blocked
         server.alarm = None
         server.kill()
         await asyncio.sleep(1)
         assert known(outlet) is None
         server.frame_max = 8192
-        assert await outlet.unavailable() is None
+        assert await outlet.check() is None
         assert (known(outlet), outlet.frame_max) == (2, 8192)
         assert await outlet.publish(copies(b"2" * 9_000)) == [None]
         assert server.published[-1].frame_bytes == [8192, 9_000 - 8184 + 8]
@@ -424,11 +424,11 @@ def test_the_next_url_is_tried_and_all_reasons_are_told() -> None:
     async def scenario(server: AmqpServer) -> None:
         server.declare("work")
         dead = "amqp://me:secret@127.0.0.1:1/"
-        outlet = Outlet((dead, server.url), Topology(), Reach())
+        outlet = ReconnectingPublisher((dead, server.url), Topology(), ConnectOptions())
         assert await outlet.publish(copies(b"1")) == [None]
         await outlet.close()
         with pytest.raises(BrokerError, match="Connect call failed") as caught:
-            await Outlet((dead, dead.replace(":1/", ":2/")), Topology(), Reach()).open()
+            await ReconnectingPublisher((dead, dead.replace(":1/", ":2/")), Topology(), ConnectOptions()).open()
         assert "secret" not in str(caught.value)
         assert str(caught.value).count("127.0.0.1:") >= 2
 
@@ -444,7 +444,7 @@ def test_an_alarm_stops_time_and_what_was_written_is_confirmed_after_it() -> Non
     async def scenario(server: AmqpServer) -> None:
         server.declare("work")
         told: list[str | None] = []
-        producer = await open_producer((server.url,), Topology(), confirm_timeout_seconds=5.0)
+        producer = await open_publisher_connection((server.url,), Topology(), confirm_timeout_seconds=5.0)
         producer.on_blocked = told.append
         assert await producer.publish(copies(b"1")) == [None]
         for number in (2, 3):
@@ -498,7 +498,10 @@ def test_a_server_that_falls_silent_is_lost_after_some_heartbeats() -> None:
     play(scenario)
 
 
-@pytest.mark.parametrize(("there", "seconds"), [(("a", "b"), 0), (("b",), DURABLE_SECONDS), (("a",), DURABLE_SECONDS)])
+@pytest.mark.parametrize(
+    ("there", "seconds"),
+    [(("a", "b"), 0), (("b",), QUEUE_DURABLE_AFTER_SECONDS), (("a",), QUEUE_DURABLE_AFTER_SECONDS)],
+)
 def test_whoever_creates_a_queue_waits_until_it_is_durable(there: tuple[str, ...], seconds: float) -> None:
     """Whichever of several it is; before that nothing is published."""
 
@@ -506,7 +509,9 @@ def test_whoever_creates_a_queue_waits_until_it_is_durable(there: tuple[str, ...
         for name in there:
             server.declare(name)
         began = asyncio.get_running_loop().time()
-        producer = await open_producer((server.url,), Topology(queues=("a", "b"), dead_letter_exchange="amq.direct"))
+        producer = await open_publisher_connection(
+            (server.url,), Topology(queues=("a", "b"), dead_letter_exchange="amq.direct")
+        )
         assert seconds <= asyncio.get_running_loop().time() - began < seconds + 0.5
         assert await producer.publish(copies(b"1", key=b"a")) == [None]
         await producer.close()
@@ -562,7 +567,7 @@ def test_closing_doesnt_wait_for_a_socket_that_takes_nothing(cancelled: bool) ->
 
     async def scenario(server: AmqpServer) -> None:
         server.declare("work")
-        producer = await open_producer((server.url,), Topology())
+        producer = await open_publisher_connection((server.url,), Topology())
         server.connections[0].stop_reading()
         publishing = asyncio.create_task(producer.publish(copies(*[b"x" * 70_000] * 20)))
         await asyncio.sleep(1)
@@ -707,7 +712,7 @@ def test_nothing_more_is_written_to_a_publishing_channel_that_rabbitmq_has_close
         server.declare("work")
         server.declare("work.dead")
         session = await session_of(server)
-        heard = hearing(session._publish_wire)
+        heard = hearing(session._publish_protocol)
         server.on("basic.publish", refuse(406, "PRECONDITION_FAILED - no"), times=1, skip=1)
         server.confirms = withheld
         refused = asyncio.create_task(session.publish(copies(b"1", b"2", b"3", key=b"work.dead")))
@@ -730,10 +735,10 @@ def test_dead_letters_of_a_channel_that_rabbitmq_has_closed_do_not_count_as_acke
     async def scenario(server: AmqpServer) -> None:
         server.declare("work.dead")
         server.publish("work.dead", b"{}")
-        box = await open_letters((server.url,), "work.dead", Reach())
-        await box.widen(1)
+        box = await open_dead_letter_queue((server.url,), "work.dead", ConnectOptions())
+        await box.add_consumer(1)
         letters = await box.receive()
-        heard = hearing(box._wire)
+        heard = hearing(box._protocol)
         server.connections[0].channels[_consuming(server)].close(406, "PRECONDITION_FAILED - timed out")
         await heard.wait()
         for _ in range(turns):
@@ -780,7 +785,7 @@ def test_delay_queues_are_created_once_and_again_when_they_are_gone() -> None:
         session = await session_of(server)
         loop = asyncio.get_running_loop()
 
-        def delayed(milliseconds: int, body: bytes, token: bytes) -> Copy:
+        def delayed(milliseconds: int, body: bytes, token: bytes) -> OutboundMessage:
             (copy,) = copies(body, key=b"work.delay.%d" % milliseconds)
             raw = properties([(TOKEN_HEADER, long_string(token))])
             return copy._replace(delay=("work", milliseconds), token=token, properties=raw)
@@ -790,7 +795,7 @@ def test_delay_queues_are_created_once_and_again_when_they_are_gone() -> None:
         began = loop.time()
         verdicts = await session.publish([delayed(10_000, b"1", b"1"), delayed(20_000, b"2", b"2"),
                                           delayed(40_000, b"3", b"3")])  # fmt: skip
-        assert DURABLE_SECONDS <= loop.time() - began < DURABLE_SECONDS + 1
+        assert QUEUE_DURABLE_AFTER_SECONDS <= loop.time() - began < QUEUE_DURABLE_AFTER_SECONDS + 1
         assert [verdict is None for verdict in verdicts] == [True, False, True]
         assert isinstance(verdicts[1], Undeclared)
         assert server.queues["work.delay.10000"].arguments == {
@@ -815,7 +820,7 @@ def test_delay_queues_are_created_once_and_again_when_they_are_gone() -> None:
     play(scenario)
 
 
-def delayed(milliseconds: int) -> Copy:
+def delayed(milliseconds: int) -> OutboundMessage:
     """Return a copy for a delay queue of ``work``."""
     (copy,) = copies(b"later", key=b"work.delay.%d" % milliseconds)
     return copy._replace(delay=("work", milliseconds))
@@ -839,12 +844,12 @@ def test_nothing_is_published_to_a_young_delay_queue_whoever_created_it(found_by
             assert await session.find_delay_queue("work", 40_000) is None
         else:
             first = asyncio.create_task(session.publish([delayed(40_000)]))
-            await asyncio.sleep(DURABLE_SECONDS / 2)
+            await asyncio.sleep(QUEUE_DURABLE_AFTER_SECONDS / 2)
         publishing = asyncio.create_task(session.publish([delayed(each) for each in (*others, 40_000)]))
-        await asyncio.sleep(began + DURABLE_SECONDS - 0.1 - loop.time())
+        await asyncio.sleep(began + QUEUE_DURABLE_AFTER_SECONDS - 0.1 - loop.time())
         assert len(server.published) == published
         assert set(await publishing) == {None}
-        assert loop.time() - began >= DURABLE_SECONDS
+        assert loop.time() - began >= QUEUE_DURABLE_AFTER_SECONDS
         if first is not None:
             assert await first == [None]
         await session.close()
@@ -876,10 +881,10 @@ def test_a_dead_letter_is_not_published_before_its_queue_is_durable() -> None:
         session = await session_of(server)
         declared_at = asyncio.get_running_loop().time()
         publishing = asyncio.create_task(session.publish(copies(b"dead", key=b"work.dead")))
-        await asyncio.sleep(DURABLE_SECONDS - 0.5)
+        await asyncio.sleep(QUEUE_DURABLE_AFTER_SECONDS - 0.5)
         assert server.published == []
         assert await publishing == [None]
-        assert asyncio.get_running_loop().time() - declared_at >= DURABLE_SECONDS - 0.1
+        assert asyncio.get_running_loop().time() - declared_at >= QUEUE_DURABLE_AFTER_SECONDS - 0.1
         await session.close()
 
     play(scenario)
@@ -904,18 +909,18 @@ def test_giving_back_ends_the_channel_before_4_3_and_nacks_from_then_on() -> Non
             await session.give_back([(ledger, list(range(4, 41)))])
             await asyncio.sleep(1)
             assert [message.body for message in queue.ready] == [b"%d" % number for number in range(3, 40)]
-            (successor,) = session.ledgers
-            assert successor is not ledger
+            (next_ledger,) = session.ledgers
+            assert next_ledger is not ledger
             del received[:]
             await session.consume(5)
             await asyncio.sleep(1)
             assert [message.body for message in received] == [b"3", b"4", b"5", b"6", b"7"]
-            assert received[0].ledger is successor
+            assert received[0].ledger is next_ledger
             await session.cancel()
             await session.consume(6)
             await asyncio.sleep(1)
             assert len(received) > 5
-            session.settle(successor, [Settlement(received[0].tag, multiple=False)])
+            session.settle(next_ledger, [Settlement(received[0].tag, multiple=False)])
             await asyncio.sleep(1)
             assert server.acked[-1].body == b"3"
             assert not session.lost.done()
@@ -1040,7 +1045,7 @@ def test_no_queue_whose_properties_are_unknown_is_left_by_its_last_consumer(late
         for name in ("first", "second"):
             server.declare(name).auto_delete = True
             server.on("queue.declare", refuse(403, "ACCESS_REFUSED"), queue=name, passive=False)
-        connecting = Connecting(topology=Topology(queues=("first", "second")), seen=Seen())
+        connecting = SessionOptions(topology=Topology(queues=("first", "second")), seen=Seen())
         session = await open_session((server.url,), connecting, lambda _: None)
         await asyncio.sleep(5)
 

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from sidecar.core.compose import Composer, Recipe
+from sidecar.core.compose import BulkEncoder, EncoderConfig
 from sidecar.core.content import plain_body
 from sidecar.core.document import RefusedError
 from sidecar.core.fields import Fields
@@ -34,21 +34,21 @@ def encoded(body: bytes, encoding: bytes, **more: Any) -> Message:
     return message(body=body, raw=properties(content_encoding=encoding, message_id=b"7", **more))
 
 
-def composer(**options: Any) -> Composer:
+def encoder(**options: Any) -> BulkEncoder:
     """Return a composer of the index ``docs``."""
-    return Composer(Recipe(**{"index": Template("docs"), **options}), lambda: "made")
+    return BulkEncoder(EncoderConfig(**{"index": Template("docs"), **options}), lambda: "made")
 
 
 def composed(one: Message, **options: Any) -> Message:
     """Return the message, composed."""
-    accepted, rejects = composer(**options).compose([one], 0.0)
-    assert rejects == []
+    accepted, rejections = encoder(**options).encode([one], 0.0)
+    assert rejections == []
     return accepted[0]
 
 
 def refusal(one: Message, **options: Any) -> tuple[str, str]:
     """Return reason and detail of the reject that a message becomes."""
-    accepted, (reject,) = composer(**options).compose([one], 0.0)
+    accepted, (reject,) = encoder(**options).encode([one], 0.0)
     assert accepted == []
     return reject.reason, reject.detail
 
@@ -70,16 +70,16 @@ def test_gzip_and_deflate_are_undone(body: bytes, encoding: bytes, options: dict
     one = composed(encoded(body, encoding), **options)
     assert one.source == DOCUMENT
     assert one.body == body
-    assert orjson.loads(one.line) == {"index": {"_id": "7"}}
+    assert orjson.loads(one.action_line) == {"index": {"_id": "7"}}
 
 
 @pytest.mark.parametrize("encoding", [b"", b"identity", b"utf-8", b"UTF-8", b"binary", b"us-ascii"])
 def test_names_of_no_compression_leave_the_body_alone(encoding: bytes) -> None:
     """Spring AMQP and Celery put the character set there; the same bytes object goes on, and takes no more memory."""
     one = encoded(DOCUMENT, encoding)
-    held = one.held_bytes
+    held = one.memory_bytes
     assert composed(one).source is one.body
-    assert one.held_bytes == held
+    assert one.memory_bytes == held
 
 
 @pytest.mark.parametrize("encoding", [b"br", b"zstd", b"gzip, gzip", b"\xff", b"x" * 255])
@@ -147,7 +147,7 @@ def test_a_bomb_takes_no_more_than_the_bound() -> None:
     one = encoded(bomb, b"gzip")
     tracemalloc.start()
     try:
-        assert refusal(one, most_bytes=4 * MEBIBYTE)[0] == "too-large"
+        assert refusal(one, max_bytes=4 * MEBIBYTE)[0] == "too-large"
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -161,8 +161,8 @@ def test_the_document_is_counted_beside_the_body() -> None:
     body = gzip.compress(DOCUMENT, mtime=0)
     one = Message(of, 1, 0, b"\0\4work", properties(content_encoding=b"gzip"), body, len(body))
     composed(one)
-    assert one.held_bytes == len(body) + len(DOCUMENT)
-    assert of.held_bytes == len(DOCUMENT)
+    assert one.memory_bytes == len(body) + len(DOCUMENT)
+    assert of.memory_bytes == len(DOCUMENT)
 
 
 def test_templates_look_into_what_was_compressed() -> None:
@@ -170,9 +170,9 @@ def test_templates_look_into_what_was_compressed() -> None:
     ids = set()
     for body, encoding in ((gzip.compress(b'{"n":5}', mtime=0), b"gzip"), (zlib.compress(b'{"n":5}'), b"deflate")):
         one = composed(encoded(body, encoding), id_mode="template", id=Template("{body.n}-{sha256}"))
-        ids.add(orjson.loads(one.line)["index"]["_id"])
-    (ident,) = ids
-    assert ident.startswith("5-")
+        ids.add(orjson.loads(one.action_line)["index"]["_id"])
+    (document_id,) = ids
+    assert document_id.startswith("5-")
 
 
 def test_a_deletion_has_no_need_of_its_body() -> None:
@@ -235,9 +235,9 @@ def test_text_no_request_could_carry_is_too_large(monkeypatch: pytest.MonkeyPatc
 
 def test_a_body_without_properties_is_malformed() -> None:
     """No broker sends that; it costs its neighbours nothing."""
-    accepted, rejects = composer(id_mode="none").compose([message(1, raw=b""), message(2)], 0.0)
+    accepted, rejections = encoder(id_mode="none").encode([message(1, raw=b""), message(2)], 0.0)
     assert [one.tag for one in accepted] == [2]
-    assert [reject.reason for reject in rejects] == ["malformed"]
+    assert [reject.reason for reject in rejections] == ["malformed"]
 
 
 @pytest.mark.parametrize("more", [{}, {"fields": {"queue": "{queue}"}}, {"split": "array"}])
@@ -246,16 +246,16 @@ def test_no_more_is_brought_to_light_than_there_is_room_for(more: dict[str, Any]
     document = b'{"n":"%s"}' % (b" " * 10_000)
     whole = b"[%s]" % document if "split" in more else document
     values = {**more, "fields": Fields({"queue": Template("{queue}")})} if "fields" in more else more
-    composer = Composer(Recipe(index=Template("docs"), **values), lambda: "made")
+    encoder = BulkEncoder(EncoderConfig(index=Template("docs"), **values), lambda: "made")
     raw = properties(message_id=b"m", content_encoding=b"gzip")
     chunk = [message(tag, gzip.compress(whole, mtime=0), raw=raw) for tag in range(1, 10)]
-    composer.room_bytes = 25_000
-    composed, rejects = composer.compose(chunk, 0.0)
-    assert (len(composed), rejects) == (3, [])
-    assert composer.left == chunk[3:]
-    composer.room_bytes = 0
-    assert len(composer.compose(composer.left, 0.0)[0]) == 1
-    assert composer.left == chunk[4:]
-    composer.room_bytes = 1_000_000
-    assert len(composer.compose(composer.left, 0.0)[0]) == 5
-    assert composer.left == []
+    encoder.room_bytes = 25_000
+    composed, rejections = encoder.encode(chunk, 0.0)
+    assert (len(composed), rejections) == (3, [])
+    assert encoder.left == chunk[3:]
+    encoder.room_bytes = 0
+    assert len(encoder.encode(encoder.left, 0.0)[0]) == 1
+    assert encoder.left == chunk[4:]
+    encoder.room_bytes = 1_000_000
+    assert len(encoder.encode(encoder.left, 0.0)[0]) == 5
+    assert encoder.left == []

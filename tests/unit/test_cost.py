@@ -12,7 +12,7 @@ import pytest
 
 from bench.path import BATCH_ITEMS, READ_BYTES, Path, stream
 from bench.templates import deliveries
-from sidecar.core.compose import Composer, Recipe
+from sidecar.core.compose import BulkEncoder, EncoderConfig
 from sidecar.core.template import Template
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ HELD_BYTES_EACH = 700
 
 
 RECIPES = {
-    "id": Recipe(index=Template("docs"), id_mode="template", id=Template("{header.tenant}-{message_id}")),
-    "index": Recipe(index=Template("docs-{header.tenant}")),
-    "routing": Recipe(index=Template("docs"), routing=Template("{header.tenant}")),
+    "id": EncoderConfig(index=Template("docs"), id_mode="template", id=Template("{header.tenant}-{message_id}")),
+    "index": EncoderConfig(index=Template("docs-{header.tenant}")),
+    "routing": EncoderConfig(index=Template("docs"), routing=Template("{header.tenant}")),
 }
 
 
@@ -76,19 +76,21 @@ def test_a_message_costs_a_bounded_number_of_calls(reads: list[bytes]) -> None:
 
 
 def test_nothing_but_reading_looks_at_a_message_by_a_call(reads: list[bytes]) -> None:
-    """Composing, order, batches, requests, answers and acks are calls for a chunk or a batch, however long it is."""
+    """Encoder, order, batches, requests, answers and acks are calls for a chunk or a batch, however long it is."""
     functions, _ = calls(lambda: Path().run(reads))
     by_message = {name for name, count in functions.items() if count >= MESSAGES // 10}
     assert by_message == {"core/message.py:__init__"}
 
 
-@pytest.mark.parametrize("recipe", [pytest.param(recipe, id=name) for name, recipe in RECIPES.items()])
-def test_a_template_is_no_call_for_a_message(recipe: Recipe) -> None:
+@pytest.mark.parametrize(
+    "encoder_config", [pytest.param(encoder_config, id=name) for name, encoder_config in RECIPES.items()]
+)
+def test_a_template_is_no_call_for_a_message(encoder_config: EncoderConfig) -> None:
     """What it says of a chunk is read and joined as a column, in C where that can be."""
     messages = deliveries()
-    composer = Composer(recipe, lambda: "")
-    composer.compose(messages, 0.0)  # each index is looked at once
-    functions, _ = calls(lambda: composer.compose(messages, 0.0))
+    encoder = BulkEncoder(encoder_config, lambda: "")
+    encoder.encode(messages, 0.0)  # each index is looked at once
+    functions, _ = calls(lambda: encoder.encode(messages, 0.0))
     assert functions.total() <= CALLS_OF_A_TEMPLATE, functions.most_common(30)
 
 
@@ -98,9 +100,9 @@ def test_a_message_that_is_held_takes_little_besides_its_body(reads: list[bytes]
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
-        held = [message for read in reads for message in path.inbound.feed(read).messages]
-        path.composer.compose(held, 0.0)
-        path.order.enter(held)
+        held = [message for read in reads for message in path.parser.feed(read).messages]
+        path.encoder.encode(held, 0.0)
+        path.order.admit(held)
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 from click.testing import CliRunner, Result
 
-from sidecar.amqp.letters import RENEW_AT
+from sidecar.amqp.letters import REFRESH_AT_DELIVERIES
 from sidecar.cli import cli, dlq
 from sidecar.core import properties as core
 from sidecar.errors import BrokerError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sidecar.core.message import Message
-    from sidecar.ports import Copy
+    from sidecar.ports import OutboundMessage
 
 REFUSED = "unroutable: 312 NO_ROUTE"
 
@@ -30,7 +30,7 @@ class FakeBox:
     def __init__(self) -> None:
         self.letters: list[tuple[bytes, bytes]] = []
         self.missing_queues: list[str] = []
-        self.published: list[Copy] = []
+        self.published: list[OutboundMessage] = []
         self.properties_limit = 1 << 17
         self.user = "guest"
         self.queue = ""
@@ -67,13 +67,13 @@ class FakeBox:
     async def give_back(self) -> None:
         """What was acked is gone already."""
 
-    async def widen(self, letters: int) -> None:
+    async def add_consumer(self, letters: int) -> None:
         """Have letters delivered."""
 
     async def receive(self) -> list[Message]:
         """Return all."""
         first, self.ledger.next_tag = self.ledger.next_tag, self.ledger.next_tag + len(self._left)
-        self.ledger.admit()
+        self.ledger.open_new()
         chunk = [
             message(first + at, body, of=self.ledger, raw=raw, route=b"\0\1d")
             for at, (raw, body) in enumerate(self._left)
@@ -86,7 +86,7 @@ class FakeBox:
         for one in messages:
             self.letters.remove((one.properties, one.body))
 
-    async def publish(self, copies: list[Copy]) -> list[str | None]:
+    async def publish(self, copies: list[OutboundMessage]) -> list[str | None]:
         """Take copies, but for queues that are missing; those for this queue become letters."""
         answers = [REFUSED if copy.routing_key.decode() in self.missing_queues else None for copy in copies]
         self.published += [copy for copy, answer in zip(copies, answers, strict=True) if answer is None]
@@ -108,7 +108,7 @@ class Called(Protocol):
 @pytest.fixture
 def box(monkeypatch: pytest.MonkeyPatch) -> FakeBox:
     made = FakeBox()
-    monkeypatch.setattr(dlq, "open_letters", made.open)
+    monkeypatch.setattr(dlq, "open_dead_letter_queue", made.open)
     return made
 
 
@@ -203,10 +203,10 @@ def test_letters_that_were_looked_at_often_are_renewed(box: FakeBox, called: Cal
         raw = properties([(b"k", b"V"), (b"x-delivery-count", core.number_value(deliveries))], message_id=b"m")
         box.letters = [(raw, b"1"), (raw, b"2")]
 
-    worn(RENEW_AT - 2)
+    worn(REFRESH_AT_DELIVERIES - 2)
     assert called("list").exit_code == 0
     assert box.published == []
-    worn(RENEW_AT - 1)
+    worn(REFRESH_AT_DELIVERIES - 1)
     assert called("list").exit_code == 0
     assert [copy.body for copy in box.published] == [b"1", b"2"]
     assert [body for _, body in box.letters] == [b"1", b"2"]
@@ -238,7 +238,7 @@ def test_no_command_wears_letters_out(
         fields = [
             (b"sidecar-reason", long_string(reason)),
             (b"sidecar-queue", long_string(b"work")),
-            (b"x-delivery-count", core.number_value(RENEW_AT - 1)),
+            (b"x-delivery-count", core.number_value(REFRESH_AT_DELIVERIES - 1)),
         ]
         box.letters.append((properties(fields, message_id=b"m%d" % number), b"%d" % number))
     called(*arguments, answer=answer)
@@ -248,7 +248,7 @@ def test_no_command_wears_letters_out(
 
 def test_letters_that_cannot_be_renewed_are_told(box: FakeBox, called: Called) -> None:
     """A full queue refuses the copies; whoever goes on looking would lose them."""
-    box.letters = [(properties([(b"x-delivery-count", core.number_value(RENEW_AT))]), b"1")]
+    box.letters = [(properties([(b"x-delivery-count", core.number_value(REFRESH_AT_DELIVERIES))]), b"1")]
     box.missing_queues = ["work.dead"]
     result = called("list")
     assert "drops them at its delivery limit" in result.stderr

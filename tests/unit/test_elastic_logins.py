@@ -11,7 +11,7 @@ import pytest
 
 from sidecar.cli.wiring import elasticsearch
 from sidecar.elastic import sink as sink_module
-from sidecar.elastic.sink import Connection, ElasticSink
+from sidecar.elastic.sink import Connection, ElasticsearchClient
 from sidecar.errors import ConfigError, SinkError
 from sidecar.settings import load_without_required
 from tests.fakes.http_server import Act, running
@@ -65,13 +65,13 @@ def test_each_way_to_log_in_has_its_header(name: str, by_file: bool, tmp_path: P
 
     async def scenario() -> None:
         async with running(2) as cluster:
-            sink = ElasticSink(connection(**given, URL=",".join(cluster.urls)))
+            sink = ElasticsearchClient(connection(**given, URL=",".join(cluster.urls)))
             for _ in range(2):
-                assert await sink.unavailable() is None
+                assert await sink.check() is None
                 await sink.bulk("/_bulk", ITEM)
-                await sink.ask("PUT", "/x", b"{}")
+                await sink.request("PUT", "/x", b"{}")
             for node in sink._pool.all():
-                await sink._look(node)
+                await sink._ping(node)
             await sink.close()
             assert cluster.served == [4, 4]
             assert {request.headers.get("authorization") for request in cluster.requests} == {expected}
@@ -108,7 +108,7 @@ def test_a_login_in_a_url_is_for_all_nodes_and_never_shown(caplog: pytest.LogCap
     caplog.set_level(logging.DEBUG)
 
     async def fail(cluster: HttpCluster, url: str, word: str) -> None:
-        sink = ElasticSink(Connection(urls=(url,)))
+        sink = ElasticsearchClient(Connection(urls=(url,)))
         with pytest.raises(SinkError) as caught:
             await sink.bulk("/_bulk", ITEM)
         await sink.close()
@@ -118,7 +118,7 @@ def test_a_login_in_a_url_is_for_all_nodes_and_never_shown(caplog: pytest.LogCap
     async def scenario() -> None:
         async with running(2) as cluster:
             first, second = (url.removeprefix("http://") for url in cluster.urls)
-            sink = ElasticSink(connection(URL=f"http://{IN_URL}@{first},http://{second}"))
+            sink = ElasticsearchClient(connection(URL=f"http://{IN_URL}@{first},http://{second}"))
             for _ in range(2):
                 await sink.bulk("/_bulk", ITEM)
             await sink.close()
@@ -137,7 +137,9 @@ def test_a_login_in_a_url_is_for_all_nodes_and_never_shown(caplog: pytest.LogCap
 def test_different_logins_in_urls_are_refused() -> None:
     """One of them would be used for all nodes, and nobody would know which."""
     with pytest.raises(ConfigError, match="different logins") as caught:
-        ElasticSink(Connection(urls=("http://a:secret1@127.0.0.1:1", "http://c:3", "http://b:secret2@127.0.0.1:2")))
+        ElasticsearchClient(
+            Connection(urls=("http://a:secret1@127.0.0.1:1", "http://c:3", "http://b:secret2@127.0.0.1:2"))
+        )
     assert "secret" not in str(caught.value)
 
 
@@ -152,7 +154,7 @@ def test_a_cloud_id_names_the_node() -> None:
     assert (node.scheme, node.host, node.port) == ("https", "abc123.example.io", 9243)
     for wrong in ("name:???", "name", "", f"name:{base64.b64encode(b'example.io$').decode()}"):
         with pytest.raises(ConfigError, match="cloud id"):
-            ElasticSink(Connection(cloud_id=wrong))
+            ElasticsearchClient(Connection(cloud_id=wrong))
 
 
 def test_each_node_is_named_once_as_its_url_says() -> None:

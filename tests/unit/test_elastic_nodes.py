@@ -16,7 +16,7 @@ import pytest
 
 from sidecar.core import bulk
 from sidecar.elastic import sink as sink_module
-from sidecar.elastic.sink import Connection, ElasticSink
+from sidecar.elastic.sink import Connection, ElasticsearchClient
 from sidecar.errors import SinkError
 from tests.builders import THOROUGHNESS
 from tests.fakes.http_server import Act, HttpCluster, Received, reply, running, stored
@@ -36,10 +36,10 @@ SHORT_SECONDS = 0.05
 
 
 @asynccontextmanager
-async def client(cluster: HttpCluster, *urls: str, **options: Any) -> AsyncIterator[ElasticSink]:
+async def client(cluster: HttpCluster, *urls: str, **options: Any) -> AsyncIterator[ElasticsearchClient]:
     """A sink for the nodes, which is closed in the end and leaves nothing behind."""
     login = {"username": "me", "password": SECRET} if not options.keys() & {"api_key", "bearer_token"} else {}
-    sink = ElasticSink(Connection(urls=urls or cluster.urls, **login | options))
+    sink = ElasticsearchClient(Connection(urls=urls or cluster.urls, **login | options))
     try:
         yield sink
     finally:
@@ -58,7 +58,7 @@ def play(scenario: Callable[[HttpCluster], Coroutine[object, object, None]], cou
     asyncio.run(main())
 
 
-async def outcome(sink: ElasticSink, body: bytes = BODY) -> Answer | str:
+async def outcome(sink: ElasticsearchClient, body: bytes = BODY) -> Answer | str:
     """Return the answer to a bulk request, or what is said if none came."""
     try:
         return await sink.bulk(PATH, body)
@@ -78,7 +78,7 @@ def assert_unknown(found: Answer | str, cluster: HttpCluster) -> None:
     assert len(cluster.requests) == 1, [request.raw for request in cluster.requests]
 
 
-def forget(sink: ElasticSink, cluster: HttpCluster) -> None:
+def forget(sink: ElasticsearchClient, cluster: HttpCluster) -> None:
     """Begin anew: all nodes are thought to be well."""
     cluster.requests.clear()
     sink._pool.away.clear()
@@ -432,8 +432,8 @@ def test_a_request_that_is_not_about_documents_says_so() -> None:
 
     async def scenario(cluster: HttpCluster) -> None:
         async with client(cluster, bearer_token="t") as sink:
-            assert (await sink.ask("PUT", "/_index_template/x", b'{"a":1}')).status == 200
-            assert await sink.unavailable() is None
+            assert (await sink.request("PUT", "/_index_template/x", b'{"a":1}')).status == 200
+            assert await sink.check() is None
         put, look = cluster.requests
         assert (put.method, put.path, put.body) == ("PUT", "/_index_template/x", b'{"a":1}')
         assert (put.headers["accept"], put.headers["content-type"]) == (bulk.ACCEPT, bulk.ACCEPT)
@@ -449,7 +449,7 @@ def test_a_prefix_of_the_url_stands_before_every_path() -> None:
     async def scenario(cluster: HttpCluster) -> None:
         async with client(cluster, f"{cluster.urls[0]}/es/") as sink:
             await outcome(sink)
-            await sink.unavailable()
+            await sink.check()
         assert [request.path for request in cluster.requests][:2] == [f"/es{PATH}", "/es/"]
 
     play(scenario, count=1)
@@ -610,7 +610,7 @@ def test_a_look_has_less_patience_than_a_request(monkeypatch: pytest.MonkeyPatch
             slowly = Act(answer=reply(STORED), answers_early=False, waits=True)
             asked = asyncio.ensure_future(outcome(sink))
             await until(lambda: cluster.served[0] == 1)
-            assert "timed out" in (await sink.unavailable() or "")
+            assert "timed out" in (await sink.check() or "")
             assert not asked.done()
             cluster.released.set()
             assert isinstance(await asked, tuple)
@@ -625,7 +625,7 @@ def test_a_look_has_no_more_patience_than_requests_have(monkeypatch: pytest.Monk
     async def scenario(cluster: HttpCluster) -> None:
         async with client(cluster, cluster.urls[0], timeout_seconds=SHORT_SECONDS) as sink:
             cluster.script.append(Act(end="hang"))
-            assert "timed out" in (await sink.unavailable() or "")
+            assert "timed out" in (await sink.check() or "")
 
     play(scenario)
 
@@ -711,7 +711,7 @@ def test_a_server_that_is_another_product_is_told() -> None:
         async with client(cluster, cluster.urls[0]) as sink:
             for handler, word in cases:
                 cluster.handler = handler
-                found = await sink.unavailable()
+                found = await sink.check()
                 assert (word in found) if word is not None and found is not None else found == word, (word, found)
 
     play(scenario, count=1)
@@ -721,12 +721,12 @@ def test_a_look_asks_no_more_than_it_needs() -> None:
     """The root; only if something else answers, a bulk request of nothing, at the path where bulk requests go."""
 
     async def scenario(cluster: HttpCluster) -> None:
-        sink = ElasticSink(Connection(urls=cluster.urls), bulk_path=PATH)
-        assert await sink.unavailable() is None
+        sink = ElasticsearchClient(Connection(urls=cluster.urls), bulk_path=PATH)
+        assert await sink.check() is None
         cluster.handler = lambda _: STRANGER
-        assert await sink.unavailable() is not None
+        assert await sink.check() is not None
         cluster.handler = lambda _: reply(b"no", 503, headers={"x-elastic-product": ""})
-        assert await sink.unavailable() is not None
+        assert await sink.check() is not None
         await sink.close()
         asked = [(request.method, request.path, request.body) for request in cluster.requests]
         assert asked == [("GET", "/", b""), ("GET", "/", b""), ("POST", PATH, b""), ("GET", "/", b"")]

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from sidecar.core.compose import Composer, Recipe
+from sidecar.core.compose import BulkEncoder, EncoderConfig
 from sidecar.core.fields import Fields
-from sidecar.core.lines import _MOST_NAMES, IndexNames
-from sidecar.core.template import Scene, Template
+from sidecar.core.lines import _MAX_NAMES, IndexParameterCache
+from sidecar.core.template import Template, TemplateContext
 from tests.builders import ledger, long_string, message, origin, properties, short_string
 
 if TYPE_CHECKING:
@@ -308,21 +308,21 @@ def expected(place: str, hole: str, around: str, sent: Sent) -> Made:  # noqa: C
             raise No("index-not-allowed")
         parameters.append(f'"_index":{quoted(index)}')
     if place == "id":
-        ident: str | None = value
+        document_id: str | None = value
         if not value:
             raise No("missing-field")
         if len(value.encode()) > 512:
             raise No("malformed")
     else:
-        ident = as_text(sent.texts.get("message_id", b"")) or None
-    if ident is not None:
-        parameters.append(f'"_id":{quoted(ident)}')
+        document_id = as_text(sent.texts.get("message_id", b"")) or None
+    if document_id is not None:
+        parameters.append(f'"_id":{quoted(document_id)}')
     if place in {"routing", "pipeline", "version"}:
         value = rendered(hole, around, sent)
     if place in {"routing", "pipeline"} and value:
         parameters.append(f'"{place}":{quoted(value)}')
     if place == "version":
-        if ident is None:
+        if document_id is None:
             raise No("missing-field")
         if not (value.isascii() and value.isdigit()) or int(value) >= 2**63:
             raise No("malformed")
@@ -333,7 +333,7 @@ def expected(place: str, hole: str, around: str, sent: Sent) -> Made:  # noqa: C
         if value:
             source = f'{{"f":{quoted(value)}'.encode() + (b"," if source != b"{}" else b"") + source[1:]
     space = f"{index}\0" if place == "index" else ""
-    key = (space + ident).encode() if ident is not None else None
+    key = (space + document_id).encode() if document_id is not None else None
     line = f'{{"index":{{{",".join(parameters)}}}}}\n'.encode()
     return Made(line, key, source, value.encode() if place == "batch_key" else None)
 
@@ -349,13 +349,13 @@ def outcome(place: str, hole: str, around: str, sent: Sent) -> Made | str:
 # The product ---------------------------------------------------------------------------------------------------------
 
 
-def recipe(place: str, template: Template) -> Recipe:
+def encoder_config(place: str, template: Template) -> EncoderConfig:
     """Return a recipe with a template in one place."""
     given: dict[str, Any] = {"index": Template("docs")}
     given[place] = Fields({"f": template}) if place == "fields" else template
     if place == "id":
         given["id_mode"] = "template"
-    return Recipe(**given)
+    return EncoderConfig(**given)
 
 
 def template(hole: str, around: str) -> Template:
@@ -365,9 +365,9 @@ def template(hole: str, around: str) -> Template:
     return Template(around.replace("%s!lower", "%s").replace("%s", name + lower + colon + style).replace("%%", "%"))
 
 
-def composed(made: Recipe, sent: list[Sent]) -> list[Made | str]:
+def encoded(made: EncoderConfig, sent: list[Sent]) -> list[Made | str]:
     """Return what becomes of messages, in their order."""
-    composer = Composer(made, lambda: "made")
+    encoder = BulkEncoder(made, lambda: "made")
     of = ledger(QUEUE, delivered=len(sent))
     held = [
         message(
@@ -379,17 +379,17 @@ def composed(made: Recipe, sent: list[Sent]) -> list[Made | str]:
         )
         for tag, one in enumerate(sent, 1)
     ]
-    good, bad = composer.compose(held, NOW)
+    good, bad = encoder.encode(held, NOW)
     assert [one.tag for one in good] == sorted(one.tag for one in good)
     found: dict[int, Made | str] = {one.message.tag: one.reason for one in bad}
     for one in good:
         assert one.source is not None
-        assert one.held_bytes == len(one.properties) + len(one.body) + (
+        assert one.memory_bytes == len(one.properties) + len(one.body) + (
             len(one.source) if one.source is not one.body else 0
         )
         group = one.correlation.key if made.batch_key is not None else None
         assert group is None or (one.correlation == (group, 0, False, False) and one.operation is None)
-        found[one.tag] = Made(one.line, one.key, one.source, group)
+        found[one.tag] = Made(one.action_line, one.document_key, one.source, group)
     return [found[tag] for tag in range(1, len(sent) + 1)]
 
 
@@ -398,17 +398,17 @@ def composed(made: Recipe, sent: list[Sent]) -> list[Made | str]:
 def test_each_field_in_each_place_is_what_the_contract_says(hole: str, place: str) -> None:
     """By columns, one by one, backwards, and each alone: lines, keys, documents, groups and reasons, to the byte."""
     for at, around in enumerate(AROUND):
-        made = recipe(place, template(hole, around))
+        made = encoder_config(place, template(hole, around))
         wanted = [outcome(place, hole, around, one) for one in MESSAGES]
         ways = made, replace(made, batch_complete_count=NO_SIZE)
         for way in ways:
             step = 1 if at % 2 else -1
-            found = composed(way, MESSAGES[::step])[::step]
+            found = encoded(way, MESSAGES[::step])[::step]
             differing = [them for them in zip(MESSAGES, found, wanted, strict=True) if them[1] != them[2]]
             assert not differing, (around, way is made, *differing[:2])
     wanted = [outcome(place, hole, AROUND[0], one) for one in MESSAGES]
-    alone = recipe(place, template(hole, AROUND[0]))
-    assert [composed(alone, [one])[0] for one in MESSAGES] == wanted
+    alone = encoder_config(place, template(hole, AROUND[0]))
+    assert [encoded(alone, [one])[0] for one in MESSAGES] == wanted
 
 
 NO_SIZE = Template("")
@@ -430,65 +430,65 @@ def test_the_messages_are_of_every_kind() -> None:
 def test_most_messages_are_composed_by_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the comparison would be one of the slow way with itself."""
     calls = []
-    slow = Composer._compose_one
+    slow = BulkEncoder._encode_one
 
-    def counted(self: Composer, message: Message, scene: Scene) -> None:
+    def counted(self: BulkEncoder, message: Message, context: TemplateContext) -> None:
         calls.append(message)
-        slow(self, message, scene)
+        slow(self, message, context)
 
-    monkeypatch.setattr(Composer, "_compose_one", counted)
+    monkeypatch.setattr(BulkEncoder, "_encode_one", counted)
     for place in PLACES:
         for hole in HOLES:
-            made = recipe(place, Template(f"{{{hole}|9}}"))
+            made = encoder_config(place, Template(f"{{{hole}|9}}"))
             calls.clear()
-            composed(made, MESSAGES)
+            encoded(made, MESSAGES)
             stored = sum(isinstance(outcome(place, hole, "{%s|9}", one), Made) for one in MESSAGES)
             assert len(calls) <= len(MESSAGES) - stored / 3, (place, hole, len(calls), stored)
 
 
 def test_names_of_indices_are_kept_up_to_a_bound() -> None:
     """Whatever names messages give: what is kept of them has a limit, and each is right behind it as well."""
-    names = IndexNames(Recipe(index=Template("{type}")))
-    for number in range(3 * _MOST_NAMES):
+    names = IndexParameterCache(EncoderConfig(index=Template("{type}")))
+    for number in range(3 * _MAX_NAMES):
         assert names.parameter(b"n-%d" % number) == b'"_index":"n-%d"' % number
-        assert len(names._known) <= _MOST_NAMES
+        assert len(names._known) <= _MAX_NAMES
     assert names.parameter(b"n-0") == b'"_index":"n-0"'
 
 
 @pytest.mark.parametrize("more", [{}, {"batch_complete_count": NO_SIZE}], ids=["columns", "one by one"])
 def test_only_what_is_held_beside_its_message_uses_up_the_room(more: dict[str, Any]) -> None:
     """A document that is its own body costs nothing, however little room there is; the odd one in the middle does."""
-    composer = Composer(Recipe(index=Template("docs"), **more), lambda: "made")
+    encoder = BulkEncoder(EncoderConfig(index=Template("docs"), **more), lambda: "made")
     plain, odd = [message(tag, b'{"n":1}') for tag in (1, 2, 3)], message(4, b' {"n":2}')
     refused, last = message(5, b"[1]"), message(6, b'{"n":3}')
-    composer.room_bytes = 0
-    good, bad = composer.compose([*plain, odd, refused, last], NOW)
+    encoder.room_bytes = 0
+    good, bad = encoder.encode([*plain, odd, refused, last], NOW)
     assert [one.tag for one in good] == [1, 2, 3, 4]
-    assert (bad, composer.left) == ([], [refused, last])
-    composer.room_bytes = 7
-    good, bad = composer.compose([*plain, odd, refused, last], NOW)
+    assert (bad, encoder.left) == ([], [refused, last])
+    encoder.room_bytes = 7
+    good, bad = encoder.encode([*plain, odd, refused, last], NOW)
     assert [one.tag for one in good] == [1, 2, 3, 4, 6]
-    assert ([one.message.tag for one in bad], composer.left) == ([5], [])
+    assert ([one.message.tag for one in bad], encoder.left) == ([5], [])
 
 
 def test_documents_of_a_copy_that_keeps_its_id_get_one_each() -> None:
     """An id that was made for a message as a whole must not become that of all of its documents."""
     raw = properties([(b"sidecar-retry-count", b"l" + bytes(8)), *origin(), (b"sidecar-id", long_string(b"kept"))])
     made = iter(range(9))
-    composer = Composer(
-        Recipe(index=Template("docs"), id_mode="generated", split="array"), lambda: f"made-{next(made)}"
+    encoder = BulkEncoder(
+        EncoderConfig(index=Template("docs"), id_mode="generated", split="array"), lambda: f"made-{next(made)}"
     )
-    good, _ = composer.compose([message(1, b'[{"n":1},{"n":2}]', raw=raw)], NOW)
-    assert [one.key for one in good] == [b"made-0", b"made-1"]
+    good, _ = encoder.encode([message(1, b'[{"n":1},{"n":2}]', raw=raw)], NOW)
+    assert [one.document_key for one in good] == [b"made-0", b"made-1"]
 
 
 @pytest.mark.parametrize("place", ["id", "routing", "pipeline", "fields"])
 def test_each_character_is_data_alone_among_plain_texts(place: str) -> None:
     """A column is looked at as a whole: one backslash in it must be enough."""
-    made = recipe(place, Template("{header.h}"))
+    made = encoder_config(place, Template("{header.h}"))
     for one in [chr(code) for code in range(0x80)] + ["\u00e9", "\u2028", "\U0001f389"]:
         sent = [
             Sent(headers={"h": text(value)}, texts={"message_id": b"m%d" % at})
             for at, value in enumerate([b"a", f"b{one}c".encode(), b"d"])
         ]
-        assert composed(made, sent) == [outcome(place, "header.h", "{%s}", each) for each in sent], one
+        assert encoded(made, sent) == [outcome(place, "header.h", "{%s}", each) for each in sent], one

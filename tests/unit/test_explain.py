@@ -12,10 +12,10 @@ from click.testing import CliRunner, Result
 
 from sidecar.cli import cli
 from sidecar.cli.explain import COURSES
-from sidecar.cli.run import plan
+from sidecar.cli.run import pipeline_config
 from sidecar.core import bulk
-from sidecar.core.compose import Composer
-from sidecar.core.policy import ITEM_RULES, Course, Fate, Rule, Verdict
+from sidecar.core.compose import BulkEncoder
+from sidecar.core.policy import ITEM_RULES, Disposition, RequestOutcome, ResultClass, Rule
 from sidecar.errors import ConfigError
 from sidecar.settings import PREFIX, load
 from tests.builders import long_string, message, properties, without_settings
@@ -52,10 +52,10 @@ def as_json(result: Result, *, exit_code: int = 0) -> dict[str, Any]:
 def sent_by_run(settings: dict[str, str], made: Any) -> tuple[str, bytes]:
     """Return path and body of the request that the parts of `run` make of a message."""
     full = {PREFIX + name: value for name, value in {"INDEX": "logs", "AMQP_QUEUE": "work", **settings}.items()}
-    recipe = plan(load(full)).recipe
-    accepted, rejects = Composer(recipe, lambda: "made").compose([made], 1_700_000_000.0)
-    assert rejects == []
-    return bulk.path(recipe.path_index), bulk.body(accepted)
+    encoder_config = pipeline_config(load(full)).encoder_config
+    accepted, rejections = BulkEncoder(encoder_config, lambda: "made").encode([made], 1_700_000_000.0)
+    assert rejections == []
+    return bulk.path(encoder_config.path_index), bulk.body(accepted)
 
 
 SAMPLES = [
@@ -172,7 +172,7 @@ def test_a_date_out_of_the_body_is_shown(explained: Explained) -> None:
     assert '"_index":"logs-2026.11.30"' in result.stdout
 
 
-@pytest.mark.parametrize("rule", ITEM_RULES, ids=lambda rule: f"{min(rule.statuses)}-{rule.verdict.name.lower()}")
+@pytest.mark.parametrize("rule", ITEM_RULES, ids=lambda rule: f"{min(rule.statuses)}-{rule.result_class.value}")
 def test_every_row_of_the_table_can_be_asked_for(explained: Explained, rule: Rule) -> None:
     """Each status and error type of each row gives that row, and says what is done."""
     action = min(rule.actions, default="index")
@@ -183,38 +183,43 @@ def test_every_row_of_the_table_can_be_asked_for(explained: Explained, rule: Rul
             if status == 503:
                 assert told["rule"] == "throttled"  # a row above
             else:
-                assert (told["rule"], told["why"]) == (rule.verdict.name.lower(), rule.why)
+                assert (told["rule"], told["why"]) == (rule.result_class.value, rule.why)
             assert told["done"]
 
 
 @pytest.mark.parametrize(
     ("status", "error_type", "options", "settings", "fate"),
     [
-        (200, "", (), {}, Fate.STORED),
-        (404, "", (), {"ACTION": "delete"}, Fate.STORED),
-        (404, "index_not_found_exception", (), {}, Fate.DEAD_LETTER),
-        (404, "index_not_found_exception", (), {"ON_INDEX_MISSING": "delay"}, Fate.DELAY),
-        (404, "index_not_found_exception", (), {"ON_INDEX_MISSING": "hold"}, Fate.WAIT),
-        (403, "security_exception", (), {}, Fate.DELAY),
-        (403, "security_exception", (), {"ON_INDEX_BLOCKED": "dead-letter"}, Fate.DEAD_LETTER),
-        (409, "x", (), {"ACTION": "create"}, Fate.STORED),
-        (409, "x", (), {"ACTION": "create", "ON_CONFLICT": "dead-letter"}, Fate.DEAD_LETTER),
-        (409, "x", ("--redelivered",), {"ACTION": "create", "ON_CONFLICT": "dead-letter"}, Fate.STORED),
-        (409, "x", (), {"ACTION": "update"}, Fate.AGAIN),
-        (409, "x", (), {"ACTION": "upsert"}, Fate.AGAIN),
-        (429, "x", (), {}, Fate.THROTTLED),
-        (500, "x", (), {}, Fate.AGAIN),
-        (500, "x", (), {"RETRY_MAX_ATTEMPTS": "1"}, Fate.DEAD_LETTER),
-        (500, "x", (), {"RETRY_MAX_ATTEMPTS": "1", "ID": "none"}, Fate.DELAY),
-        (418, "unheard_of", (), {}, Fate.DEAD_LETTER),
+        (200, "", (), {}, Disposition.STORED),
+        (404, "", (), {"ACTION": "delete"}, Disposition.STORED),
+        (404, "index_not_found_exception", (), {}, Disposition.DEAD_LETTER),
+        (404, "index_not_found_exception", (), {"ON_INDEX_MISSING": "delay"}, Disposition.DELAY),
+        (404, "index_not_found_exception", (), {"ON_INDEX_MISSING": "hold"}, Disposition.RETRY_UNTIL_ROUTABLE),
+        (403, "security_exception", (), {}, Disposition.DELAY),
+        (403, "security_exception", (), {"ON_INDEX_BLOCKED": "dead-letter"}, Disposition.DEAD_LETTER),
+        (409, "x", (), {"ACTION": "create"}, Disposition.STORED),
+        (409, "x", (), {"ACTION": "create", "ON_CONFLICT": "dead-letter"}, Disposition.DEAD_LETTER),
+        (409, "x", ("--redelivered",), {"ACTION": "create", "ON_CONFLICT": "dead-letter"}, Disposition.STORED),
+        (409, "x", (), {"ACTION": "update"}, Disposition.RETRY),
+        (409, "x", (), {"ACTION": "upsert"}, Disposition.RETRY),
+        (429, "x", (), {}, Disposition.THROTTLED),
+        (500, "x", (), {}, Disposition.RETRY),
+        (500, "x", (), {"RETRY_MAX_ATTEMPTS": "1"}, Disposition.DEAD_LETTER),
+        (500, "x", (), {"RETRY_MAX_ATTEMPTS": "1", "ID": "none"}, Disposition.DELAY),
+        (418, "unheard_of", (), {}, Disposition.DEAD_LETTER),
     ],
 )
 def test_what_is_done_depends_on_the_settings(
-    explained: Explained, status: int, error_type: str, options: tuple[str, ...], settings: dict[str, str], fate: Fate
+    explained: Explained,
+    status: int,
+    error_type: str,
+    options: tuple[str, ...],
+    settings: dict[str, str],
+    fate: Disposition,
 ) -> None:
     """Rule, settings and the message's own history are put together as in `run`."""
     arguments = (f"--status={status}", f"--error-type={error_type}", "--message-id=1", "--format=json", *options)
-    assert as_json(explained(b"{}", *arguments, **settings))["verdict"]["fate"] == fate.name.lower()
+    assert as_json(explained(b"{}", *arguments, **settings))["verdict"]["fate"] == fate.value
 
 
 @pytest.mark.parametrize(
@@ -232,7 +237,7 @@ def test_what_follows_the_last_attempt_is_told(explained: Explained) -> None:
     """Only where attempts count."""
     failed = as_json(explained(b"{}", "--status=500", "--format=json"))["verdict"]
     assert (failed["fate"], failed["then"]) == ("again", "delay")
-    assert failed["rule"] == Verdict.COUNTED.name.lower()
+    assert failed["rule"] == ResultClass.RETRYABLE.value
     assert "then" not in as_json(explained(b"{}", "--status=429", "--format=json"))["verdict"]
     assert "and after the last: dead-lettered" in explained(b"{}", "--status=500", "--message-id=1").stdout
 
@@ -258,24 +263,24 @@ def test_where_a_reject_goes(explained: Explained, settings: dict[str, str], don
 @pytest.mark.parametrize(
     ("status", "error_type", "reason", "course"),
     [
-        (503, "", "", Course.UNKNOWN),
-        (200, "", "", Course.UNKNOWN),
-        (429, "x", "", Course.THROTTLED),
-        (413, "", "", Course.SPLIT_SIZE),
-        (400, "x_content_parse_exception", "", Course.SPLIT_FAULT),
-        (400, "illegal_argument_exception", "unrecognized parameter: [x]", Course.HOLD),
-        (401, "security_exception", "", Course.HOLD),
+        (503, "", "", RequestOutcome.OUTCOME_UNKNOWN),
+        (200, "", "", RequestOutcome.OUTCOME_UNKNOWN),
+        (429, "x", "", RequestOutcome.THROTTLED),
+        (413, "", "", RequestOutcome.SPLIT_SIZE),
+        (400, "x_content_parse_exception", "", RequestOutcome.BISECT),
+        (400, "illegal_argument_exception", "unrecognized parameter: [x]", RequestOutcome.HOLD),
+        (401, "security_exception", "", RequestOutcome.HOLD),
     ],
 )
 def test_an_answer_to_the_whole_request(
-    explained: Explained, status: int, error_type: str, reason: str, course: Course
+    explained: Explained, status: int, error_type: str, reason: str, course: RequestOutcome
 ) -> None:
     """With ``--request``; each course is told in a sentence."""
     arguments = [f"--status={status}", f"--error-type={error_type}", f"--error-reason={reason}", "--request"]
     told = as_json(explained(b"{}", *arguments, "--format=json"))["request"]
-    assert (told["rule"], told["done"]) == (course.name.lower(), COURSES[course])
+    assert (told["rule"], told["done"]) == (course.value, COURSES[course])
     assert COURSES[course] in explained(b"{}", *arguments).stdout
-    assert COURSES.keys() == set(Course)
+    assert COURSES.keys() == set(RequestOutcome)
 
 
 def test_any_property_can_be_given(explained: Explained) -> None:

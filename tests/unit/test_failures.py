@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.core.failures import LINES_AT_ONCE, WINDOW_SECONDS, Failures, Kind, Line
+from sidecar.core.failures import LINES_AT_ONCE, WINDOW_SECONDS, FailureKind, FailureThrottle, LogLine
 
-BROKEN = Kind("dead_letter", "rejected", "document_parsing_exception")
-OTHER = Kind("dead_letter", "malformed", "")
+BROKEN = FailureKind("dead_letter", "rejected", "document_parsing_exception")
+OTHER = FailureKind("dead_letter", "malformed", "")
 
 
-def note(failures: Failures, count: int, now: float, kind: Kind = BROKEN, ident: str = "x") -> list[Line]:
+def note(
+    failures: FailureThrottle, count: int, now: float, kind: FailureKind = BROKEN, document_id: str = "x"
+) -> list[LogLine]:
     """Note failures of one batch."""
-    return failures.note(kind, count, ident, "why", now=now, wall=1_700_000_000.0 + now)
+    return failures.note(kind, count, document_id, "why", now=now, wall=1_700_000_000.0 + now)
 
 
 def test_the_first_batches_are_told_at_once_and_a_storm_in_summaries() -> None:
     """100,000 rejects in 1,000 batches of ten for 25 s: five lines, and no reject that isn't in one of them."""
-    failures = Failures()
-    lines: list[Line] = []
+    failures = FailureThrottle()
+    lines: list[LogLine] = []
     for batch in range(1_000):
         now = batch * 0.025
         due = failures.due()
@@ -34,26 +36,26 @@ def test_the_first_batches_are_told_at_once_and_a_storm_in_summaries() -> None:
 
 def test_each_kind_has_lines_of_its_own() -> None:
     """A storm of one doesn't hide the first of another."""
-    failures = Failures()
+    failures = FailureThrottle()
     for _ in range(10):
         note(failures, 5, 0.0)
-    assert note(failures, 1, 0.1, OTHER) == [Line(OTHER, 1, "x", "why")]
+    assert note(failures, 1, 0.1, OTHER) == [LogLine(OTHER, 1, "x", "why")]
 
 
 def test_after_a_quiet_time_the_next_is_told_at_once() -> None:
     """What comes now and then is told each time."""
-    failures = Failures()
+    failures = FailureThrottle()
     for at in range(20):
         assert len(note(failures, 1, at * (WINDOW_SECONDS + 0.1))) == 1
 
 
 def test_nothing_waits_longer_than_a_window() -> None:
     """What was kept back is told when the window ends, also where nothing more comes."""
-    failures = Failures()
+    failures = FailureThrottle()
     for _ in range(LINES_AT_ONCE):
         note(failures, 1, 0.0)
     assert failures.due() is None
-    assert note(failures, 7, 1.0, ident="late") == []
+    assert note(failures, 7, 1.0, document_id="late") == []
     assert failures.due() == WINDOW_SECONDS
     assert failures.take(WINDOW_SECONDS - 0.1) == []
     (line,) = failures.take(WINDOW_SECONDS)
@@ -63,10 +65,10 @@ def test_nothing_waits_longer_than_a_window() -> None:
 
 def test_groups_tell_the_latest_first() -> None:
     """With the count of all, the time and an id of the last."""
-    failures = Failures()
-    note(failures, 2, 0.0, ident="a")
+    failures = FailureThrottle()
+    note(failures, 2, 0.0, document_id="a")
     note(failures, 3, 1.0, OTHER)
-    note(failures, 4, 2.0, ident="b")
+    note(failures, 4, 2.0, document_id="b")
     first, second = failures.groups()
     assert (first.kind, first.count, first.example_id, first.last_at) == (BROKEN, 6, "b", 1_700_000_002.0)
     assert (second.kind, second.count) == (OTHER, 3)
@@ -75,11 +77,11 @@ def test_groups_tell_the_latest_first() -> None:
 @pytest.mark.parametrize("per_kind", [1, 10])
 def test_kinds_are_bounded_and_none_is_lost_untold(per_kind: int) -> None:
     """Whatever types there are: memory has a bound, and every failure is in a line."""
-    failures = Failures()
-    lines: list[Line] = []
+    failures = FailureThrottle()
+    lines: list[LogLine] = []
     for number in range(500):
         for _ in range(per_kind):
-            lines += note(failures, 1, float(number), Kind("dead_letter", "rejected", f"type-{number}"))
+            lines += note(failures, 1, float(number), FailureKind("dead_letter", "rejected", f"type-{number}"))
     lines += failures.take_all()
     assert len(failures.groups()) == 50
     assert sum(line.count for line in lines) == 500 * per_kind
@@ -87,19 +89,19 @@ def test_kinds_are_bounded_and_none_is_lost_untold(per_kind: int) -> None:
 
 def test_an_example_belongs_to_its_own_kind_and_a_summary_to_its_own_window() -> None:
     """Two kinds whose storms overlap: each has its counts, its last example, and its own end of the window."""
-    failures = Failures()
+    failures = FailureThrottle()
     for at in range(LINES_AT_ONCE):
-        note(failures, 1, float(at), ident=f"broken-{at}")
-        note(failures, 2, 4.0 + at, OTHER, ident=f"other-{at}")
-    for at, (kind, ident) in enumerate([(BROKEN, "b"), (OTHER, "o"), (BROKEN, "b-last"), (OTHER, "o-last")]):
-        failures.note(kind, 10 + at, ident, f"why {ident}", now=7.0 + at / 10, wall=0.0)
+        note(failures, 1, float(at), document_id=f"broken-{at}")
+        note(failures, 2, 4.0 + at, OTHER, document_id=f"other-{at}")
+    for at, (kind, document_id) in enumerate([(BROKEN, "b"), (OTHER, "o"), (BROKEN, "b-last"), (OTHER, "o-last")]):
+        failures.note(kind, 10 + at, document_id, f"why {document_id}", now=7.0 + at / 10, wall=0.0)
     assert failures.due() == WINDOW_SECONDS
-    assert failures.take(WINDOW_SECONDS) == [Line(BROKEN, 10 + 12, "b-last", "why b-last", WINDOW_SECONDS)]
+    assert failures.take(WINDOW_SECONDS) == [LogLine(BROKEN, 10 + 12, "b-last", "why b-last", WINDOW_SECONDS)]
     assert failures.due() == 4.0 + WINDOW_SECONDS
-    note(failures, 5, 11.0, ident="b-again")
-    assert failures.take(4.0 + WINDOW_SECONDS) == [Line(OTHER, 11 + 13, "o-last", "why o-last", WINDOW_SECONDS)]
+    note(failures, 5, 11.0, document_id="b-again")
+    assert failures.take(4.0 + WINDOW_SECONDS) == [LogLine(OTHER, 11 + 13, "o-last", "why o-last", WINDOW_SECONDS)]
     assert failures.due() == 2 * WINDOW_SECONDS, "ten seconds after the last line of the kind"
-    assert failures.take(2 * WINDOW_SECONDS) == [Line(BROKEN, 5, "b-again", "why", WINDOW_SECONDS)]
+    assert failures.take(2 * WINDOW_SECONDS) == [LogLine(BROKEN, 5, "b-again", "why", WINDOW_SECONDS)]
     assert failures.due() is None
     assert [(group.kind, group.count) for group in failures.groups()] == [
         (BROKEN, LINES_AT_ONCE + 22 + 5), (OTHER, 2 * LINES_AT_ONCE + 24)
@@ -108,7 +110,7 @@ def test_an_example_belongs_to_its_own_kind_and_a_summary_to_its_own_window() ->
 
 def test_after_a_storm_the_first_lines_of_the_next_are_told_at_once_again() -> None:
     """The window that a summary begins must pass without a failure."""
-    failures = Failures()
+    failures = FailureThrottle()
     for _ in range(LINES_AT_ONCE + 1):
         note(failures, 1, 0.0)
     assert len(failures.take(WINDOW_SECONDS)) == 1
@@ -119,8 +121,8 @@ def test_after_a_storm_the_first_lines_of_the_next_are_told_at_once_again() -> N
 
 def test_the_kind_that_is_forgotten_is_the_one_that_has_not_come_for_longest() -> None:
     """Not the first that ever came, nor the rarest."""
-    failures = Failures()
-    kinds = [Kind("dead_letter", "rejected", f"type-{number}") for number in range(51)]
+    failures = FailureThrottle()
+    kinds = [FailureKind("dead_letter", "rejected", f"type-{number}") for number in range(51)]
     for at, kind in enumerate(kinds[:50]):
         note(failures, 9 if at == 1 else 1, float(at), kind)
     note(failures, 1, 60.0, kinds[0])

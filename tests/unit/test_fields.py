@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.core.compose import Composer, Recipe
+from sidecar.core.compose import BulkEncoder, EncoderConfig
 from sidecar.core.fields import FieldNameError, Fields
 from sidecar.core.template import Template
 from tests.builders import long_string, message, properties
@@ -18,17 +18,17 @@ RAW = properties(message_id=b"7", timestamp=1_600_000_000)
 STAMP = b'"@timestamp":"2020-09-13T12:26:40Z"'
 
 
-def composer(fields: dict[str, str], **options: Any) -> Composer:
+def encoder(fields: dict[str, str], **options: Any) -> BulkEncoder:
     """Return a composer that adds fields."""
     made = Fields({name: Template(text) for name, text in fields.items()})
-    return Composer(Recipe(**{"index": Template("docs"), "fields": made, **options}), lambda: "made")
+    return BulkEncoder(EncoderConfig(**{"index": Template("docs"), "fields": made, **options}), lambda: "made")
 
 
 def source(body: bytes, fields: dict[str, str], raw: bytes = RAW, **options: Any) -> bytes | None:
     """Return the document line that a body becomes."""
     one = message(body=body, raw=raw)
-    accepted, rejects = composer(fields, **options).compose([one], NOW)
-    assert rejects == []
+    accepted, rejections = encoder(fields, **options).encode([one], NOW)
+    assert rejections == []
     assert accepted == [one]
     return one.source
 
@@ -131,7 +131,7 @@ def test_values_are_data_and_texts_always() -> None:
 def test_a_value_that_is_absent_rejects_the_message() -> None:
     """As everywhere in templates; its neighbours are composed."""
     held = [message(1, raw=RAW), message(2), message(3, raw=RAW)]
-    accepted, (reject,) = composer(TIMESTAMP).compose(held, NOW)
+    accepted, (reject,) = encoder(TIMESTAMP).encode(held, NOW)
     assert accepted == [held[0], held[2]]
     assert (reject.message, reject.reason, reject.detail) == (
         held[1],
@@ -158,10 +158,10 @@ def test_fields_go_beside_text() -> None:
 def test_the_document_is_counted_in_memory() -> None:
     """It is another one than the body."""
     one = message(body=b"{}", raw=RAW)
-    before = one.held_bytes
-    composer(TIMESTAMP).compose([one], NOW)
+    before = one.memory_bytes
+    encoder(TIMESTAMP).encode([one], NOW)
     assert one.source is not None
-    assert one.held_bytes == before + len(one.source)
+    assert one.memory_bytes == before + len(one.source)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from itertools import product
 import pytest
 
 from sidecar.core import frames
-from sidecar.core.frames import HEARTBEAT, Closed, Confirm, Inbound, Returned
-from sidecar.errors import WireError
+from sidecar.core.frames import HEARTBEAT, Closed, Confirm, FrameParser, Returned
+from sidecar.errors import ProtocolError
 from tests.builders import content_header, deliver, delivery, frame, ledger, properties, short_string, tags
 
 RPC = frame(1, 1, struct.pack(">HH", 60, 11))  # basic.qos-ok
@@ -18,14 +18,14 @@ CLOSE = frame(1, 1, struct.pack(">HHH", 20, 40, 406) + short_string(b"timeout") 
 RAW = properties(message_id=b"1")
 
 
-def inbound(channel: int = 1) -> Inbound:
+def inbound(channel: int = 1) -> FrameParser:
     """Return a parser that takes the deliveries of `channel`."""
-    made = Inbound()
-    made.take_deliveries(ledger(channel=channel))
+    made = FrameParser()
+    made.register_consumer(ledger(channel=channel))
     return made
 
 
-def trickle(parser: Inbound, stream: bytes) -> None:
+def trickle(parser: FrameParser, stream: bytes) -> None:
     """Feed a stream byte by byte."""
     for at in range(len(stream)):
         parser.feed(stream[at : at + 1])
@@ -45,16 +45,16 @@ def test_a_delivery_is_taken_with_its_raw_bytes() -> None:
     (one,) = taken.messages
     assert (one.tag, bool(one.redelivered), one.exchange, one.routing_key) == (1, True, b"e", b"k")
     assert (one.properties, one.body) == (RAW, b"{}")
-    assert (taken.answers, taken.passed) == ([], b"")
+    assert (taken.answers, taken.passthrough) == ([], b"")
 
 
 def test_deliveries_that_are_alike_and_others_are_told_apart() -> None:
     """Whatever the ones before looked like: each has its own channel, exchange and routing key."""
     routes = [(b"", b"work"), (b"", b"work"), (b"e", b"wor"), (b"", b"work"), (b"", b"walk"), (b"longer", b"k")]
     for first, channels in product(range(len(routes)), [(1,) * 7, (1, 1, 2, 1, 2, 2, 1)]):
-        parser, wanted, stream, counts = Inbound(), [], b"", Counter[int]()
+        parser, wanted, stream, counts = FrameParser(), [], b"", Counter[int]()
         for channel in (1, 2):
-            parser.take_deliveries(ledger(channel=channel))
+            parser.register_consumer(ledger(channel=channel))
         for at, channel in enumerate(channels, first):
             counts[channel] += 1
             exchange, key = routes[at % len(routes)]
@@ -68,8 +68,8 @@ def test_deliveries_that_are_alike_and_others_are_told_apart() -> None:
 def test_deliveries_are_admitted_to_their_ledger() -> None:
     """When the chunk arrives, the ledger already knows its tags."""
     book = ledger()
-    parser = Inbound()
-    parser.take_deliveries(book)
+    parser = FrameParser()
+    parser.register_consumer(book)
     parser.feed(delivery(1, 1) + delivery(1, 2) + delivery(1, 3)[:10])
     assert (book.next_tag, book.open) == (3, 2)
 
@@ -80,92 +80,92 @@ def test_everything_else_is_passed_on_whole_and_in_order() -> None:
     other = delivery(7, 1)
     taken = parser.feed(RPC + delivery(1, 1) + HEARTBEAT + other + delivery(1, 2) + CLOSE)
     assert tags(taken.messages) == [1, 2]
-    assert taken.passed == RPC + HEARTBEAT + other + CLOSE
+    assert taken.passthrough == RPC + HEARTBEAT + other + CLOSE
 
 
 def test_a_frame_in_pieces_is_passed_on_when_it_is_whole() -> None:
     """Aiormq never sees half a frame, so a heartbeat of ours may be put between two pieces."""
     parser = inbound()
-    assert parser.feed(RPC[:5]).passed == b""
-    assert parser.feed(RPC[5:]).passed == RPC
+    assert parser.feed(RPC[:5]).passthrough == b""
+    assert parser.feed(RPC[5:]).passthrough == RPC
 
 
 def test_without_channels_of_ours_all_is_passed_on() -> None:
-    """Until `take_deliveries` is called, deliveries are aiormq's too."""
-    assert Inbound().feed(delivery(1, 1)).passed == delivery(1, 1)
+    """Until `register_consumer` is called, deliveries are aiormq's too."""
+    assert FrameParser().feed(delivery(1, 1)).passthrough == delivery(1, 1)
 
 
 def test_a_released_channel_is_no_longer_ours() -> None:
     """Its number may be used again, by aiormq or by another epoch with tags from 1."""
     parser = inbound()
     parser.feed(delivery(1, 1) + deliver(1, 2))
-    parser.release(1)
-    assert parser.feed(delivery(1, 5)).passed == delivery(1, 5)
-    parser.take_deliveries(ledger())
+    parser.unregister(1)
+    assert parser.feed(delivery(1, 5)).passthrough == delivery(1, 5)
+    parser.register_consumer(ledger())
     assert tags(parser.feed(delivery(1, 1)).messages) == [1]
 
 
 def test_confirms_and_returns_come_in_the_order_of_the_wire() -> None:
     """A return belongs to the confirm that follows it, so their order matters."""
-    parser = Inbound()
-    parser.take_confirms(3)
+    parser = FrameParser()
+    parser.register_publisher(3)
     ack = frame(1, 3, struct.pack(">HHQB", 60, 80, 5, 1))
     nack = frame(1, 3, struct.pack(">HHQB", 60, 120, 6, 0))
     taken = parser.feed(returned(3) + ack + nack)
     assert taken.answers == [Returned(312, "NO_ROUTE", RAW), Confirm(5, True, True), Confirm(6, False, False)]
-    assert taken.passed == b""
+    assert taken.passthrough == b""
 
 
 def test_a_close_of_a_channel_to_publish_on_follows_the_confirms_before_it() -> None:
     """What was confirmed before it counts, and the number may be used again; the close itself is passed on as well."""
-    parser = Inbound()
-    parser.take_confirms(3)
+    parser = FrameParser()
+    parser.register_publisher(3)
     ack = frame(1, 3, struct.pack(">HHQB", 60, 80, 5, 1))
     text = b"NOT_FOUND - no exchange"
     close = frame(1, 3, struct.pack(">HHHB", 20, 40, 404, len(text)) + text + bytes(4))
     taken = parser.feed(ack + close + ack)
     assert taken.answers == [Confirm(5, True, True), Closed("NOT_FOUND - no exchange")]
-    assert taken.passed == close + ack
+    assert taken.passthrough == close + ack
     other = frame(1, 4, struct.pack(">HHHB", 20, 40, 404, 0) + bytes(4))
-    parser.take_confirms(3)
+    parser.register_publisher(3)
     assert parser.feed(other).answers == []
 
 
 @pytest.mark.parametrize("before", [b"", deliver(1, 1) + content_header(1, 5)])
 def test_a_close_of_a_consuming_channel_is_noted_in_its_ledger_at_once(before: bytes) -> None:
     """Before anything else can be written to the channel: also in the middle of a message, and only in that ledger."""
-    parser = Inbound()
+    parser = FrameParser()
     consuming, other = ledger(channel=1), ledger(channel=2)
-    parser.take_deliveries(consuming)
-    parser.take_deliveries(other)
+    parser.register_consumer(consuming)
+    parser.register_consumer(other)
     assert consuming.is_writable
     taken = parser.feed(before + CLOSE)
-    assert (taken.passed, taken.answers) == (CLOSE, [])
+    assert (taken.passthrough, taken.answers) == (CLOSE, [])
     assert (consuming.is_writable, other.is_writable) == (False, True)
 
 
 def test_acks_on_other_channels_are_passed_on() -> None:
     """A channel of aiormq's own in confirm mode keeps working."""
-    parser = Inbound()
-    parser.take_confirms(3)
+    parser = FrameParser()
+    parser.register_publisher(3)
     ack = frame(1, 4, struct.pack(">HHQB", 60, 80, 5, 1))
     taken = parser.feed(ack + returned(4))
-    assert (taken.answers, taken.passed) == ([], ack + returned(4))
+    assert (taken.answers, taken.passthrough) == ([], ack + returned(4))
 
 
 def test_a_close_in_the_middle_of_a_message_is_passed_on() -> None:
     """The broker may close a channel at any time; that message is void, the close is not."""
     parser = inbound()
     taken = parser.feed(deliver(1, 1) + content_header(1, 5) + CLOSE)
-    assert (taken.messages, taken.passed) == ([], CLOSE)
+    assert (taken.messages, taken.passthrough) == ([], CLOSE)
 
 
 def test_the_protocol_header_of_another_version_is_passed_on_at_any_split() -> None:
     """A broker that speaks another version answers with its own header; aiormq explains it."""
     header = b"AMQP\0\0\x09\x01"
     for cut in range(len(header)):
-        parser = Inbound()
-        assert parser.feed(header[:cut]).passed + parser.feed(header[cut:]).passed == header
+        parser = FrameParser()
+        assert parser.feed(header[:cut]).passthrough + parser.feed(header[cut:]).passthrough == header
 
 
 def test_a_message_of_the_largest_frames_is_taken() -> None:
@@ -175,7 +175,7 @@ def test_a_message_of_the_largest_frames_is_taken() -> None:
     body = b"x" * 10_000
     taken = parser.feed(delivery(1, 1, body, step=4096 - 8))
     assert [one.body for one in taken.messages] == [body]
-    with pytest.raises(WireError, match="4097 bytes, where 4096"):
+    with pytest.raises(ProtocolError, match="4097 bytes, where 4096"):
         parser.feed(delivery(1, 2, body, step=4096 - 7))
 
 
@@ -218,10 +218,10 @@ def test_no_limit_means_none() -> None:
     ],
 )
 def test_malformed_streams_end_in_a_clear_error(stream: bytes, says: str) -> None:
-    """Whatever is not AMQP, or not in its order, is a `WireError`: whole, and byte by byte."""
-    with pytest.raises(WireError, match=says):
+    """Whatever is not AMQP, or not in its order, is a `ProtocolError`: whole, and byte by byte."""
+    with pytest.raises(ProtocolError, match=says):
         inbound().feed(stream)
-    with pytest.raises(WireError, match=says):
+    with pytest.raises(ProtocolError, match=says):
         trickle(inbound(), stream)
 
 
@@ -230,27 +230,27 @@ def test_malformed_streams_end_in_a_clear_error(stream: bytes, says: str) -> Non
 )
 def test_a_return_that_is_cut_short_is_an_error(arguments: bytes) -> None:
     """Half a return must not pass for a whole one."""
-    parser = Inbound()
-    parser.take_confirms(1)
-    with pytest.raises(WireError, match="cut short"):
+    parser = FrameParser()
+    parser.register_publisher(1)
+    with pytest.raises(ProtocolError, match="cut short"):
         parser.feed(frame(1, 1, b"\0\x3c\0\x32" + arguments) + content_header(1, 1) + frame(3, 1, b"b"))
 
 
 def test_a_confirm_that_is_cut_short_is_an_error() -> None:
     """An ack without its tag confirms nothing."""
-    parser = Inbound()
-    parser.take_confirms(1)
-    with pytest.raises(WireError, match="cut short"):
+    parser = FrameParser()
+    parser.register_publisher(1)
+    with pytest.raises(ProtocolError, match="cut short"):
         parser.feed(frame(1, 1, struct.pack(">HHI", 60, 80, 5)))
 
 
 def test_a_ledger_knows_only_what_was_handed_on() -> None:
     """Messages that went down with a broken piece were never received: the account of the lost epoch adds up."""
     book = ledger()
-    parser = Inbound()
-    parser.take_deliveries(book)
+    parser = FrameParser()
+    parser.register_consumer(book)
     assert len(parser.feed(delivery(1, 1)).messages) == 1
-    with pytest.raises(WireError):
+    with pytest.raises(ProtocolError):
         parser.feed(delivery(1, 2) + delivery(1, 3) + b"HTTP/1.1")
     assert book.close() == 1
 

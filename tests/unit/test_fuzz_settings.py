@@ -32,7 +32,7 @@ import sidecar.cli.run
 from sidecar.cli import COMMANDS, cli
 from sidecar.cli.config import rows
 from sidecar.errors import ConfigError
-from sidecar.settings import PREFIX, Given, Settings
+from sidecar.settings import PREFIX, RawSettings, Settings
 from tests.builders import without_settings
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ COUNT = int(os.environ.get("FUZZ_SETTINGS_COUNT", "0"))
 SECRET = "hunter2"
 STOP_SECONDS = 0.1
 ENOUGH = 200
-KINDS = {row.name: row.type for row in rows(Given({}, {}, {}))}
+KINDS = {row.name: row.type for row in rows(RawSettings({}, {}, {}))}
 
 TEXTS = [
     "", " ", "a", "logs", "x" * 256, "ä" * 200, "{", "}", "{}", "{{", "{x}", "{body.a}", "{body.}", "{body..}",
@@ -138,27 +138,27 @@ CAPABLE: dict[str, Any] = {
 class Elasticsearch(BaseHTTPRequestHandler):
     """Answers any request with anything."""
 
-    dice: ClassVar[random.Random]
+    rng: ClassVar[random.Random]
     calm: ClassVar[float]
 
     def _answer(self) -> None:
-        dice = type(self).dice
+        rng = type(self).rng
         self.rfile.read(int(self.headers.get("content-length") or 0))
-        good = self.path == "/" and dice.random() < self.calm
-        body = ANSWERS[17] if good else dice.choice(ANSWERS)
-        self.send_response(200 if good else dice.choice(STATUSES))
+        good = self.path == "/" and rng.random() < self.calm
+        body = ANSWERS[17] if good else rng.choice(ANSWERS)
+        self.send_response(200 if good else rng.choice(STATUSES))
         self.send_header(
-            "content-type", dice.choice(["application/json", "text/html", "", "application/json; charset=x"])
+            "content-type", rng.choice(["application/json", "text/html", "", "application/json; charset=x"])
         )
-        if good or dice.random() < 0.7:
+        if good or rng.random() < 0.7:
             self.send_header("x-elastic-product", "Elasticsearch")
-        if dice.random() < 0.1:
+        if rng.random() < 0.1:
             self.send_header(
                 "location",
-                dice.choice(["/x", "http://127.0.0.1:1/", "\udcff"]).encode("latin-1", "replace").decode("latin-1"),
+                rng.choice(["/x", "http://127.0.0.1:1/", "\udcff"]).encode("latin-1", "replace").decode("latin-1"),
             )
-        if dice.random() < 0.1:
-            self.send_header("retry-after", dice.choice(["1", "x", "9" * 400]))
+        if rng.random() < 0.1:
+            self.send_header("retry-after", rng.choice(["1", "x", "9" * 400]))
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         with suppress(OSError):
@@ -173,7 +173,7 @@ class Elasticsearch(BaseHTTPRequestHandler):
 class RabbitMQ(socketserver.BaseRequestHandler):
     """Speaks AMQP, and refuses or says something else whenever the dice fall so."""
 
-    dice: ClassVar[random.Random]
+    rng: ClassVar[random.Random]
     calm: ClassVar[float]
 
     def handle(self) -> None:
@@ -183,14 +183,14 @@ class RabbitMQ(socketserver.BaseRequestHandler):
             self._talk()
 
     def _talk(self) -> None:
-        dice = type(self).dice
+        rng = type(self).rng
         self.request.recv(8)
-        if dice.random() > self.calm:
-            self.request.sendall(dice.choice(RUBBISH))
+        if rng.random() > self.calm:
+            self.request.sendall(rng.choice(RUBBISH))
             return
         start = commands.Connection.Start(
-            0, 9, dice.choice([dict(CAPABLE, version=version) for version in ("3.10.8", "4.1.0", "x", 7)] * 2 + [{}]),
-            dice.choice(["PLAIN AMQPLAIN EXTERNAL", "PLAIN", "EXTERNAL", ""]), "en_US",
+            0, 9, rng.choice([dict(CAPABLE, version=version) for version in ("3.10.8", "4.1.0", "x", 7)] * 2 + [{}]),
+            rng.choice(["PLAIN AMQPLAIN EXTERNAL", "PLAIN", "EXTERNAL", ""]), "en_US",
         )  # fmt: skip
         self.request.sendall(frame.marshal(start, 0))
         data = b""
@@ -207,21 +207,21 @@ class RabbitMQ(socketserver.BaseRequestHandler):
                 self._reply(channel, method)
 
     def _reply(self, channel: int, method: Any) -> None:
-        dice = type(self).dice
+        rng = type(self).rng
         if isinstance(method, commands.Connection.StartOk):
             answer: Any = commands.Connection.Tune(2047, 131072, 0)
         elif isinstance(method, commands.Connection.Open):
             answer = commands.Connection.OpenOk()
         elif isinstance(method, header.ContentHeader) or not getattr(method, "valid_responses", None):
             return
-        elif dice.random() < self.calm or isinstance(method, commands.Connection.Close | commands.Channel.Close):
+        elif rng.random() < self.calm or isinstance(method, commands.Connection.Close | commands.Channel.Close):
             group, name = method.valid_responses[0].split(".")
             kind = getattr(getattr(commands, group), name)
-            answer = kind(dice.choice(["q", "ü", ""]), 0, 0) if name == "DeclareOk" and group == "Queue" else kind()
+            answer = kind(rng.choice(["q", "ü", ""]), 0, 0) if name == "DeclareOk" and group == "Queue" else kind()
             if isinstance(method, commands.Basic.Consume):
                 answer = kind(method.consumer_tag)
         else:
-            text = dice.choice(
+            text = rng.choice(
                 [
                     "NOT_FOUND - no queue 'x'",
                     "ACCESS_REFUSED - no",
@@ -230,10 +230,10 @@ class RabbitMQ(socketserver.BaseRequestHandler):
                     "ü" * 100,
                 ]
             )
-            code = dice.choice([404, 404, 403, 406, 405, 999])
+            code = rng.choice([404, 404, 403, 406, 405, 999])
             answer = commands.Channel.Close(code, text, 0, 0)
-            if dice.random() < 0.1:
-                channel, answer = 0, commands.Connection.Close(dice.choice([530, 541, 320]), text, 0, 0)
+            if rng.random() < 0.1:
+                channel, answer = 0, commands.Connection.Close(rng.choice([530, 541, 320]), text, 0, 0)
         self.request.sendall(frame.marshal(answer, channel))
 
 
@@ -270,7 +270,7 @@ def served(server: Any) -> Iterator[int]:
         thread.join()
 
 
-def write_files(dice: random.Random) -> None:
+def write_files(rng: random.Random) -> None:
     """Write what settings and options may point at."""
     Path("binary").write_bytes(bytes(range(256)) * 4)
     Path("pem").write_text("-----BEGIN CERTIFICATE-----\nbm8=\n-----END CERTIFICATE-----\n")
@@ -290,84 +290,84 @@ def write_files(dice: random.Random) -> None:
     folder.mkdir(exist_ok=True)
     for old in folder.iterdir():
         old.rmdir() if old.is_dir() else old.unlink()
-    for name in dice.sample(["a", "b", "ü*/x".replace("/", ""), "A B", "{x}"], dice.randrange(4)):
+    for name in rng.sample(["a", "b", "ü*/x".replace("/", ""), "A B", "{x}"], rng.randrange(4)):
         good = [b'{"index_patterns":["x"]}', b'{"template":{"mappings":7}}', b'{"template":null,"version":"x"}']
-        content = dice.choice(good * 20 + BODIES)
+        content = rng.choice(good * 20 + BODIES)
         (folder / f"{name}.json").write_bytes(content)
-    if dice.random() < 0.1:
+    if rng.random() < 0.1:
         (folder / "folder.json").mkdir()
 
 
-def write_dotenv(dice: random.Random) -> None:
+def write_dotenv(rng: random.Random) -> None:
     """Write a ``.env``, or none."""
     path = Path(".env")
     path.unlink(missing_ok=True)
-    if dice.random() < 0.8:
+    if rng.random() < 0.8:
         return
-    names = dice.choices([*KINDS, "OTHER", "a b", "=", "export X", "SIDECAR_X"], k=3)
+    names = rng.choices([*KINDS, "OTHER", "a b", "=", "export X", "SIDECAR_X"], k=3)
     marks = ["", "'", '"']
     lines = [
-        f"{name}={(mark := dice.choice(marks))}{dice.choice(TEXTS)}{mark}".encode(errors="surrogateescape")
+        f"{name}={(mark := rng.choice(marks))}{rng.choice(TEXTS)}{mark}".encode(errors="surrogateescape")
         for name in names
     ]
     path.write_bytes(
-        dice.choice([b"\n".join(lines), b"\r\n".join(lines), b"\xff\xfe", b"SIDECAR_INDEX='", bytes(range(256))])
+        rng.choice([b"\n".join(lines), b"\r\n".join(lines), b"\xff\xfe", b"SIDECAR_INDEX='", bytes(range(256))])
     )
 
 
-def environment(dice: random.Random, amqp: int, http: int) -> dict[str, str]:
+def environment(rng: random.Random, amqp: int, http: int) -> dict[str, str]:
     """Return settings: most of them good, so that others get their turn."""
     urls = {"AMQP": ("amqp", amqp), "ELASTICSEARCH": ("http", http)}
     values = {
-        "SIDECAR_AMQP_QUEUE": dice.choice(["q", "q", "q", *NAMES]),
+        "SIDECAR_AMQP_QUEUE": rng.choice(["q", "q", "q", *NAMES]),
         "SIDECAR_INDEX": "logs",
-        "SIDECAR_HTTP_ADDRESS": dice.choice(["", "127.0.0.1:0"]),
+        "SIDECAR_HTTP_ADDRESS": rng.choice(["", "127.0.0.1:0"]),
     }
-    if dice.random() < 0.2:
-        values |= {"SIDECAR_AMQP_EXCHANGE": dice.choice(NAMES), "SIDECAR_AMQP_ROUTING_KEYS": dice.choice(NAMES)}
+    if rng.random() < 0.2:
+        values |= {"SIDECAR_AMQP_EXCHANGE": rng.choice(NAMES), "SIDECAR_AMQP_ROUTING_KEYS": rng.choice(NAMES)}
     for side, (scheme, port) in urls.items():
-        values[f"SIDECAR_{side}_URL"] = f"{scheme}://127.0.0.1:{port if dice.random() < 0.9 else 1}"
-    if dice.random() < 0.1:
+        values[f"SIDECAR_{side}_URL"] = f"{scheme}://127.0.0.1:{port if rng.random() < 0.9 else 1}"
+    if rng.random() < 0.1:
         values |= {"SIDECAR_SINK": "amqp", "SIDECAR_SINK_ROUTING_KEY": "next"}
         del values["SIDECAR_INDEX"], values["SIDECAR_ELASTICSEARCH_URL"]
-    for name in dice.sample(sorted(KINDS), dice.choice([0, 0, 0, 1, 1, 1, 2, 5])):
-        values[name] = value(dice, name, amqp if "AMQP" in name else http)
-    if dice.random() < 0.1:
-        values.pop(dice.choice(sorted(values)))
-    if dice.random() < 0.1:
-        name = dice.choice(sorted(KINDS))
+    for name in rng.sample(sorted(KINDS), rng.choice([0, 0, 0, 1, 1, 1, 2, 5])):
+        values[name] = value(rng, name, amqp if "AMQP" in name else http)
+    if rng.random() < 0.1:
+        values.pop(rng.choice(sorted(values)))
+    if rng.random() < 0.1:
+        name = rng.choice(sorted(KINDS))
         values.pop(name, None)
-        values[f"{name}_FILE"] = dice.choice(FILES)
-    if dice.random() < 0.05:
-        values[dice.choice(["SIDECAR_X", "SIDECAR_", "SIDECAR__", "SIDECAR_PORT", "SIDECAR_A_SERVICE_HOST"])] = (
-            dice.choice(TEXTS)
+        values[f"{name}_FILE"] = rng.choice(FILES)
+    if rng.random() < 0.05:
+        values[rng.choice(["SIDECAR_X", "SIDECAR_", "SIDECAR__", "SIDECAR_PORT", "SIDECAR_A_SERVICE_HOST"])] = (
+            rng.choice(TEXTS)
         )
     return {name: text for name, text in values.items() if "\0" not in text}
 
 
-def value(dice: random.Random, name: str, port: int) -> str:
+def value(rng: random.Random, name: str, port: int) -> str:
     """Return a value for a setting, of its kind or of any."""
     kind = KINDS[name]
-    if dice.random() < 0.15:
-        return dice.choice(TEXTS)
+    if rng.random() < 0.15:
+        return rng.choice(TEXTS)
     if kind == "URLs":
         scheme = "amqp" if "AMQP" in name else "http"
-        return url(dice, dice.choice([scheme, scheme, f"{scheme}s", "ftp"]), port)
+        return url(rng, rng.choice([scheme, scheme, f"{scheme}s", "ftp"]), port)
     if kind in {"file", "folder"}:
-        return dice.choice([*FILES, "mappings", "mappings"])
+        return rng.choice([*FILES, "mappings", "mappings"])
     if kind == "choice":
         field = Settings.model_fields[name.removeprefix(PREFIX).lower()]
-        return str(dice.choice([*getattr(field.annotation, "__args__", ()), "x"]))
-    return dice.choice(VALUES.get(kind, TEXTS))
+        return str(rng.choice([*getattr(field.annotation, "__args__", ()), "x"]))
+    return rng.choice(VALUES.get(kind, TEXTS))
 
 
-def url(dice: random.Random, scheme: str, port: int) -> str:
+def url(rng: random.Random, scheme: str, port: int) -> str:
     """Return a URL, or nearly one."""
-    host = dice.choice(
+    host = rng.choice(
         [f"127.0.0.1:{port}"] * 6
         + ["127.0.0.1:1", "127.0.0.1:99999", "[::1", "[::1]:1", "host.invalid:1", "", "ü.invalid"]
     )
-    user = dice.choice(
+    user = rng.choice(
         [
             "",
             "",
@@ -380,7 +380,7 @@ def url(dice: random.Random, scheme: str, port: int) -> str:
             "ü:ß@",
         ]
     )
-    path = dice.choice(
+    path = rng.choice(
         [
             "",
             "",
@@ -397,49 +397,47 @@ def url(dice: random.Random, scheme: str, port: int) -> str:
         ]
     )
     one = f"{scheme}://{user}{host}{path}"
-    return dice.choice([one, one, one, f"{one},{one}", f"{one},", one.replace("//", "/"), f"{one}\n"])
+    return rng.choice([one, one, one, f"{one},{one}", f"{one},", one.replace("//", "/"), f"{one}\n"])
 
 
-def option(dice: random.Random, parameter: click.Parameter) -> list[str]:
+def option(rng: random.Random, parameter: click.Parameter) -> list[str]:
     """Return an option as it might be given."""
     kind = parameter.type
     name = parameter.opts[0]
     if getattr(parameter, "is_flag", False):
         return [name]
     if isinstance(kind, click.Choice):
-        return [name, str(dice.choice(kind.choices))]
+        return [name, str(rng.choice(kind.choices))]
     if isinstance(kind, click.Path | click.File):
-        return [name, dice.choice([*FILES, *["mappings"] * 20])]
+        return [name, rng.choice([*FILES, *["mappings"] * 20])]
     if isinstance(kind, click.IntRange | click.FloatRange) or kind in {click.INT, click.FLOAT}:
-        return [name, dice.choice(["0", "1", "2", "200", "404", "nan", "inf", "-1", "1e9", "9" * 400, "x", "0.5"])]
-    text = dice.choice(TEXTS)
+        return [name, rng.choice(["0", "1", "2", "200", "404", "nan", "inf", "-1", "1e9", "9" * 400, "x", "0.5"])]
+    text = rng.choice(TEXTS)
     if parameter.metavar == "NAME=VALUE":
-        text = (
-            f"{dice.choice(['x', 'n', 'priority', 'delivery_mode', 'content_encoding', 'timestamp', 'ü', ''])}={text}"
-        )
+        text = f"{rng.choice(['x', 'n', 'priority', 'delivery_mode', 'content_encoding', 'timestamp', 'ü', ''])}={text}"
     return [name, text]
 
 
-def line(dice: random.Random) -> list[str]:
+def line(rng: random.Random) -> list[str]:
     """Return a command with options."""
-    name = dice.choice(
+    name = rng.choice(
         ["run", "run", "check", "check", "check", "explain", "explain", "dlq", "mappings", "config", "produce"]
     )
     command: Any = cli.get_command(click.Context(cli), name)
     words = [name]
     if isinstance(command, click.Group):
-        sub = dice.choice(sorted(command.commands))
+        sub = rng.choice(sorted(command.commands))
         command = command.commands[sub]
         words.append(sub)
     options = [one for one in command.params if isinstance(one, click.Option)]
-    for one in dice.sample(options, min(len(options), dice.choice([0, 0, 1, 2, 4]))):
-        words += option(dice, one)
+    for one in rng.sample(options, min(len(options), rng.choice([0, 0, 1, 2, 4]))):
+        words += option(rng, one)
     if name == "produce":
         words += ["--count", "3"]
-    if name == "explain" and dice.random() < 0.5:
-        words.append(dice.choice([*FILES, *["-", "body.json"] * 10]))
-    if name == "explain" and dice.random() < 0.5:
-        words += ["--status", dice.choice(["200", "400", "404", "409", "429", "503"])]
+    if name == "explain" and rng.random() < 0.5:
+        words.append(rng.choice([*FILES, *["-", "body.json"] * 10]))
+    if name == "explain" and rng.random() < 0.5:
+        words += ["--status", rng.choice(["200", "400", "404", "409", "429", "503"])]
     return words
 
 
@@ -478,18 +476,18 @@ class Outcome(NamedTuple):
 
 def one(seed: int, ports: tuple[int, int]) -> Outcome:
     """Run a seed."""
-    dice = random.Random(seed)
-    Elasticsearch.dice = RabbitMQ.dice = random.Random(seed + 1)
-    Elasticsearch.calm = RabbitMQ.calm = dice.choice([0.3, 0.9, 1.0])
+    rng = random.Random(seed)
+    Elasticsearch.rng = RabbitMQ.rng = random.Random(seed + 1)
+    Elasticsearch.calm = RabbitMQ.calm = rng.choice([0.3, 0.9, 1.0])
     for name in ("good", "broken", "raises", "ends"):
         sys.modules.pop(name, None)
-    write_files(dice)
-    write_dotenv(dice)
-    words = line(dice)
+    write_files(rng)
+    write_dotenv(rng)
+    words = line(rng)
     nothing = without_settings()
-    env = environment(dice, *ports)
+    env = environment(rng, *ports)
     with watched() as logged:
-        result = CliRunner().invoke(cli, words, env=nothing | env, input=dice.choice(BODIES))
+        result = CliRunner().invoke(cli, words, env=nothing | env, input=rng.choice(BODIES))
     what = f"seed {seed}: sidecar {words!r:.600} with {env!r:.1500}"
     said = result.output
     if result.exception is not None and not isinstance(result.exception, SystemExit | ConfigError):

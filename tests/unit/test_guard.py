@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from sidecar.core.copies import Letter
+from sidecar.core.copies import Failure
 from sidecar.core.guard import ENCODED, Outcome, RejectGuard
 from tests.builders import message
 
@@ -12,8 +12,8 @@ MISSING = Outcome("missing-field", "missing-field: the message has no header.ten
 MALFORMED = Outcome("malformed", "malformed: the body is not JSON")
 
 
-def letter(reason: str = "rejected", error_type: str = "") -> Letter:
-    return Letter(message(), reason, "why", error_type=error_type)
+def letter(reason: str = "rejected", error_type: str = "") -> Failure:
+    return Failure(message(), reason, "why", error_type=error_type)
 
 
 def test_as_many_as_allowed_leave_before_a_request_and_no_more() -> None:
@@ -80,7 +80,7 @@ def test_what_answers_refuse_counts_until_something_is_stored() -> None:
         [parsing],
     )
     assert guard.refused(parsing) == 2
-    guard.stored()
+    guard.on_stored()
     assert guard.split([parsing]) == ([parsing], [])
 
 
@@ -92,7 +92,7 @@ def test_a_message_that_was_encoded_says_nothing_of_answers() -> None:
     guard.note([ENCODED])
     assert guard.refused(letter()) == 1
     guard.note([MISSING])
-    guard.stored()
+    guard.on_stored()
     assert guard.room == 1
 
 

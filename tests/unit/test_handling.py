@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar import ACK, DEAD_LETTER, DELAY, DISCARD, REQUEUE, Verdict
-from sidecar.core.account import Account
-from sidecar.core.compose import Recipe
-from sidecar.core.outbox import Outbox
+from sidecar.core.account import Counters
+from sidecar.core.compose import EncoderConfig
+from sidecar.core.outbox import SendQueue
 from sidecar.core.template import Template
-from sidecar.library.handling import Handling
+from sidecar.library.handling import HandlerSink
 from sidecar.library.settings import load
-from sidecar.plan import Plan
+from sidecar.plan import PipelineConfig
 from tests.builders import ledger, message
 from tests.drawing import drew
 
@@ -30,35 +30,35 @@ if TYPE_CHECKING:
 NOT_VERDICTS: list[Any] = [None, "ack", True, False, 0, "", ["ack"], {"kind": "ack"}, object, Verdict, (ACK,)]
 
 
-class Settling:
+class Settler:
     """Keeps what became of each message, by its tag."""
 
     def __init__(self) -> None:
-        self.copying = SimpleNamespace(delays_refused=lambda *_: False)
+        self.republisher = SimpleNamespace(delays_refused=lambda *_: False)
         self.fates: dict[int, tuple[str, str]] = {}
 
     def _note(self, tag: int, kind: str, why: str = "") -> None:
         assert tag not in self.fates
         self.fates[tag] = kind, why
 
-    def store(self, messages: list[Any]) -> None:
+    def ack(self, messages: list[Any]) -> None:
         """Note acks."""
         for one in messages:
             self._note(one.tag, "ack")
 
-    def acknowledge(self, messages: list[Any], kind: str) -> None:
+    def ack_as(self, messages: list[Any], kind: str) -> None:
         """Note others that are acked."""
         for one in messages:
             self._note(one.tag, kind)
 
-    def reject(self, letters: list[Any]) -> None:
+    def dead_letter(self, failures: list[Any]) -> None:
         """Note dead letters."""
-        for letter in letters:
+        for letter in failures:
             self._note(letter.message.tag, "dead-letter", f"{letter.reason}: {letter.detail}")
 
-    def delay(self, letters: list[Any]) -> None:
+    def delay(self, failures: list[Any]) -> None:
         """Note delayed copies."""
-        for letter in letters:
+        for letter in failures:
             self._note(letter.message.tag, "delay", f"{letter.reason}: {letter.detail}")
 
     async def requeue(self, messages: list[Any]) -> None:
@@ -84,12 +84,12 @@ class Log:
 def handled(process: Callable[..., Any], count: int = 3) -> tuple[list[str], list[str], Log]:
     """Have a batch of some messages handled; return what became of each, why, and what was logged."""
     settings = load(None, {"amqp_queue": "work", "on_exception": REQUEUE, "on_missing_verdict": DELAY})
-    plan = Plan(recipe=Recipe(index=Template("")))
-    settling, log = Settling(), Log()
+    plan = PipelineConfig(encoder_config=EncoderConfig(index=Template("")))
+    settling, log = Settler(), Log()
     place = SimpleNamespace(
-        settling=settling, outbox=Outbox(10, 1_000), account=Account(), wall_clock=lambda: 0.0, log=log
+        settling=settling, send_queue=SendQueue(10, 1_000), counters=Counters(), wall_clock=lambda: 0.0, log=log
     )
-    calls = Handling(plan, process, settings).employ(cast("Any", place))
+    calls = HandlerSink(plan, process, settings).employ(cast("Any", place))
     of = ledger(delivered=count)
     batch = SimpleNamespace(messages=[message(tag, of=of) for tag in range(1, count + 1)])
     asyncio.run(calls.carry_out(cast("Any", batch), probe=False))

@@ -14,13 +14,13 @@ import orjson
 import pytest
 
 from sidecar.cli.run import about
-from sidecar.core.account import Account
-from sidecar.core.failures import Group, Kind
-from sidecar.core.state import Unready
+from sidecar.core.account import Counters
+from sidecar.core.failures import FailureGroup, FailureKind
+from sidecar.core.state import NotReady
 from sidecar.errors import ConfigError
 from sidecar.ops.http import Server, open_server, page, policy
 from sidecar.ops.metrics import Metrics
-from sidecar.ops.status import HISTORY_SECONDS, About, Status
+from sidecar.ops.status import HISTORY_SECONDS, StaticInfo, Status
 from sidecar.settings import load
 from tests.builders import state
 
@@ -35,8 +35,8 @@ class Scene:
 
     def __init__(self) -> None:
         self.now = 1_000.0
-        self.state = state(Account())
-        about = About(("work",), {"index": "documents"})
+        self.state = state(Counters())
+        about = StaticInfo(("work",), {"index": "documents"})
         self.status = Status(lambda: self.state, about, clock=lambda: self.now, wall_clock=lambda: 1_700_000_000.0)
         self.url = ""
 
@@ -55,11 +55,11 @@ def play(scenario: Callable[[Scene], Awaitable[None]]) -> None:
     """Play a scenario against a server."""
 
     async def main() -> None:
-        scene = Scene()
-        server, address = await open_server(("127.0.0.1", 0), scene.status, Metrics(lambda: scene.state))
-        scene.url = f"http://{address}"
+        context = Scene()
+        server, address = await open_server(("127.0.0.1", 0), context.status, Metrics(lambda: context.state))
+        context.url = f"http://{address}"
         try:
-            await scenario(scene)
+            await scenario(context)
         finally:
             await server.close()
 
@@ -70,14 +70,14 @@ def play(scenario: Callable[[Scene], Awaitable[None]]) -> None:
 def test_everything_is_there_to_be_read_and_nothing_to_be_changed(path: str) -> None:
     """GET and HEAD only; nothing is kept by anybody on the way."""
 
-    async def scenario(scene: Scene) -> None:
-        status, _, headers = await scene.ask(path)
+    async def scenario(context: Scene) -> None:
+        status, _, headers = await context.ask(path)
         assert status == 200
         assert headers["cache-control"] == "no-store"
         assert headers["x-content-type-options"] == "nosniff"
-        assert (await scene.ask(path, "HEAD"))[0] == 200
+        assert (await context.ask(path, "HEAD"))[0] == 200
         for method in ("POST", "PUT", "DELETE", "PATCH"):
-            assert (await scene.ask(path, method))[0] == 405
+            assert (await context.ask(path, method))[0] == 405
 
     play(scenario)
 
@@ -85,34 +85,34 @@ def test_everything_is_there_to_be_read_and_nothing_to_be_changed(path: str) -> 
 def test_other_paths_are_not_found() -> None:
     """And tell nothing."""
 
-    async def scenario(scene: Scene) -> None:
+    async def scenario(context: Scene) -> None:
         for path in ("/nothing", "/status/", "/../pyproject.toml", "/page.html"):
-            assert (await scene.ask(path))[0] == 404
+            assert (await context.ask(path))[0] == 404
 
     play(scenario)
 
 
 @pytest.mark.parametrize(
-    "unready",
+    "not_ready",
     [
-        Unready("not-connected", "127.0.0.1:1: refused"),
-        Unready("waiting-for-elasticsearch", "no answer"),
-        Unready("held", "503"),
-        Unready("dead-letters-held", "NO_ROUTE"),
-        Unready("draining", "the sidecar was told to stop"),
+        NotReady("not-connected", "127.0.0.1:1: refused"),
+        NotReady("waiting-for-elasticsearch", "no answer"),
+        NotReady("held", "503"),
+        NotReady("dead-letters-held", "NO_ROUTE"),
+        NotReady("draining", "the sidecar was told to stop"),
     ],
 )
-def test_readiness_says_why_not(unready: Unready) -> None:
+def test_readiness_says_why_not(not_ready: NotReady) -> None:
     """A word for scripts, a sentence for people; alive all the same."""
 
-    async def scenario(scene: Scene) -> None:
-        assert (await scene.ask("/readyz"))[:2] == (200, {"ready": True})
-        scene.becomes(unready=unready)
-        expected = {"ready": False, "reason": unready.reason, "detail": unready.detail}
-        assert (await scene.ask("/readyz"))[:2] == (503, expected)
-        assert (await scene.ask("/livez"))[:2] == (200, {"live": True})
-        assert (await scene.ask("/startupz"))[0] == 200
-        told = (await scene.ask("/status"))[1]
+    async def scenario(context: Scene) -> None:
+        assert (await context.ask("/readyz"))[:2] == (200, {"ready": True})
+        context.becomes(not_ready=not_ready)
+        expected = {"ready": False, "reason": not_ready.reason, "detail": not_ready.detail}
+        assert (await context.ask("/readyz"))[:2] == (503, expected)
+        assert (await context.ask("/livez"))[:2] == (200, {"live": True})
+        assert (await context.ask("/startupz"))[0] == 200
+        told = (await context.ask("/status"))[1]
         assert {name: told[name] for name in expected} == expected
 
     play(scenario)
@@ -122,11 +122,11 @@ def test_readiness_says_why_not(unready: Unready) -> None:
 def test_started_means_that_both_sides_were_reached_once(broker: int, elasticsearch: int, status: int) -> None:
     """However they are now."""
 
-    async def scenario(scene: Scene) -> None:
-        scene.becomes(
-            reached_broker=bool(broker), reached_elasticsearch=bool(elasticsearch), unready=Unready("held", "away")
+    async def scenario(context: Scene) -> None:
+        context.becomes(
+            reached_broker=bool(broker), reached_elasticsearch=bool(elasticsearch), not_ready=NotReady("held", "away")
         )
-        assert (await scene.ask("/startupz"))[0] == status
+        assert (await context.ask("/startupz"))[0] == status
 
     play(scenario)
 
@@ -134,15 +134,15 @@ def test_started_means_that_both_sides_were_reached_once(broker: int, elasticsea
 def test_the_status_tells_the_breaker_and_what_failed() -> None:
     """Since when, why, and when it is tried again; failures by kind, with an id to look for."""
 
-    async def scenario(scene: Scene) -> None:
-        group = Group(
-            Kind("dead_letter", "rejected", "document_parsing_exception"), 7, 1.6e9, 'a"b</script>', "no number"
+    async def scenario(context: Scene) -> None:
+        group = FailureGroup(
+            FailureKind("dead_letter", "rejected", "document_parsing_exception"), 7, 1.6e9, 'a"b</script>', "no number"
         )
-        scene.becomes(held="no answer", held_seconds=12.34, next_try_seconds=3.21, breaker="open", failures=[group])
-        scene.state.account.complete("age", 30, 4_000)
-        scene.state.account.complete("age", 50, 4_000)
-        scene.state.account.documents["index", "success"] += 80
-        told = (await scene.ask("/status"))[1]
+        context.becomes(held="no answer", held_seconds=12.34, next_try_seconds=3.21, breaker="open", failures=[group])
+        context.state.counters.complete("age", 30, 4_000)
+        context.state.counters.complete("age", 50, 4_000)
+        context.state.counters.documents["index", "success"] += 80
+        told = (await context.ask("/status"))[1]
         assert told["breaker"] == {
             "state": "open",
             "reason": "no answer",
@@ -170,20 +170,20 @@ def test_the_status_tells_the_breaker_and_what_failed() -> None:
 
 def test_rates_are_those_between_two_samples() -> None:
     """However late the loop was with one; and no more than two minutes of them are kept."""
-    scene = Scene()
-    account = scene.state.account
+    context = Scene()
+    account = context.state.counters
     for seconds, received, acked in ((1.0, 100, 0), (2.0, 500, 100), (1.0, 0, 500)):
-        scene.status.sample()
-        scene.now += seconds
+        context.status.sample()
+        context.now += seconds
         account.received["work"] += received
         account.settle("work", "ack", acked)
-    scene.status.sample()
-    history = scene.status.everything()["history"]
+    context.status.sample()
+    history = context.status.everything()["history"]
     assert history == {"received_per_second": [100.0, 250.0, 0.0], "stored_per_second": [0.0, 50.0, 500.0]}
     for _ in range(500):
-        scene.now += 1.0
-        scene.status.sample()
-    assert len(scene.status.everything()["history"]["stored_per_second"]) == HISTORY_SECONDS
+        context.now += 1.0
+        context.status.sample()
+    assert len(context.status.everything()["history"]["stored_per_second"]) == HISTORY_SECONDS
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", None, "no.such.host.invalid"])
@@ -191,12 +191,12 @@ def test_an_address_that_cannot_be_had_is_a_fault_of_the_settings(host: str | No
     """Told with its name; not a traceback."""
 
     async def main() -> None:
-        scene = Scene()
-        first, address = await open_server(("127.0.0.1", 0), scene.status, Metrics(lambda: scene.state))
+        context = Scene()
+        first, address = await open_server(("127.0.0.1", 0), context.status, Metrics(lambda: context.state))
         try:
             taken = int(address.rpartition(":")[2])
             with pytest.raises(ConfigError, match=rf"SIDECAR_HTTP_ADDRESS: \S*:{taken} can't be listened on: ."):
-                await open_server((host, taken), scene.status, Metrics(lambda: scene.state))
+                await open_server((host, taken), context.status, Metrics(lambda: context.state))
         finally:
             await first.close()
 
@@ -207,8 +207,8 @@ def test_closing_does_not_wait_for_clients_that_stay() -> None:
     """A browser keeps its connection; the end may not wait for it."""
 
     async def main() -> None:
-        scene = Scene()
-        server, address = await open_server(("127.0.0.1", 0), scene.status, Metrics(lambda: scene.state))
+        context = Scene()
+        server, address = await open_server(("127.0.0.1", 0), context.status, Metrics(lambda: context.state))
         async with aiohttp.ClientSession() as client:
             async with client.get(f"http://{address}/livez") as answer:
                 assert answer.status == 200
@@ -262,8 +262,8 @@ def test_the_page_needs_nothing_from_outside_and_may_fetch_nothing() -> None:
 def test_the_page_is_served_with_its_policy() -> None:
     """As HTML in UTF-8."""
 
-    async def scenario(scene: Scene) -> None:
-        _, body, headers = await scene.ask("/")
+    async def scenario(context: Scene) -> None:
+        _, body, headers = await context.ask("/")
         assert body == page()
         assert headers["content-type"] == "text/html; charset=utf-8"
         assert headers["content-security-policy"] == policy(page())
@@ -286,8 +286,8 @@ def test_the_page_is_made_for_everybody() -> None:
     assert any(attributes.get("aria-live") == "polite" for _, attributes in tags)
     assert "prefers-color-scheme: dark" in page().decode()
     script = page().decode().partition("<script>")[2]
-    for ident in re.findall(r'byId\("([^"]+)"\)|(?:rows|tile|latency)\("([^"]+)"', script):
-        assert next(filter(None, ident)) in idents
+    for document_id in re.findall(r'byId\("([^"]+)"\)|(?:rows|tile|latency)\("([^"]+)"', script):
+        assert next(filter(None, document_id)) in idents
 
 
 def luminance(colour: str) -> float:
@@ -321,8 +321,8 @@ def test_a_server_that_never_listened_can_be_closed() -> None:
     """The end comes whatever the beginning was."""
 
     async def main() -> None:
-        scene = Scene()
-        await Server(scene.status, Metrics(lambda: scene.state)).close()
+        context = Scene()
+        await Server(context.status, Metrics(lambda: context.state)).close()
 
     asyncio.run(main())
 

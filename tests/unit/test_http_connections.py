@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sidecar.core.account import Account
+from sidecar.core.account import Counters
 from sidecar.ops.http import open_server
 from sidecar.ops.metrics import Metrics
-from sidecar.ops.status import About, Status
+from sidecar.ops.status import StaticInfo, Status
 from tests.builders import state
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def play(scenario: Callable[[Callable[[], Awaitable[Client]]], Awaitable[None]])
     """Play a scenario with a server, given what connects to it; then the server closes within two seconds."""
 
     async def main() -> None:
-        told = state(Account())
-        status = Status(lambda: told, About(("work",), {}), clock=lambda: 0.0, wall_clock=lambda: 0.0)
+        told = state(Counters())
+        status = Status(lambda: told, StaticInfo(("work",), {}), clock=lambda: 0.0, wall_clock=lambda: 0.0)
         server, address = await open_server(("127.0.0.1", 0), status, Metrics(lambda: told))
         port = int(address.rpartition(":")[2])
         clients: list[Client] = []
@@ -169,8 +169,8 @@ def test_a_fault_of_our_own_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """What is kept quiet is no more than what others write."""
 
     async def main() -> None:
-        told = state(Account())
-        broken = Status(lambda: told, About((), {"index": object()}), clock=lambda: 0.0, wall_clock=lambda: 0.0)
+        told = state(Counters())
+        broken = Status(lambda: told, StaticInfo((), {"index": object()}), clock=lambda: 0.0, wall_clock=lambda: 0.0)
         server, address = await open_server(("127.0.0.1", 0), broken, Metrics(lambda: told))
         client = Client(*await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2])))
         client.write(get("/status"))

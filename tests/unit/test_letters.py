@@ -8,27 +8,36 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sidecar.amqp.letters import LOOKING, MOST_WORKING, Replay, Sifted, Verdict, _more, open_letters, sift
-from sidecar.amqp.wire import Reach
+from sidecar.amqp.letters import (
+    MAX_REPLAY_PREFETCH,
+    SCAN_PREFETCH,
+    Replayer,
+    ScanAction,
+    ScanResult,
+    _more,
+    open_dead_letter_queue,
+    scan,
+)
+from sidecar.amqp.wire import ConnectOptions
 from sidecar.core import properties as core
-from sidecar.core.copies import Letter as Rejected
-from sidecar.core.copies import copy_properties, dead_letter_headers, may_go_round
-from sidecar.core.copies import rounds as rounds_of
+from sidecar.core.copies import Failure as Rejected
+from sidecar.core.copies import dead_letter_headers, may_delay, republish_properties
+from sidecar.core.copies import delay_rounds as rounds_of
 from sidecar.core.letters import (
     MAX_GROUPS,
-    Choice,
-    Grouping,
-    Letter,
+    DeadLetter,
+    DeadLetterFilter,
+    DeadLetterSummary,
     header_values,
-    obstacle,
     property_values,
     read,
-    renewed,
-    replayed,
+    refreshed_properties,
+    replay_obstacle,
+    replay_properties,
 )
-from sidecar.core.template import Scene
+from sidecar.core.template import TemplateContext
 from sidecar.errors import BrokerError
-from sidecar.ports import ACKS_SECONDS
+from sidecar.ports import ACK_FLUSH_SECONDS
 from tests.builders import ledger, long_string, message, properties, short_string
 from tests.fakes import network
 from tests.fakes.amqp_server import AmqpServer
@@ -39,7 +48,7 @@ if TYPE_CHECKING:
 
     from sidecar.core.ledger import Ledger
     from sidecar.core.message import Message
-    from sidecar.ports import Copy
+    from sidecar.ports import OutboundMessage
 
 ROOM = 128 * 1024
 FAILED_AT = 1_700_000_000.5
@@ -51,12 +60,12 @@ def dead(original: Message, *, document_id: bytes = b"o-7", room: int = ROOM, de
     added = dead_letter_headers(
         rejected, token=b"9", action="index", index="logs", document_id=document_id, failed_at=FAILED_AT
     )
-    return message(1, original.body, raw=copy_properties(original.properties, added, room))
+    return message(1, original.body, raw=republish_properties(original.properties, added, room))
 
 
 def back(letter: Message, user: str | None = "guest") -> bytes:
     """Return the properties with which a letter is replayed."""
-    return replayed(letter, read(letter, 1), token=b"1", user=user)
+    return replay_properties(letter, read(letter, 1), token=b"1", user=user)
 
 
 def headers(raw: bytes) -> dict[bytes, object]:
@@ -78,7 +87,7 @@ def test_a_letter_says_what_the_sidecar_wrote() -> None:
         1, b"{}", of=ledger("orders"), raw=properties(message_id=b"m"), route=short_string(b"x") + b"\1k"
     )
     original.attempts = 3
-    assert read(dead(original), 5) == Letter(
+    assert read(dead(original), 5) == DeadLetter(
         position=5, message_id="m", document_id="o-7", reason="rejected", status=400,
         error_type="document_parsing_exception", error_reason="why", action="index", index_name="logs", attempts=3,
         failed_at="2023-11-14T22:13:20.500Z", queue="orders", exchange="x", routing_key="k", replays=0, deliveries=0,
@@ -119,7 +128,7 @@ def test_a_letter_of_rabbitmqs_own_tells_its_origin_by_x_death() -> None:
     letter = read(message(raw=properties([(b"x-death", b"A" + len(deaths).to_bytes(4, "big") + deaths)])), 1)
     assert (letter.queue, letter.reason, letter.exchange, letter.routing_key) == ("work", "rejected", "x", "key")
     assert letter.failed_at == "2023-11-14T22:13:20.000Z"
-    assert obstacle(letter, 3) is None
+    assert replay_obstacle(letter, 3) is None
 
 
 def test_headers_nested_without_end_are_no_ones_end() -> None:
@@ -137,7 +146,7 @@ def test_headers_nested_without_end_are_no_ones_end() -> None:
 # Choosing and grouping -----------------------------------------------------------------------------------------------
 
 
-def some(position: int = 1, **values: Any) -> Letter:
+def some(position: int = 1, **values: Any) -> DeadLetter:
     """Return a letter."""
     one = message(raw=properties(message_id=b"m%d" % position))
     return read(dead(one), position)._replace(**values)
@@ -146,17 +155,21 @@ def some(position: int = 1, **values: Any) -> Letter:
 def test_a_choice_takes_what_fits_every_kind_and_any_of_one() -> None:
     """Patterns, in which capital letters count."""
     letter = some(reason="rejected", error_type="mapper", index_name="logs-1")
-    assert Choice().takes(letter)
-    assert Choice(reasons=("malformed", "rej*"), indices=("logs-?",)).takes(letter)
-    assert Choice(ids=("m1",)).takes(letter)
-    assert Choice(ids=("o-*",)).takes(letter)
-    for other in (Choice(reasons=("REJECTED",)), Choice(error_types=("map",)), Choice(ids=("m",), reasons=("*",))):
-        assert not other.takes(letter)
+    assert DeadLetterFilter().matches(letter)
+    assert DeadLetterFilter(reasons=("malformed", "rej*"), indices=("logs-?",)).matches(letter)
+    assert DeadLetterFilter(ids=("m1",)).matches(letter)
+    assert DeadLetterFilter(ids=("o-*",)).matches(letter)
+    for other in (
+        DeadLetterFilter(reasons=("REJECTED",)),
+        DeadLetterFilter(error_types=("map",)),
+        DeadLetterFilter(ids=("m",), reasons=("*",)),
+    ):
+        assert not other.matches(letter)
 
 
 def test_groups_have_counts_and_ages_whatever_the_order() -> None:
     """Letters without a time count, and are neither oldest nor newest."""
-    grouping = Grouping()
+    grouping = DeadLetterSummary()
     for position, moment in enumerate(("", "2026-01-02", "2026-01-01", "", "2026-01-03"), 1):
         grouping.add(some(position, failed_at=moment))
     grouping.add(some(6, reason="malformed", failed_at=""))
@@ -168,7 +181,7 @@ def test_groups_have_counts_and_ages_whatever_the_order() -> None:
 
 def test_groups_have_a_bound() -> None:
     """An index for each letter makes a group for each, up to so many."""
-    grouping = Grouping()
+    grouping = DeadLetterSummary()
     one = some()
     for position in range(MAX_GROUPS + 50):
         grouping.add(one._replace(index_name=str(position)))
@@ -200,8 +213,8 @@ def test_a_replayed_message_is_the_original_but_for_what_remembers() -> None:
         values, expected = core.split(raw), core.split(original.properties)
         del values["headers"], expected["headers"]
         assert values == expected
-    scene = Scene(message(1, raw=raw, route=b"\0\6orders"), 1.0)
-    assert (scene.exchange, scene.routing_key, scene.received_at) == (b"events", b"new", FAILED_AT)
+    context = TemplateContext(message(1, raw=raw, route=b"\0\6orders"), 1.0)
+    assert (context.exchange, context.routing_key, context.received_at) == (b"events", b"new", FAILED_AT)
 
 
 @pytest.mark.parametrize("rounds", [1, 3, 1_000])
@@ -215,7 +228,7 @@ def test_a_replayed_message_has_all_its_rounds_before_it_again(rounds: int) -> N
     assert rounds_of(tired) == rounds
     again = message(raw=back(dead(tired)))
     assert rounds_of(again) == 0
-    assert may_go_round(again, versioned=True, most_rounds=1)
+    assert may_delay(again, versioned=True, max_rounds=1)
     assert {name: headers(again.properties)[name] for name, _ in memory} == {
         name: core.decode(value) for name, value in memory
     }
@@ -270,8 +283,8 @@ def test_what_does_not_fit_into_a_frame_stays() -> None:
     """RabbitMQ would close the connection over it."""
     box = FakeBox(2)
     box.properties_limit = 10
-    replay = Replay(box)
-    sifted = run(sift(box, judged(lambda _: Verdict.TAKE), replay.act))
+    replay = Replayer(box)
+    sifted = run(scan(box, judged(lambda _: ScanAction.TAKE), replay.act))
     assert (sifted.done, sifted.refused, box.published) == (0, 2, [])
     assert "frame" in next(iter(replay.refusals))[1]
 
@@ -288,8 +301,8 @@ def test_a_letters_own_deliveries_are_not_the_messages() -> None:
 
 def test_what_is_not_to_be_replayed_says_why() -> None:
     """No origin, too often, or not the original any more."""
-    assert obstacle(some(), 3) is None
-    assert obstacle(some(cut="sidecar-error-reason, sidecar-index"), 3) is None
+    assert replay_obstacle(some(), 3) is None
+    assert replay_obstacle(some(cut="sidecar-error-reason, sidecar-index"), 3) is None
     for values, why in (
         ({"queue": ""}, "which queue"),
         ({"queue": "x" * 256}, "no queue's name"),
@@ -297,7 +310,7 @@ def test_what_is_not_to_be_replayed_says_why() -> None:
         ({"cut": "sidecar-error-reason, big"}, "big"),
         ({"cut": "sidecar-error-reason, " + "sidecar-index, " * 20}, "more of it was cut"),
     ):
-        assert why in (obstacle(some(**values), 3) or ""), values
+        assert why in (replay_obstacle(some(**values), 3) or ""), values
 
 
 def test_a_letter_whose_headers_were_cut_is_known_by_it() -> None:
@@ -305,8 +318,8 @@ def test_a_letter_whose_headers_were_cut_is_known_by_it() -> None:
     big = [(b"big", long_string(b"x" * 3000))]
     fits = dead(message(of=ledger("work"), raw=properties()), detail="y" * 900, room=650)
     assert read(fits, 1).cut == "sidecar-error-reason"
-    assert obstacle(read(fits, 1), 3) is None
-    assert "big" in str(obstacle(read(dead(message(of=ledger("work"), raw=properties(big)), room=2000), 1), 3))
+    assert replay_obstacle(read(fits, 1), 3) is None
+    assert "big" in str(replay_obstacle(read(dead(message(of=ledger("work"), raw=properties(big)), room=2000), 1), 3))
 
 
 def test_a_renewed_letter_keeps_every_byte_but_token_and_count() -> None:
@@ -316,7 +329,7 @@ def test_a_renewed_letter_keeps_every_byte_but_token_and_count() -> None:
     looked_at = message(
         raw=properties([*fields, (b"x-delivery-count", b"I\0\0\0\7")], message_id=b"m", delivery_mode=2)
     )
-    raw = renewed(looked_at, token=b"77", limit_bytes=ROOM)
+    raw = refreshed_properties(looked_at, token=b"77", limit_bytes=ROOM)
     expected = [(name, long_string(b"77") if name == b"sidecar-copy" else value) for name, value in fields]
     assert list(core.fields(core.headers(raw))) == expected
     values = core.split(raw)
@@ -325,7 +338,7 @@ def test_a_renewed_letter_keeps_every_byte_but_token_and_count() -> None:
 
 def test_a_renewed_letter_of_rabbitmqs_own_arrives() -> None:
     """It never was a copy of ours, so what would keep it away moves aside now."""
-    raw = renewed(message(raw=properties([(b"CC", b"V")], user_id=b"eve")), token=b"1", limit_bytes=ROOM)
+    raw = refreshed_properties(message(raw=properties([(b"CC", b"V")], user_id=b"eve")), token=b"1", limit_bytes=ROOM)
     assert set(headers(raw)) == {b"sidecar-copy", b"sidecar-original-CC", b"sidecar-original-user_id"}
     assert set(core.split(raw)) == {"headers", "delivery_mode"}
 
@@ -336,7 +349,7 @@ def test_a_renewed_letter_still_tells_where_it_came_from() -> None:
     death = b"F" + len(content).to_bytes(4, "big") + content
     deaths = (b"x-death", b"A" + len(death).to_bytes(4, "big") + death)
     for more in ([], [(b"sidecar-retry-count", core.number_value(1))]):
-        raw = renewed(message(raw=properties([deaths, *more])), token=b"1", limit_bytes=ROOM)
+        raw = refreshed_properties(message(raw=properties([deaths, *more])), token=b"1", limit_bytes=ROOM)
         assert read(message(raw=raw), 1).queue == "work"
 
 
@@ -368,7 +381,7 @@ class FakeBox:
         self.ledger: Ledger = ledger("work.dead")
         self.widened: list[int] = []
         self.acked: list[int] = []
-        self.published: list[tuple[float, Copy]] = []
+        self.published: list[tuple[float, OutboundMessage]] = []
         self.refusals: dict[bytes, str] = {}
         self.lost = ""
         self.user = "guest"
@@ -376,7 +389,7 @@ class FakeBox:
         self._chunk = chunk
         self._letters = letters
 
-    async def widen(self, letters: int) -> None:
+    async def add_consumer(self, letters: int) -> None:
         """Have so many more letters delivered."""
         self.widened.append(letters)
 
@@ -389,7 +402,7 @@ class FakeBox:
             assert room > 0, "nothing may be delivered any more: this would wait for ever"
             return []
         self.ledger.next_tag += count
-        self.ledger.admit()
+        self.ledger.open_new()
         original = dead(message(raw=properties(message_id=b"m")))
         return [message(first + at, of=self.ledger, raw=original.properties) for at in range(count)]
 
@@ -403,17 +416,17 @@ class FakeBox:
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Ack letters."""
-        self.ledger.store(messages)
+        self.ledger.mark_stored(messages)
         self.acked += [one.tag for one in messages]
-        self.ledger.collect(singly=True)
+        self.ledger.take_acks(individually=True)
 
-    async def publish(self, copies: list[Copy]) -> list[str | None]:
+    async def publish(self, copies: list[OutboundMessage]) -> list[str | None]:
         """Confirm all but those that are to be refused."""
         self.published += [(asyncio.get_running_loop().time(), copy) for copy in copies]
         return [self.refusals.get(copy.body) for copy in copies]
 
 
-def judged(rule: Callable[[int], Verdict]) -> Callable[[Letter, Message], Verdict]:
+def judged(rule: Callable[[int], ScanAction]) -> Callable[[DeadLetter, Message], ScanAction]:
     """Return a judge that looks at positions only."""
     return lambda letter, _: rule(letter.position)
 
@@ -425,8 +438,8 @@ async def _accept(part: Sequence[Any]) -> list[str | None]:
 def test_every_letter_is_seen_once_and_what_is_passed_over_never_ends_the_deliveries() -> None:
     """However few may be unsettled at first: when all of them are passed over, more are asked for."""
     box = FakeBox(4_000)
-    sifted = run(sift(box, judged(lambda at: Verdict.TAKE if at % 3 == 0 else Verdict.LEAVE), _accept, window=200))
-    assert sifted == Sifted(seen=4_000, done=1_333)
+    sifted = run(scan(box, judged(lambda at: ScanAction.TAKE if at % 3 == 0 else ScanAction.KEEP), _accept, window=200))
+    assert sifted == ScanResult(seen=4_000, done=1_333)
     assert box.acked == list(range(3, 4_001, 3))
     assert box.widened[:4] == [200, 200, 400, 800]
     assert box.ledger.outstanding == 4_000 - 1_333
@@ -438,21 +451,21 @@ def test_consumers_stay_so_few_that_they_give_back_in_order() -> None:
     while len(steps) < 32:
         steps.append(_more(200, left, len(steps)))
         left += steps[-1]
-    assert max(steps[:24]) == MOST_WORKING
-    assert set(steps[24:]) == {LOOKING}
+    assert max(steps[:24]) == MAX_REPLAY_PREFETCH
+    assert set(steps[24:]) == {SCAN_PREFETCH}
     assert left > 600_000
 
 
 def test_only_what_was_there_at_the_beginning_is_looked_at() -> None:
     """A replayed message that comes back at once is not replayed again by the same command."""
     box = FakeBox(1000, ready=120)
-    sifted = run(sift(box, judged(lambda _: Verdict.TAKE), _accept))
+    sifted = run(scan(box, judged(lambda _: ScanAction.TAKE), _accept))
     assert (sifted.seen, sifted.done) == (120, 120)
 
 
 def test_the_end_comes_when_somebody_else_took_the_rest() -> None:
     """And it is known how many those were."""
-    sifted = run(sift(FakeBox(70, ready=100), judged(lambda _: Verdict.TAKE), _accept))
+    sifted = run(scan(FakeBox(70, ready=100), judged(lambda _: ScanAction.TAKE), _accept))
     assert (sifted.seen, sifted.done, sifted.missing) == (70, 70, 30)
 
 
@@ -460,27 +473,27 @@ def test_what_was_refused_is_not_acked() -> None:
     """Nor what wasn't tried any more."""
     box = FakeBox(10)
 
-    async def act(part: list[tuple[Letter, Message]]) -> list[str | None]:
+    async def act(part: list[tuple[DeadLetter, Message]]) -> list[str | None]:
         return [None, "full", None]
 
-    sifted = run(sift(box, judged(lambda _: Verdict.TAKE), act))
+    sifted = run(scan(box, judged(lambda _: ScanAction.TAKE), act))
     assert (sifted.done, sifted.refused, box.acked) == (2, 1, [1, 3])
 
 
 def test_a_stop_ends_it_and_the_rest_goes_back() -> None:
     """Nobody waits for the whole queue."""
     box = FakeBox(10_000)
-    sifted = run(sift(box, judged(lambda at: Verdict.STOP if at == 60 else Verdict.TAKE), _accept, at_once=10))
+    sifted = run(scan(box, judged(lambda at: ScanAction.STOP if at == 60 else ScanAction.TAKE), _accept, at_once=10))
     assert (sifted.seen, sifted.done) == (60, 59)
 
-    async def stopped() -> Sifted:
+    async def stopped() -> ScanResult:
         stop = asyncio.Event()
 
         async def act(part: Sequence[Any]) -> list[str | None]:
             stop.set()
             return [None] * len(part)
 
-        return await sift(FakeBox(1000), judged(lambda _: Verdict.TAKE), act, at_once=10, stop=stop)
+        return await scan(FakeBox(1000), judged(lambda _: ScanAction.TAKE), act, at_once=10, stop=stop)
 
     sifted = run(stopped())
     assert (sifted.done, sifted.stopped) == (10, True)
@@ -491,9 +504,9 @@ def test_a_rate_is_kept_to_the_letter(rate: float) -> None:
     """At no moment more were published than the rate allows, and none later than it must."""
     box = FakeBox(300)
 
-    async def replaying() -> Replay:
-        replay = Replay(box, rate=rate)
-        await sift(box, judged(lambda _: Verdict.TAKE), replay.act, at_once=replay.at_once)
+    async def replaying() -> Replayer:
+        replay = Replayer(box, rate=rate)
+        await scan(box, judged(lambda _: ScanAction.TAKE), replay.act, at_once=replay.at_once)
         return replay
 
     replay = run(replaying())
@@ -507,13 +520,13 @@ def test_nothing_more_is_published_once_the_letters_are_requeued() -> None:
     """The connection that they came by is lost between two parts: the others would be in both places."""
     box, acted = FakeBox(10), list[int]()
 
-    async def act(part: list[tuple[Letter, Message]]) -> list[str | None]:
+    async def act(part: list[tuple[DeadLetter, Message]]) -> list[str | None]:
         acted.append(len(part))
         box.lost = "connection lost" if len(acted) == 2 else ""
         return [None] * len(part)
 
     with pytest.raises(BrokerError, match="connection lost"):
-        run(sift(box, judged(lambda _: Verdict.TAKE), act, at_once=2))
+        run(scan(box, judged(lambda _: ScanAction.TAKE), act, at_once=2))
     assert acted == [2, 2]
 
 
@@ -527,7 +540,7 @@ def test_each_answer_belongs_to_its_own_letter() -> None:
         big = [(b"big", long_string(b"x" * 3000))] if number in {0, 2} else []
         letter = message(number + 1, b"%d" % number, raw=properties([*big, (b"sidecar-queue", long_string(b"work"))]))
         pairs.append((read(letter, number + 1), letter))
-    replay = Replay(box)
+    replay = Replayer(box)
     answers = run(replay.act(pairs))
     assert [answer if answer is None else answer[-5:] for answer in answers] == ["frame", None, "frame", "full", None]
     assert replay.queues == {"work": 2}
@@ -545,10 +558,10 @@ def test_acks_have_time_to_arrive_before_the_channel_is_closed() -> None:
             server.declare("work.dead")
             server.declare("work")
             server.publish("work.dead", b"{}", properties([(b"sidecar-queue", long_string(b"work"))]))
-            box = await open_letters((server.url,), "work.dead", Reach())
-            replay = Replay(box)
-            await sift(box, judged(lambda _: Verdict.TAKE), replay.act)
-            assert moments["channel.close"] - moments["basic.ack"] >= ACKS_SECONDS - 0.01
+            box = await open_dead_letter_queue((server.url,), "work.dead", ConnectOptions())
+            replay = Replayer(box)
+            await scan(box, judged(lambda _: ScanAction.TAKE), replay.act)
+            assert moments["channel.close"] - moments["basic.ack"] >= ACK_FLUSH_SECONDS - 0.01
             await box.close()
             assert (len(server.acked), server.left_open()) == (1, [])
 

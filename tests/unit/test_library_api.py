@@ -30,10 +30,10 @@ from sidecar import (
     dumps,
 )
 from sidecar import library as home
-from sidecar.core.account import Account
+from sidecar.core.account import Counters
 from sidecar.errors import BrokerError, ConfigError
 from sidecar.library.publishing import PublisherOptions, PublisherSettings
-from sidecar.library.settings import load_kind
+from sidecar.library.settings import load_settings
 from sidecar.wiring import connecting
 from tests.builders import ledger, long_string, message, properties, short_string
 from tests.fakes import network
@@ -74,13 +74,13 @@ class Single(Consumer):
 
 def shown(body: bytes = b"{}", raw: bytes = b"\0\0", **delivery: Any) -> Message:
     """Return a message as code sees it."""
-    most_bytes = delivery.pop("most_bytes", 1_000)
+    max_bytes = delivery.pop("max_bytes", 1_000)
     one = message(
         7, of=ledger("orders", delivered=7), body=body, raw=raw, route=short_string(b"shop") + short_string(b"new")
     )
     for name, value in delivery.items():
         setattr(one, name, value)
-    return Message(one, most_bytes)
+    return Message(one, max_bytes)
 
 
 # Names ---------------------------------------------------------------------------------------------------------------
@@ -148,10 +148,10 @@ def test_the_body_as_it_came_and_its_content(encoding: bytes, encode: Callable[[
     assert (one.body, one.content()) == (encode(content), content)
     assert one.json() == {"n": 1.5, "text": "ü"}
     assert dumps(one.json()) == '{"n":1.50,"text":"ü"}'.encode()
-    small = shown(encode(content), properties(content_encoding=encoding), most_bytes=len(content) - 1)
+    small = shown(encode(content), properties(content_encoding=encoding), max_bytes=len(content) - 1)
     with pytest.raises(ValueError, match="above"):
         small.content()
-    assert shown(encode(content), properties(content_encoding=encoding), most_bytes=len(content)).content() == content
+    assert shown(encode(content), properties(content_encoding=encoding), max_bytes=len(content)).content() == content
 
 
 def test_a_body_that_can_not_be_read_is_told_without_quoting_it() -> None:
@@ -228,8 +228,8 @@ FILES = {"amqp_ca_file", "amqp_cert_file", "amqp_key_file"}
 
 def effects(consumer: Any) -> dict[str, Any]:
     """Return what a consumer works with, by the name of the option that says it."""
-    settings, plan, link = consumer.settings, consumer._plan(), connecting(consumer.settings)
-    topology, recipe = link.topology, plan.recipe
+    settings, plan, link = consumer.settings, consumer._config(), connecting(consumer.settings)
+    topology, encoder_config = link.topology, plan.encoder_config
     return {
         "amqp_url": consumer._connect().args[0],
         "amqp_queue": topology.queues,
@@ -248,10 +248,10 @@ def effects(consumer: Any) -> dict[str, Any]:
         "batch_max_items": plan.batch_max_items,
         "batch_max_bytes": plan.batch_max_bytes,
         "batch_max_age": plan.batch_max_age_seconds,
-        "batch_key": recipe.batch_key and recipe.batch_key.text,
-        "batch_flush_when": recipe.batch_flush_when and recipe.batch_flush_when.text,
-        "batch_complete_count": recipe.batch_complete_count and recipe.batch_complete_count.text,
-        "memory_limit": (plan.memory_limit_bytes, recipe.most_bytes),
+        "batch_key": encoder_config.batch_key and encoder_config.batch_key.text,
+        "batch_flush_when": encoder_config.batch_flush_when and encoder_config.batch_flush_when.text,
+        "batch_complete_count": encoder_config.batch_complete_count and encoder_config.batch_complete_count.text,
+        "memory_limit": (plan.memory_limit_bytes, encoder_config.max_bytes),
         "on_exception": settings.on_exception,
         "on_missing_verdict": settings.on_missing_verdict,
         "on_reject": plan.on_reject,
@@ -319,7 +319,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "retry_delay_max": 30.0,
         "shutdown_timeout": 25.0,
     }
-    assert Nothing(amqp_queue="work")._plan().batches_join is False
+    assert Nothing(amqp_queue="work")._config().merges_batches is False
 
 
 def test_the_prefetch_is_derived_up_to_what_the_protocol_takes() -> None:
@@ -362,7 +362,7 @@ def test_a_publisher_is_told_by_code_and_environment(monkeypatch: pytest.MonkeyP
     assert (topology.routing_keys, topology.binding_arguments) == (("k1", "k2"), {"x-match": "any"})
     assert (topology.queue_type, topology.queue_arguments) == ("classic", {"x-max-length": 9})
     assert by_code._outlet._urls == ("amqp://a:b@one/", "amqp://two/")
-    assert Publisher().settings == load_kind(PublisherSettings, None, {})
+    assert Publisher().settings == load_settings(PublisherSettings, None, {})
     assert set(PublisherOptions.__annotations__) <= set(ConsumerSettings.model_fields)
 
 
@@ -491,7 +491,7 @@ def test_a_signal_drains_and_the_next_one_is_the_usual_one(number: signal.Signal
 
 def test_counts_are_those_of_the_run() -> None:
     """By the names of the verdicts; received is the sum of all others."""
-    assert set(Account().summary()) == {
+    assert set(Counters().summary()) == {
         "received", "ack", "delay", "requeue", "dead_letter", "discard", "stale", "in_flight",
     }  # fmt: skip
     assert Nothing(amqp_queue="work").counts() == {}

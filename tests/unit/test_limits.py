@@ -8,7 +8,7 @@ import pytest
 
 from sidecar.core import index_names, names, properties
 from sidecar.core.address import split_address
-from sidecar.core.correlation import MAX_SET_ITEMS, set_size
+from sidecar.core.correlation import MAX_EXPECTED_ITEMS, expected_items
 from sidecar.core.document import RefusedError
 
 
@@ -57,12 +57,12 @@ def test_ports_at_their_limit() -> None:
 
 def test_the_size_of_a_set_at_its_limits() -> None:
     """From 1 to a billion; nothing told is no size."""
-    assert set_size(b"") == 0
-    assert set_size(b"0001") == 1
-    assert set_size(b"%d" % MAX_SET_ITEMS) == MAX_SET_ITEMS
-    for told in (b"0", b"000", b"%d" % (MAX_SET_ITEMS + 1), b"-1", b"1.0", b" 1", "\u0661".encode()):
+    assert expected_items(b"") == 0
+    assert expected_items(b"0001") == 1
+    assert expected_items(b"%d" % MAX_EXPECTED_ITEMS) == MAX_EXPECTED_ITEMS
+    for told in (b"0", b"000", b"%d" % (MAX_EXPECTED_ITEMS + 1), b"-1", b"1.0", b" 1", "\u0661".encode()):
         with pytest.raises(RefusedError):
-            set_size(told)
+            expected_items(told)
 
 
 def test_a_decimal_has_its_places() -> None:

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from sidecar.elastic import mappings
-from sidecar.elastic.mappings import Change, Template, spelled
+from sidecar.elastic.mappings import IndexTemplate, TemplateDiff, normalized
 from sidecar.errors import ConfigError, RefusedTemplateError, SinkError
 from sidecar.ports import Answer
 
@@ -50,7 +50,7 @@ def settings(content: dict[str, Any]) -> dict[str, Any]:
     return {"template": {"settings": content}}
 
 
-def run(coroutine: Coroutine[object, object, list[Change]]) -> list[tuple[str, str]]:
+def run(coroutine: Coroutine[object, object, list[TemplateDiff]]) -> list[tuple[str, str]]:
     """Return names and states."""
     return [(change.template.name, change.state) for change in asyncio.run(coroutine)]
 
@@ -112,7 +112,7 @@ def test_a_higher_version_is_never_lowered(there: dict[str, Any], state: str) ->
     """An older release that starts once more must not undo a newer one; all else is put right."""
     cluster = Cluster()
     cluster.kept["/_component_template/shared"] = there
-    template = Template("shared", "component", COMPONENT)
+    template = IndexTemplate("shared", "component", COMPONENT)
     assert run(mappings.apply(cluster.ask, [template])) == [("shared", state)]
     assert cluster.kept["/_component_template/shared"] == (there if state == "newer" else COMPONENT)
 
@@ -121,14 +121,14 @@ def test_any_version_is_higher_than_none() -> None:
     """A template of the folder that says none counts as 0."""
     cluster = Cluster()
     cluster.kept["/_component_template/shared"] = {"version": 1, "template": {}}
-    template = Template("shared", "component", {"template": {"settings": {"number_of_shards": 1}}})
+    template = IndexTemplate("shared", "component", {"template": {"settings": {"number_of_shards": 1}}})
     assert run(mappings.apply(cluster.ask, [template])) == [("shared", "newer")]
 
 
 def test_the_name_of_a_template_is_data_in_the_path() -> None:
     """It can't leave its place there, whatever the file is called."""
     cluster = Cluster()
-    run(mappings.apply(cluster.ask, [Template("a?b#c %41", "component", COMPONENT)]))
+    run(mappings.apply(cluster.ask, [IndexTemplate("a?b#c %41", "component", COMPONENT)]))
     path = "/_component_template/a%3Fb%23c%20%2541"
     assert cluster.asked == [f"GET {path}", f"PUT {path}"]
 
@@ -140,9 +140,9 @@ def test_a_difference_is_named_by_path_on_both_sides() -> None:
         "priority": 7,
         "template": {"settings": {"index": {"number_of_shards": "2"}}},
     }
-    (change,) = asyncio.run(mappings.compare(cluster.ask, [Template("x", "index", INDEX)]))
-    assert change.there == {"priority": "7", "template.settings.index.number_of_shards": "2"}
-    assert change.wanted == {"template.settings.index.number_of_shards": "1"}
+    (change,) = asyncio.run(mappings.compare(cluster.ask, [IndexTemplate("x", "index", INDEX)]))
+    assert change.actual == {"priority": "7", "template.settings.index.number_of_shards": "2"}
+    assert change.expected == {"template.settings.index.number_of_shards": "1"}
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_difference_is_named_by_path_on_both_sides() -> None:
 )
 def test_spellings_of_the_same_are_the_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     """Elasticsearch gives back another one than it was given."""
-    assert spelled(one) == spelled(other)
+    assert normalized(one) == normalized(other)
 
 
 @pytest.mark.parametrize(
@@ -172,12 +172,12 @@ def test_spellings_of_the_same_are_the_same(one: dict[str, Any], other: dict[str
 )
 def test_what_differs_differs(one: dict[str, Any], other: dict[str, Any]) -> None:
     """One spelling doesn't mean that all is one."""
-    assert spelled(one) != spelled(other)
+    assert normalized(one) != normalized(other)
 
 
 def test_a_refusal_says_why_and_an_absence_is_another_thing() -> None:
     """The one will not pass by itself, the other will."""
-    template = Template("x", "index", INDEX)
+    template = IndexTemplate("x", "index", INDEX)
     cluster = Cluster()
     cluster.status = {"PUT": 400}
     with pytest.raises(RefusedTemplateError, match="doesn't take the index template x: 400 no; caused by: since"):

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from sidecar.cli import cli, indexing
 from sidecar.cli.indexing import _install
 from sidecar.elastic import mappings
-from sidecar.elastic.sink import Connection, ElasticSink
+from sidecar.elastic.sink import Connection, ElasticsearchClient
 from sidecar.errors import ConfigError, RefusedTemplateError
 from tests.fakes.http_server import reply, running, running_in_thread
 from tests.fakes.template_api import TemplateApi, error
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from click.testing import Result
     from structlog.typing import FilteringBoundLogger
 
-    from sidecar.core.state import Unready
+    from sidecar.core.state import NotReady
     from tests.fakes.http_server import HttpCluster
 
 SECRET = "hunter2-is-a-secret"
@@ -264,25 +264,25 @@ def test_files_that_cannot_be_used_are_all_named(folder: Folder) -> None:
 
 def start(
     handler: Any, contents: dict[str, Any], before: Any = None, stop_at: int = 10_000
-) -> tuple[Log, list[Unready | None]]:
+) -> tuple[Log, list[NotReady | None]]:
     """Install at the start, with nodes that answer so; `stop_at` tells after how many tries it is told to stop."""
     log = Log()
-    told: list[Unready | None] = []
+    told: list[NotReady | None] = []
 
     async def main() -> None:
         async with asyncio.timeout(60), running(2, handler) as cluster:
-            sink = ElasticSink(Connection(urls=cluster.urls))
+            sink = ElasticsearchClient(Connection(urls=cluster.urls))
             stop = asyncio.Event()
 
-            def tell(unready: Unready | None) -> None:
-                told.append(unready)
+            def tell(not_ready: NotReady | None) -> None:
+                told.append(not_ready)
                 if before is not None and len(told) == 3:
                     before(cluster)
                 if len(told) == stop_at:
                     stop.set()
 
             templates = [
-                mappings.Template(name, "index" if "index_patterns" in content else "component", content)
+                mappings.IndexTemplate(name, "index" if "index_patterns" in content else "component", content)
                 for name, content in contents.items()
             ]
             try:
@@ -325,8 +325,8 @@ def test_the_start_waits_for_an_elasticsearch_that_is_away() -> None:
     log, told = start(lambda _: AWAY, {"shared": CONTENTS["shared"]}, come_back)
     assert len(log.named("elasticsearch.unreachable")) == 1
     assert "answered 503" in str(log.named("elasticsearch.unreachable")[0]["reason"])
-    assert [unready is None for unready in told] == [False, False, False, True]
-    assert {str(unready.reason) for unready in told if unready is not None} == {"waiting-for-elasticsearch"}
+    assert [not_ready is None for not_ready in told] == [False, False, False, True]
+    assert {str(not_ready.reason) for not_ready in told if not_ready is not None} == {"waiting-for-elasticsearch"}
     assert [event["template"] for event in log.named("mappings.applied")] == ["shared"]
 
 

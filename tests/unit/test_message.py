@@ -15,15 +15,15 @@ def test_exchange_and_routing_key_are_read_from_the_raw_route() -> None:
 def test_bulk_bytes_are_what_the_request_will_hold() -> None:
     """The size counts the action line, the source and the source's line break."""
     one = message(body=b'{"a":1}')
-    one.line = b'{"index":{}}\n'
+    one.action_line = b'{"index":{}}\n'
     assert one.bulk_bytes == len(b'{"index":{}}\n{"a":1}\n')
 
 
 def test_an_action_without_source_takes_its_line_only() -> None:
     """A delete has no source line, so not even a line break is counted for one."""
     one = message()
-    one.line, one.source = b'{"delete":{"_id":"1"}}\n', None
-    assert one.bulk_bytes == len(one.line)
+    one.action_line, one.source = b'{"delete":{"_id":"1"}}\n', None
+    assert one.bulk_bytes == len(one.action_line)
 
 
 def test_the_source_is_the_body_until_composing_says_otherwise() -> None:

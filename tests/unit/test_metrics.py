@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from sidecar.core.account import SETTLED, Account
+from sidecar.core.account import SETTLED, Counters
 from sidecar.core.histogram import BYTES, ITEMS, SECONDS, Histogram
 from sidecar.ops.metrics import REQUEST_OUTCOMES, TRIGGERS, Metrics
 from tests.builders import state
@@ -46,9 +46,9 @@ CONTRACT = {
 }
 
 
-def busy_account() -> Account:
+def busy_account() -> Counters:
     """Return an account in which everything happened."""
-    account = Account()
+    account = Counters()
     account.received["work"] += 10
     account.settle("work", "ack", 6)
     account.documents["index", "success"] += 6
@@ -68,7 +68,7 @@ def families(text: str) -> dict[str, Metric]:
     return {name.removeprefix("sidecar_"): family for name, family in found.items() if name.startswith("sidecar_")}
 
 
-def scrape(account: Account, **values: object) -> dict[str, Metric]:
+def scrape(account: Counters, **values: object) -> dict[str, Metric]:
     """Return the metrics of a state."""
     body, _ = Metrics(lambda: state(account, **values)).render("")
     return families(body.decode())
@@ -89,7 +89,7 @@ def test_every_metric_of_the_contract_is_there_with_its_labels() -> None:
 
 def test_labels_that_are_known_are_there_from_the_start() -> None:
     """A rate needs a zero before the first one."""
-    found = scrape(Account(), queues=("a", "b"))
+    found = scrape(Counters(), queues=("a", "b"))
     settled = {(sample.labels["queue"], sample.labels["verdict"]) for sample in found["messages_settled"].samples}
     assert settled == {(queue, verdict) for queue in "ab" for verdict in SETTLED}
     assert {sample.labels["trigger"] for sample in found["batches"].samples} == set(TRIGGERS)
@@ -119,7 +119,7 @@ def test_the_values_are_those_of_the_account() -> None:
 @pytest.mark.parametrize(("values", "held"), [({}, 0), ({"held": "x"}, 1), ({"copies_held": "x"}, 1)])
 def test_a_dead_letter_route_that_takes_nothing_is_a_hold_as_well(values: dict[str, str], held: int) -> None:
     """Whoever watches `held` learns of both."""
-    (sample,) = scrape(Account(), **values)["held"].samples
+    (sample,) = scrape(Counters(), **values)["held"].samples
     assert sample.value == held
 
 
@@ -136,7 +136,7 @@ def test_prometheus_may_ask_for_openmetrics() -> None:
 
 def test_the_process_itself_is_measured() -> None:
     """Memory, processor time and open files."""
-    body, _ = Metrics(lambda: state(Account())).render("")
+    body, _ = Metrics(lambda: state(Counters())).render("")
     for name in (b"process_resident_memory_bytes", b"process_cpu_seconds_total", b"process_open_fds"):
         assert name in body
 
@@ -157,8 +157,8 @@ def test_a_scrape_a_second_costs_less_than_a_hundredth_of_the_time() -> None:
 @pytest.mark.parametrize("bounds", [SECONDS, ITEMS, BYTES])
 def test_a_histogram_counts_each_value_in_the_first_bucket_that_takes_it(bounds: tuple[float, ...]) -> None:
     """A value at a bound belongs below it (`le`), as Prometheus has it."""
-    dice = random.Random(repr(bounds))
-    values = [*bounds, *(bound * dice.uniform(0.5, 2.0) for bound in bounds for _ in range(5))]
+    rng = random.Random(repr(bounds))
+    values = [*bounds, *(bound * rng.uniform(0.5, 2.0) for bound in bounds for _ in range(5))]
     histogram = Histogram(bounds)
     for value in values:
         histogram.observe(value)

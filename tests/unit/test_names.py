@@ -10,7 +10,7 @@ import pytest
 from pamqp import commands, decode, frame
 
 from sidecar.amqp import wire  # noqa: F401 - leaves names to the broker
-from sidecar.cli.check import _proxies, _traits
+from sidecar.cli.check import _check_traits, _proxies
 from sidecar.core.check import traps
 from sidecar.core.names import MAX_NAME_BYTES, table_fault
 from sidecar.errors import ConfigError
@@ -322,7 +322,7 @@ def test_a_setting_in_lower_case_is_named() -> None:
 
 def test_a_fresh_set_up_has_no_trap() -> None:
     """The defaults agree with each other."""
-    found = traps(_traits(load(REQUIRED)))
+    found = traps(_check_traits(load(REQUIRED)))
     assert [finding for finding in found if finding.severity != "note"] == []
 
 

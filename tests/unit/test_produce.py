@@ -8,10 +8,10 @@ from itertools import islice
 
 import pytest
 
-from sidecar.cli.produce import Tally, account
+from sidecar.cli.produce import PublishStats, format_summary
 from sidecar.core.properties import decode, header, number, short
-from sidecar.samples import BAD, KIND_HEADER, ORDER, STRANGE, STRANGE_ID, Kind, Sample, Samples
-from tests.builders import composer, message
+from sidecar.samples import BAD, KIND_HEADER, ORDER, STRANGE, STRANGE_ID, Sample, SampleKind, Samples
+from tests.builders import encoder, message
 
 KINDS = (ORDER, *STRANGE, *BAD)
 
@@ -21,7 +21,7 @@ def made(count: int, seed: int = 7, **options: object) -> list[Sample]:
     return list(islice(Samples(seed, **options), count))  # type: ignore[arg-type]
 
 
-def one_of(kind: Kind) -> Sample:
+def one_of(kind: SampleKind) -> Sample:
     """Return the first message of a kind."""
     return next(sample for sample in Samples(7, bad_ratio=0.5) if sample.kind is kind)
 
@@ -49,16 +49,16 @@ def test_a_good_body_is_an_order_at_every_size(size: int) -> None:
 
 def test_every_id_is_another_unless_they_are_drawn_from_keys_or_left_out() -> None:
     """With keys each is drawn; without ids there is no ``message_id`` at all."""
-    assert len({sample.ident for sample in made(2000, bad_ratio=0.2)}) == 2000
-    assert len({sample.ident for sample in made(2000, bad_ratio=0.2, keys=10)}) == 10
+    assert len({sample.document_id for sample in made(2000, bad_ratio=0.2)}) == 2000
+    assert len({sample.document_id for sample in made(2000, bad_ratio=0.2, keys=10)}) == 10
     assert all(short(sample.properties, "message_id") is None for sample in made(200, bad_ratio=0.5, with_ids=False))
 
 
 def test_the_properties_say_what_the_sample_says() -> None:
     """They are spliced by hand: every reader has to find the id and the header in them, and persistence."""
     for sample in made(500, bad_ratio=0.5):
-        assert sample.ident is not None
-        assert short(sample.properties, "message_id") == sample.ident.encode()
+        assert sample.document_id is not None
+        assert short(sample.properties, "message_id") == sample.document_id.encode()
         kind = header(sample.properties, KIND_HEADER)
         assert kind is not None
         assert decode(kind) == sample.kind.name
@@ -80,36 +80,36 @@ def test_the_share_of_bad_ones_is_kept_and_every_kind_has_its_turn() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_a_kind_meets_the_verdict_that_it_is_meant_for(kind: Kind) -> None:
+def test_a_kind_meets_the_verdict_that_it_is_meant_for(kind: SampleKind) -> None:
     """What the sidecar refuses by itself is ``malformed``; the rest is Elasticsearch's to refuse."""
     sample = one_of(kind)
-    composed, rejects = composer("index", with_message_id=True).compose(
+    encoded, rejections = encoder("index", with_message_id=True).encode(
         [message(body=sample.body, raw=sample.properties)], 0.0
     )
-    assert [reject.reason for reject in rejects] == (["malformed"] if kind.reason == "malformed" else [])
-    if composed:
-        assert composed[0].line.count(b"\n") == 1
-        assert b"\n" not in (composed[0].source or b"")
+    assert [reject.reason for reject in rejections] == (["malformed"] if kind.reason == "malformed" else [])
+    if encoded:
+        assert encoded[0].action_line.count(b"\n") == 1
+        assert b"\n" not in (encoded[0].source or b"")
 
 
 def test_a_strange_id_reaches_the_action_line_letter_by_letter() -> None:
     """It holds what would end the line and begin another action, if it were not data."""
     sample = one_of(STRANGE_ID)
-    assert sample.ident is not None
-    assert all(text in sample.ident for text in ('"', "\n", "\r", "\\", '{"delete":'))
-    (composed,), _ = composer("index", with_message_id=True).compose(
+    assert sample.document_id is not None
+    assert all(text in sample.document_id for text in ('"', "\n", "\r", "\\", '{"delete":'))
+    (encoded,), _ = encoder("index", with_message_id=True).encode(
         [message(body=sample.body, raw=sample.properties)], 0.0
     )
-    assert json.loads(composed.line) == {"index": {"_id": sample.ident}}
+    assert json.loads(encoded.action_line) == {"index": {"_id": sample.document_id}}
 
 
 def test_the_account_names_what_was_refused_and_every_kind() -> None:
     """It is what a person has in hand afterwards: counts, rate and the seed to do it again."""
-    tally = Tally()
+    tally = PublishStats()
     tally.published, tally.confirmed, tally.body_bytes = 1000, 990, 512_000
     tally.refused["the queue is full"] = 10
     tally.kinds.update({"order": 985, "array": 8, "empty": 2, "strange-id": 5})
-    assert account(tally, "the queue 'orders'", 42, 2.0).split("\n") == [
+    assert format_summary(tally, "the queue 'orders'", 42, 2.0).split("\n") == [
         "Published 1,000 messages (0.5 MB) to the queue 'orders', 990 confirmed, in 2.0 s: 500/s.",
         "RabbitMQ refused 10: the queue is full.",
         "10 of them are bad: 8 array, 2 empty.",

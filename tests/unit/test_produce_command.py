@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sidecar.cli import cli, produce
-from sidecar.cli.produce import CHUNK_BYTES, CHUNK_MESSAGES, WINDOW_CHUNKS, Route, Sender, Tally
+from sidecar.cli.produce import CHUNK_BYTES, CHUNK_MESSAGES, WINDOW_CHUNKS, PublishStats, Route, Sender
 from sidecar.core.properties import short
 from sidecar.errors import BrokerError
 from sidecar.samples import Samples
@@ -24,7 +24,7 @@ from tests.fakes.clock import run
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sidecar.ports import Copy
+    from sidecar.ports import OutboundMessage
 
 UNROUTABLE = "unroutable: 312 NO_ROUTE"
 MANY = 20 * CHUNK_MESSAGES
@@ -42,7 +42,7 @@ class Broker:
     """
 
     def __init__(self) -> None:
-        self.copies: list[Copy] = []
+        self.copies: list[OutboundMessage] = []
         self.chunks: list[tuple[float, int]] = []
         self.refusals: dict[int, str] = {}
         self.dies_at: int | None = None
@@ -58,7 +58,7 @@ class Broker:
             raise BrokerError(self.unreachable)
         return self
 
-    async def publish(self, copies: list[Copy]) -> list[str | None]:
+    async def publish(self, copies: list[OutboundMessage]) -> list[str | None]:
         """Answer a chunk."""
         first = len(self.copies)
         self.copies += copies
@@ -90,7 +90,7 @@ class Called(Protocol):
 @pytest.fixture
 def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     made = Broker()
-    monkeypatch.setattr(produce, "open_producer", made.open)
+    monkeypatch.setattr(produce, "open_publisher_connection", made.open)
     return made
 
 
@@ -106,7 +106,7 @@ def called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Called:
     return call
 
 
-def ids(copies: list[Copy]) -> list[bytes | None]:
+def ids(copies: list[OutboundMessage]) -> list[bytes | None]:
     """Return the `message_id` of each message."""
     return [short(copy.properties, "message_id") for copy in copies]
 
@@ -264,9 +264,11 @@ def test_quiet_says_nothing_on_the_way(broker: Broker, called: Called, monkeypat
 # The sender ----------------------------------------------------------------------------------------------------------
 
 
-def sent(broker: Broker, count: int, *, rate: float = 0.0, size: int = 300, stop_at: float | None = None) -> Tally:
+def sent(
+    broker: Broker, count: int, *, rate: float = 0.0, size: int = 300, stop_at: float | None = None
+) -> PublishStats:
     """Publish samples in virtual time; return the figures."""
-    tally = Tally()
+    tally = PublishStats()
 
     async def sending() -> None:
         stop = asyncio.Event()

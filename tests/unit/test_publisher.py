@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from sidecar.amqp.publisher import REFUSED, Publisher
+from sidecar.amqp.publisher import REFUSED, ConfirmChannel
 from sidecar.core.copies import TOKEN_HEADER
 from sidecar.core.frames import Closed, Confirm, Returned
 from sidecar.errors import BrokerError
-from sidecar.ports import Copy, Unroutable
+from sidecar.ports import OutboundMessage, Unroutable
 from tests.builders import long_string, properties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from sidecar.amqp.wire import Wire
+    from sidecar.amqp.wire import AmqpProtocol
 
     Answers = list[Confirm | Returned]
 
@@ -38,7 +38,7 @@ class FakeWire:
         """Take frames."""
         self.written.append(b"".join(frames))
 
-    async def drained(self) -> None:
+    async def drain(self) -> None:
         """Wait for nothing."""
         self.drains += 1
         if self.error is not None:
@@ -49,10 +49,10 @@ class Bench:
     """A publisher between a fake wire and the test that plays the broker."""
 
     def __init__(self, *, confirm_timeout_seconds: float = 60.0) -> None:
-        self.wire = FakeWire()
+        self.protocol = FakeWire()
         self.silences: list[str] = []
-        self.publisher = Publisher(
-            cast("Wire", self.wire),
+        self.publisher = ConfirmChannel(
+            cast("AmqpProtocol", self.protocol),
             3,
             4096,
             confirm_timeout_seconds=confirm_timeout_seconds,
@@ -61,17 +61,17 @@ class Bench:
         )
         self.tokens = 0
 
-    def copies(self, count: int) -> list[Copy]:
+    def copies(self, count: int) -> list[OutboundMessage]:
         """Return copies that all have the same message id."""
         made = []
         for _ in range(count):
             self.tokens += 1
             token = b"%d" % self.tokens
             raw = properties([(b"own", b"V"), (TOKEN_HEADER, long_string(token))], message_id=SAME_ID)
-            made.append(Copy(b"", b"work.dead", raw, b"{}", token))
+            made.append(OutboundMessage(b"", b"work.dead", raw, b"{}", token))
         return made
 
-    async def publish(self, copies: list[Copy]) -> asyncio.Task[list[str | None]]:
+    async def publish(self, copies: list[OutboundMessage]) -> asyncio.Task[list[str | None]]:
         """Publish and return when all is written."""
         task = asyncio.ensure_future(self.publisher.publish(copies))
         await asyncio.sleep(0)
@@ -81,17 +81,17 @@ class Bench:
         """Publish three large copies to a socket that is full after the first; return what makes it take more."""
         written_before, go_on = asyncio.Event(), asyncio.Event()
 
-        async def drained() -> None:
+        async def drain() -> None:
             written_before.set()
             await go_on.wait()
 
-        self.wire.drained = drained  # type: ignore[method-assign]
+        self.protocol.drain = drain  # type: ignore[method-assign]
         task = await self.publish([one._replace(body=LARGE) for one in self.copies(3)])
         await written_before.wait()
         return task, go_on
 
 
-def returned(copy: Copy) -> Returned:
+def returned(copy: OutboundMessage) -> Returned:
     """Return the broker's return of a copy."""
     return Returned(312, "NO_ROUTE", copy.properties)
 
@@ -111,7 +111,7 @@ def run(scenario: Coroutine[object, object, None]) -> None:
     asyncio.run(asyncio.wait_for(scenario, 5))
 
 
-def answered(count: int, answer: Callable[[list[Copy]], Answers]) -> list[str | None]:
+def answered(count: int, answer: Callable[[list[OutboundMessage]], Answers]) -> list[str | None]:
     """Return what `count` copies are told when the broker answers so."""
     result: list[str | None] = []
 
@@ -119,7 +119,7 @@ def answered(count: int, answer: Callable[[list[Copy]], Answers]) -> list[str | 
         bench = Bench()
         copies = bench.copies(count)
         task = await bench.publish(copies)
-        bench.publisher.answered(answer(copies))
+        bench.publisher.on_frames(answer(copies))
         result.extend(await task)
 
     run(scenario())
@@ -181,10 +181,10 @@ def test_publishing_goes_on_while_another_waits() -> None:
         first, second = bench.copies(2), bench.copies(2)
         one = await bench.publish(first)
         two = await bench.publish(second)
-        bench.publisher.answered([ack(1), returned(second[0]), ack(3, multiple=True)])
+        bench.publisher.on_frames([ack(1), returned(second[0]), ack(3, multiple=True)])
         assert await one == [None, None]
         assert not two.done()
-        bench.publisher.answered([ack(4)])
+        bench.publisher.on_frames([ack(4)])
         assert await two == [UNROUTABLE, None]
 
     run(scenario())
@@ -198,7 +198,7 @@ def test_a_refusal_is_not_remembered_for_the_next_try() -> None:
         for outcome in (UNROUTABLE, None):
             (copy,) = bench.copies(1)
             task = await bench.publish([copy])
-            bench.publisher.answered([*([returned(copy)] if outcome else []), ack(bench.tokens)])
+            bench.publisher.on_frames([*([returned(copy)] if outcome else []), ack(bench.tokens)])
             assert await task == [outcome]
 
     run(scenario())
@@ -211,11 +211,11 @@ def test_what_is_written_is_the_copy() -> None:
         bench = Bench()
         copies = bench.copies(2)
         task = await bench.publish(copies)
-        written = b"".join(bench.wire.written)
+        written = b"".join(bench.protocol.written)
         assert written.count(b"\x01\0\x03") == len(copies)
         assert [written.count(copy.properties) for copy in copies] == [1, 1]
         assert written.index(copies[0].properties) < written.index(copies[1].properties)
-        bench.publisher.answered([ack(2, multiple=True)])
+        bench.publisher.on_frames([ack(2, multiple=True)])
         await task
 
     run(scenario())
@@ -228,8 +228,8 @@ def test_large_copies_wait_for_the_socket() -> None:
         bench = Bench()
         small, large = bench.copies(2)
         task = await bench.publish([small, large._replace(body=LARGE)])
-        assert bench.wire.drains == 1
-        bench.publisher.answered([ack(2, multiple=True)])
+        assert bench.protocol.drains == 1
+        bench.publisher.on_frames([ack(2, multiple=True)])
         assert await task == [None, None]
 
     run(scenario())
@@ -241,14 +241,14 @@ def test_a_lost_connection_fails_what_is_open_and_what_comes_after() -> None:
     async def scenario() -> None:
         bench = Bench()
         one, two = await bench.publish(bench.copies(2)), await bench.publish(bench.copies(1))
-        bench.publisher.answered([ack(1)])
-        bench.publisher.lose("connection lost: gone")
+        bench.publisher.on_frames([ack(1)])
+        bench.publisher.fail_pending("connection lost: gone")
         for task in (one, two):
             with pytest.raises(BrokerError, match="gone"):
                 await task
         with pytest.raises(BrokerError, match="gone"):
             await bench.publisher.publish(bench.copies(1))
-        bench.publisher.answered([ack(2), ack(3)])
+        bench.publisher.on_frames([ack(2), ack(3)])
         assert bench.silences == []
 
     run(scenario())
@@ -259,7 +259,7 @@ def test_a_connection_that_breaks_while_writing_is_a_broker_error() -> None:
 
     async def scenario() -> None:
         bench = Bench()
-        bench.wire.error = ConnectionResetError("reset")
+        bench.protocol.error = ConnectionResetError("reset")
         (copy,) = bench.copies(1)
         with pytest.raises(BrokerError, match="reset"):
             await bench.publisher.publish([copy._replace(body=LARGE)])
@@ -297,15 +297,15 @@ def test_while_publishing_is_blocked_the_time_stands_still() -> None:
         bench = Bench(confirm_timeout_seconds=0.05)
         first, second = bench.copies(1), bench.copies(1)
         before = await bench.publish(first)
-        bench.publisher.block("low on memory")
+        bench.publisher.set_blocked("low on memory")
         during = await bench.publish(second)
         done, _ = await asyncio.wait([before, during], timeout=0.2)
         assert not done
-        assert len(bench.wire.written) == 1, "written while nobody reads it"
-        bench.publisher.block(None)
+        assert len(bench.protocol.written) == 1, "written while nobody reads it"
+        bench.publisher.set_blocked(None)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        bench.publisher.answered([ack(2, multiple=True)])
+        bench.publisher.on_frames([ack(2, multiple=True)])
         assert await before == await during == [None]
         assert bench.silences == []
 
@@ -318,8 +318,8 @@ def test_silence_after_a_block_is_silence() -> None:
     async def scenario() -> None:
         bench = Bench(confirm_timeout_seconds=0.05)
         task = await bench.publish(bench.copies(1))
-        bench.publisher.block("low on disk")
-        bench.publisher.block(None)
+        bench.publisher.set_blocked("low on disk")
+        bench.publisher.set_blocked(None)
         with pytest.raises(BrokerError):
             await task
         assert len(bench.silences) == 1
@@ -332,9 +332,9 @@ def test_a_connection_that_is_lost_while_it_is_blocked_fails_what_waits() -> Non
 
     async def scenario() -> None:
         bench = Bench()
-        bench.publisher.block("low on memory")
+        bench.publisher.set_blocked("low on memory")
         task = await bench.publish(bench.copies(1))
-        bench.publisher.lose("connection lost: gone")
+        bench.publisher.fail_pending("connection lost: gone")
         with pytest.raises(BrokerError, match="gone"):
             await task
 
@@ -348,11 +348,11 @@ def test_a_token_of_somebody_elses_is_none() -> None:
         bench = Bench()
         (copy,) = bench.copies(1)
         task = await bench.publish([copy._replace(token=b"")])
-        bench.publisher.answered([returned(copy), ack(1)])
+        bench.publisher.on_frames([returned(copy), ack(1)])
         assert await task == [UNROUTABLE]
         (first, other) = bench.copies(2)
         task = await bench.publish([first._replace(token=b"own", properties=other.properties), other])
-        bench.publisher.answered([returned(other), ack(2), ack(3)])
+        bench.publisher.on_frames([returned(other), ack(2), ack(3)])
         assert await task == [None, UNROUTABLE]
 
     run(scenario())
@@ -372,7 +372,7 @@ def test_a_channel_that_is_closed_refuses_what_is_open_and_nothing_that_was_conf
     async def scenario() -> None:
         bench = Bench()
         task = await bench.publish(bench.copies(3))
-        bench.publisher.answered([ack(1), Closed("NOT_FOUND")])
+        bench.publisher.on_frames([ack(1), Closed("NOT_FOUND")])
         assert await task == [None, "NOT_FOUND", "NOT_FOUND"]
         assert not bench.silences
 
@@ -390,14 +390,14 @@ def test_a_connection_that_is_lost_while_the_socket_is_full_fails_what_is_being_
         bench = Bench()
         task, go_on = await bench.publish_until_full()
         if confirmed:
-            bench.publisher.answered([ack(1)])
+            bench.publisher.on_frames([ack(1)])
         if blocked:
-            bench.publisher.block("low on memory")
-        bench.publisher.lose("connection lost: gone")
+            bench.publisher.set_blocked("low on memory")
+        bench.publisher.fail_pending("connection lost: gone")
         go_on.set()
         with pytest.raises(BrokerError, match="gone"):
             await task
-        assert len(bench.wire.written) == 1
+        assert len(bench.protocol.written) == 1
         assert [*bench.publisher._open, *bench.publisher._tokens] == []
 
     run(scenario())
@@ -409,10 +409,10 @@ def test_nothing_more_is_written_to_a_channel_that_was_closed_while_the_socket_w
     async def scenario() -> None:
         bench = Bench()
         task, go_on = await bench.publish_until_full()
-        count = len(bench.wire.written)
-        bench.publisher.answered([Closed("NOT_FOUND")])
+        count = len(bench.protocol.written)
+        bench.publisher.on_frames([Closed("NOT_FOUND")])
         go_on.set()
         assert await task == ["NOT_FOUND"] * 3
-        assert len(bench.wire.written) == count
+        assert len(bench.protocol.written) == count
 
     run(scenario())

@@ -98,7 +98,7 @@ def test_without_the_permission_nothing_is_known() -> None:
 
 def severities(*, version: int = 3, **properties: Any) -> list[str]:
     found = queue_findings("q", QueueProperties(**properties), version)
-    assert all(finding.where == "queue 'q'" and finding.mend for finding in found)
+    assert all(finding.where == "queue 'q'" and finding.fix for finding in found)
     return [finding.severity for finding in found]
 
 

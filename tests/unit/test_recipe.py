@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from sidecar.core.compose import ACTIONS, Composer, Recipe
+from sidecar.core.compose import ACTIONS, BulkEncoder, EncoderConfig
 from sidecar.core.template import Template
 from tests.builders import ledger, long_string, message, origin, properties, table
 
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
 NOW = 1_700_000_000.0
 
 
-def make(index: str = "docs", action: str = "index", **options: Any) -> Composer:
+def make(index: str = "docs", action: str = "index", **options: Any) -> BulkEncoder:
     """Return a composer; templates are given as texts."""
     templates = {
         name: Template(text) for name, text in options.items() if name in {"id", "routing", "pipeline", "version"}
     }
     others = {name: value for name, value in options.items() if name not in templates}
     mode = {"id_mode": "template"} if "id" in templates else {}
-    recipe = Recipe(index=Template(index), action=Template(action), **{**mode, **templates, **others})
-    return Composer(recipe, lambda: "made-here")
+    encoder_config = EncoderConfig(index=Template(index), action=Template(action), **{**mode, **templates, **others})
+    return BulkEncoder(encoder_config, lambda: "made-here")
 
 
-def composed(composer: Composer, one: Message) -> tuple[str, dict[str, Any]]:
+def encoded(encoder: BulkEncoder, one: Message) -> tuple[str, dict[str, Any]]:
     """Return action and parameters of the line that a message becomes."""
-    accepted, rejects = composer.compose([one], NOW)
-    assert rejects == []
+    accepted, rejections = encoder.encode([one], NOW)
+    assert rejections == []
     assert accepted == [one]
-    assert one.line.endswith(b"\n")
-    assert one.line.count(b"\n") == 1
-    ((action, parameters),) = orjson.loads(one.line).items()
+    assert one.action_line.endswith(b"\n")
+    assert one.action_line.count(b"\n") == 1
+    ((action, parameters),) = orjson.loads(one.action_line).items()
     return action, parameters
 
 
-def refused(composer: Composer, one: Message) -> tuple[str, str]:
+def refused(encoder: BulkEncoder, one: Message) -> tuple[str, str]:
     """Return reason and detail of the reject that a message becomes."""
-    accepted, (reject,) = composer.compose([one], NOW)
+    accepted, (reject,) = encoder.encode([one], NOW)
     assert accepted == []
     return reject.reason, reject.detail
 
@@ -50,8 +50,8 @@ def refused(composer: Composer, one: Message) -> tuple[str, str]:
 def test_the_index_comes_from_a_template() -> None:
     """It is named in the line then, and is part of the document's key."""
     one = message(body=b"{}", raw=properties(type=b"invoice", message_id=b"7"))
-    assert composed(make("{type}-{now:%Y.%m}"), one) == ("index", {"_index": "invoice-2023.11", "_id": "7"})
-    assert one.key == b"invoice-2023.11\x007"
+    assert encoded(make("{type}-{now:%Y.%m}"), one) == ("index", {"_index": "invoice-2023.11", "_id": "7"})
+    assert one.document_key == b"invoice-2023.11\x007"
 
 
 @pytest.mark.parametrize(
@@ -69,18 +69,18 @@ def test_the_index_comes_from_a_template() -> None:
 def test_an_index_outside_of_what_is_allowed_is_refused(name: str, allow: tuple[str, ...], fits: bool) -> None:
     """No routing key or header may send documents where they don't belong."""
     one = message(body=b"{}", raw=properties(type=name.encode()))
-    composer = make("{type}", index_allow=allow)
+    encoder = make("{type}", index_allow=allow)
     if fits:
-        assert composed(composer, one)[1]["_index"] == name
+        assert encoded(encoder, one)[1]["_index"] == name
     else:
-        assert refused(composer, one)[0] == "index-not-allowed"
+        assert refused(encoder, one)[0] == "index-not-allowed"
 
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_each_action_has_its_line_and_its_source(action: str) -> None:
     """The body goes in as it is; `update` and `upsert` wrap it, `delete` has none."""
     one = message(body=b'{"a":1e2}', raw=properties(message_id=b"7"))
-    verb, parameters = composed(make(action=action), one)
+    verb, parameters = encoded(make(action=action), one)
     assert verb == {"upsert": "update"}.get(action, action)
     assert parameters["_id"] == "7"
     assert one.source == {
@@ -103,11 +103,11 @@ def test_a_fragment_cant_smuggle_in_neighbours_of_doc(action: str, body: bytes) 
 
 def test_the_action_may_come_from_the_message() -> None:
     """It is remembered for the verdict; what is none of the five is refused."""
-    composer = make(action="{header.op|index}")
+    encoder = make(action="{header.op|index}")
     one = message(body=b"", raw=properties([(b"op", long_string(b"delete"))], message_id=b"7"))
-    assert composed(composer, one)[0] == one.action == "delete"
+    assert encoded(encoder, one)[0] == one.action == "delete"
     odd = message(body=b"{}", raw=properties([(b"op", long_string(b'index":{}},"x'))], message_id=b"7"))
-    assert refused(composer, odd)[0] == "malformed"
+    assert refused(encoder, odd)[0] == "malformed"
 
 
 @pytest.mark.parametrize("action", ["update", "upsert", "delete"])
@@ -118,25 +118,25 @@ def test_what_changes_a_document_needs_an_id(action: str) -> None:
 
 def test_ids_are_made_here_and_kept_by_copies_that_come_back() -> None:
     """`generated`: an id on admission, the same one through the delay queue."""
-    composer = make(id_mode="generated")
-    assert composed(composer, message(body=b"{}", raw=properties(message_id=b"7")))[1] == {"_id": "made-here"}
+    encoder = make(id_mode="generated")
+    assert encoded(encoder, message(body=b"{}", raw=properties(message_id=b"7")))[1] == {"_id": "made-here"}
     kept = [(b"sidecar-retry-count", b"l" + bytes(8)), (b"sidecar-id", long_string(b"first"))]
-    assert composed(composer, message(body=b"{}", raw=properties(kept + origin())))[1] == {"_id": "first"}
-    assert composed(composer, message(body=b"{}", raw=properties(kept)))[1] == {"_id": "made-here"}, "not our headers"
+    assert encoded(encoder, message(body=b"{}", raw=properties(kept + origin())))[1] == {"_id": "first"}
+    assert encoded(encoder, message(body=b"{}", raw=properties(kept)))[1] == {"_id": "made-here"}, "not our headers"
 
 
 def test_ids_from_templates_are_data_and_limited() -> None:
     """Whatever bytes they hold, up to 512; an empty one is a missing field."""
     odd = 'a"}}\n{"delete":{"_id":"victim"}}\n'
-    composer = make(id="{header.key}")
-    assert composed(composer, message(body=b"{}", raw=properties([(b"key", long_string(odd.encode()))])))[1] == {
+    encoder = make(id="{header.key}")
+    assert encoded(encoder, message(body=b"{}", raw=properties([(b"key", long_string(odd.encode()))])))[1] == {
         "_id": odd
     }
-    assert composed(composer, message(body=b"{}", raw=properties([(b"key", long_string(b"x" * 512))])))[1]
+    assert encoded(encoder, message(body=b"{}", raw=properties([(b"key", long_string(b"x" * 512))])))[1]
     too_long = message(body=b"{}", raw=properties([(b"key", long_string(b"x" * 513))]))
-    assert refused(composer, too_long) == ("malformed", "the id has 513 bytes; Elasticsearch takes 512")
-    assert refused(composer, message(body=b"{}", raw=properties([(b"key", long_string(b""))])))[0] == "missing-field"
-    assert refused(composer, message(body=b"{}")) == ("missing-field", "the message has no header.key")
+    assert refused(encoder, too_long) == ("malformed", "the id has 513 bytes; Elasticsearch takes 512")
+    assert refused(encoder, message(body=b"{}", raw=properties([(b"key", long_string(b""))])))[0] == "missing-field"
+    assert refused(encoder, message(body=b"{}")) == ("missing-field", "the message has no header.key")
 
 
 @pytest.mark.parametrize("long", [b"x" * 513, b"a" * 513, b"\xc3\xa9" * 257])
@@ -147,26 +147,26 @@ def test_an_id_that_is_too_long_is_refused_wherever_it_stands(at: int, long: byt
     idents.insert(at, long)
     of = ledger(delivered=len(idents))
     chunk = [
-        message(tag, b"{}", of=of, raw=properties([(b"key", long_string(ident))]))
-        for tag, ident in enumerate(idents, 1)
+        message(tag, b"{}", of=of, raw=properties([(b"key", long_string(document_id))]))
+        for tag, document_id in enumerate(idents, 1)
     ]
-    accepted, rejects = make(id="{header.key}").compose(chunk, 0.0)
-    assert [(reject.message.tag, reject.reason) for reject in rejects] == [(at + 1, "malformed")]
-    assert [one.key for one in accepted] == [ident for ident in idents if ident is not long]
+    accepted, rejections = make(id="{header.key}").encode(chunk, 0.0)
+    assert [(reject.message.tag, reject.reason) for reject in rejections] == [(at + 1, "malformed")]
+    assert [one.document_key for one in accepted] == [document_id for document_id in idents if document_id is not long]
 
 
 def test_routing_pipeline_and_version_are_options_of_the_line() -> None:
     """Empty routing and pipeline are left out."""
-    composer = make(routing="{header.tenant|}", pipeline="{type|}", version="{body.v}", version_type="external_gte")
+    encoder = make(routing="{header.tenant|}", pipeline="{type|}", version="{body.v}", version_type="external_gte")
     raw = properties([(b"tenant", long_string(b'a"b'))], message_id=b"7", type=b"clean")
-    assert composed(composer, message(body=b'{"v":12}', raw=raw))[1] == {
+    assert encoded(encoder, message(body=b'{"v":12}', raw=raw))[1] == {
         "_id": "7",
         "routing": 'a"b',
         "pipeline": "clean",
         "version": 12,
         "version_type": "external_gte",
     }
-    assert set(composed(composer, message(body=b'{"v":1}', raw=properties(message_id=b"7")))[1]) == {
+    assert set(encoded(encoder, message(body=b'{"v":1}', raw=properties(message_id=b"7")))[1]) == {
         "_id",
         "version",
         "version_type",
@@ -191,8 +191,8 @@ def test_a_copy_that_came_back_resolves_as_at_its_first_delivery() -> None:
     """Exchange, routing key and time are those of the first delivery, not of the delay queue."""
     headers = [(b"sidecar-retry-count", b"l" + bytes(8)), *origin()]
     one = message(body=b"{}", raw=properties(headers))
-    composer = make("{exchange}-{routing_key}-{now:%Y.%m.%d}")
-    assert composed(composer, one)[1] == {"_index": "events-order.new-2020.02.03"}
+    encoder = make("{exchange}-{routing_key}-{now:%Y.%m.%d}")
+    assert encoded(encoder, one)[1] == {"_index": "events-order.new-2020.02.03"}
 
 
 @pytest.mark.parametrize("trace", [[], [(b"sidecar-retry-count", b"l" + bytes(8))]])
@@ -201,10 +201,10 @@ def test_the_first_delivery_is_what_three_headers_say_that_may_be_ours(trace: li
 
     That includes `sidecar-retry-count`: with it alone, the message is nobody's but its producer's.
     """
-    composer = make("x{exchange}-{routing_key}-{now:%Y.%m.%d}")
+    encoder = make("x{exchange}-{routing_key}-{now:%Y.%m.%d}")
 
     def index(headers: list[tuple[bytes, bytes]]) -> object:
-        return composed(composer, message(body=b"{}", raw=properties([*trace, *headers])))[1]["_index"]
+        return encoded(encoder, message(body=b"{}", raw=properties([*trace, *headers])))[1]["_index"]
 
     assert index(origin()) == "xevents-order.new-2020.02.03"
     assert index(origin(b"", b"", b"2020-02-03")) == "x--2020.02.03"
@@ -222,8 +222,8 @@ def test_a_copy_that_is_cut_short_is_refused_like_any_message(action: str) -> No
     """What it remembers can't be read: that is nothing to fall over, whichever template asks for it."""
     headers = [(b"sidecar-retry-count", b"l" + bytes(8)), *origin()]
     torn = message(body=b"{}", raw=properties(headers, message_id=b"7")[:-3])
-    composer = make("x{exchange}-{now:%Y}", action=action)
-    assert refused(composer, torn)[0] == "malformed"
+    encoder = make("x{exchange}-{now:%Y}", action=action)
+    assert refused(encoder, torn)[0] == "malformed"
 
 
 @pytest.mark.parametrize("digits", [20, 5_000])
@@ -232,14 +232,14 @@ def test_a_version_of_thousands_of_digits_is_refused(digits: int) -> None:
     one = message(body=b"{}", raw=properties([(b"v", long_string(b"9" * digits))], message_id=b"7"))
     assert refused(make(version="{header.v}"), one)[0] == "malformed"
     zeros = message(body=b"{}", raw=properties([(b"v", long_string(b"0" * digits + b"7"))], message_id=b"7"))
-    assert composed(make(version="{header.v}"), zeros)[1]["version"] == 7
+    assert encoded(make(version="{header.v}"), zeros)[1]["version"] == 7
 
 
 @pytest.mark.parametrize("depth", [300, 999])
 def test_a_value_is_nested_as_deeply_as_elasticsearch_takes_it(depth: int) -> None:
     """A thousand levels are read and written again, whoever calls from however deep."""
     value = b"[" * depth + b"]" * depth
-    assert composed(make(routing="{body.x}"), message(body=b'{"x":' + value + b"}"))[1]["routing"] == value.decode()
+    assert encoded(make(routing="{body.x}"), message(body=b'{"x":' + value + b"}"))[1]["routing"] == value.decode()
 
 
 def _nested(depth: int) -> bytes:

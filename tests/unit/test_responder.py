@@ -7,7 +7,7 @@ import json
 import pytest
 
 from sidecar.core import bulk
-from sidecar.core.policy import Course, judge_request
+from sidecar.core.policy import RequestOutcome, classify_request
 from sidecar.core.responder import is_own, obstacle, pointed_at, redirected
 from sidecar.ports import Answer
 
@@ -108,7 +108,7 @@ def test_a_redirect_is_a_fault_of_configuration_and_says_where_it_points() -> No
         expected = f"Elasticsearch answered {status} and points at https://host/es: set SIDECAR_ELASTICSEARCH_URL to it"
         assert str(found).startswith(expected)
         fault = bulk.fault(answer.status, answer.body, answer.location)
-        assert judge_request(fault) is Course.HOLD
+        assert classify_request(fault) is RequestOutcome.HOLD
         assert str(fault) == str(found)
     assert "points at" not in str(redirected(302, ""))
 

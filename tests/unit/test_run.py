@@ -25,7 +25,7 @@ from pydantic import SecretStr
 from sidecar import __version__, forwarding
 from sidecar.amqp import session
 from sidecar.cli import cli, indexing, main, run
-from sidecar.elastic.sink import ElasticSink
+from sidecar.elastic.sink import ElasticsearchClient
 from sidecar.errors import ConfigError
 from sidecar.ops import http
 from sidecar.pipeline import Pipeline
@@ -128,7 +128,7 @@ class Live:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._patch = monkeypatch
-        self._run, self._open_server, self._close_sink = run._run, http.open_server, ElasticSink.close
+        self._run, self._open_server, self._close_sink = run._run, http.open_server, ElasticsearchClient.close
         self._life: Life
 
     def __call__(
@@ -168,11 +168,11 @@ class Live:
         self._patch.setattr(http, "open_server", self._listen)
         live = self
 
-        async def close(sink: ElasticSink) -> None:
+        async def close(sink: ElasticsearchClient) -> None:
             life.closed.append(await life.reason() if life.address else "")
             await live._close_sink(sink)
 
-        self._patch.setattr(ElasticSink, "close", close)
+        self._patch.setattr(ElasticsearchClient, "close", close)
         environment = {f"SIDECAR_{name}": text for name, text in {**GIVEN, **settings}.items()}
         life.note(CliRunner().invoke(cli, ["run"], env=without_settings() | environment))
         return life
@@ -188,7 +188,7 @@ def live(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Live]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(indexing, "_MAPPINGS_PAUSE_SECONDS", 0.01)
     for module in (session, forwarding):  # it waits until a queue that just appeared is safe
-        monkeypatch.setattr(module, "DURABLE_SECONDS", 0.0)
+        monkeypatch.setattr(module, "QUEUE_DURABLE_AFTER_SECONDS", 0.0)
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(name)
     of_tracing = logging.getLogger("opentelemetry")
@@ -416,14 +416,14 @@ def test_a_file_for_rabbitmq_that_cannot_be_used_leaves_nothing_open(
 ) -> None:
     """A sink that was made before the setting was found to be wrong is closed as well."""
     (tmp_path / "empty.pem").touch()
-    made: list[ElasticSink] = []
-    original = ElasticSink.__init__
+    made: list[ElasticsearchClient] = []
+    original = ElasticsearchClient.__init__
 
-    def make(sink: ElasticSink, *arguments: Any, **options: Any) -> None:
+    def make(sink: ElasticsearchClient, *arguments: Any, **options: Any) -> None:
         made.append(sink)
         original(sink, *arguments, **options)
 
-    monkeypatch.setattr(ElasticSink, "__init__", make)
+    monkeypatch.setattr(ElasticsearchClient, "__init__", make)
     life = live(nothing, AMQP_CA_FILE="empty.pem", AMQP_URL="amqps://127.0.0.1/")
     assert ["SIDECAR_AMQP_CA_FILE" in problem for problem in life.problems] == [True]
     assert len(life.closed) == len(made)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import functools
     from pathlib import Path
 
-    from sidecar.ports import Copy
+    from sidecar.ports import OutboundMessage
 
 ELASTICSEARCH = {"AMQP_QUEUE": "work", "INDEX": "logs"}
 EXCHANGE = {**ELASTICSEARCH, "AMQP_EXCHANGE": "events"}
@@ -65,7 +65,7 @@ def planned(name: str, value: object, *, told: str | None = None) -> dict[str, o
 
 def broker(path: str, value: object) -> dict[str, object]:
     """Return the effect on how RabbitMQ is reached."""
-    places = ("run.connecting.reach", "check.reach", "dlq.reach", "produce.reach")
+    places = ("run.connecting.connect", "check.connect_options", "dlq.connect_options", "produce.connect_options")
     return {f"{place}.{path}": value for place in places}
 
 
@@ -79,10 +79,10 @@ def cluster(path: str, value: object) -> dict[str, object]:
     return {f"{command}.elasticsearch.{path}": value for command in ("run", "check", "mappings")}
 
 
-def recipe(name: str, value: object, *, told: str | None = None) -> dict[str, object]:
+def encoder_config(name: str, value: object, *, told: str | None = None) -> dict[str, object]:
     """Return the effect on what becomes of messages: `run` has it in its plan, `check` judges it."""
-    checked = {f"check.{place}.{name}": value for place in ("recipe", "traits.recipe")}
-    return planned(f"recipe.{name}", value, told=told) | checked
+    checked = {f"check.{place}.{name}": value for place in ("encoder_config", "traits.encoder_config")}
+    return planned(f"encoder_config.{name}", value, told=told) | checked
 
 
 def urls(path: str, value: object) -> dict[str, object]:
@@ -155,7 +155,7 @@ ROWS = [
         # `dlq` asks for --queue: nobody can know which queues the exchange leads to.
         topology("dead_letter_exchange", "graves") | planned("dead_letter_exchange", "graves")
         | dict.fromkeys(("dlq.queue", "dlq.urls"))
-        | dict.fromkeys(f"dlq.reach.{name}" for name in ("tls", "client_certificate", "timeout_seconds")),
+        | dict.fromkeys(f"dlq.connect_options.{name}" for name in ("tls", "client_certificate", "timeout_seconds")),
         {**ELASTICSEARCH, "DEAD_LETTER_ROUTING_KEY": "grave"},
     ),
     Row(
@@ -179,9 +179,9 @@ ROWS = [
     Row("SINK_EXCHANGE_TYPE", "headers", sink_topology("exchange_type", "headers"), FORWARDING),
     Row(
         "SINK_ROUTING_KEY", "key",
-        planned("recipe.index", "key", told="sink_routing_key") | {
+        planned("encoder_config.index", "key", told="sink_routing_key") | {
             "run.staging.routing_key": "key", "run.started.routing_key": "key", "check.sink.routing_key": "key",
-            "check.traits.recipe.index": "key",
+            "check.traits.encoder_config.index": "key",
         },
         FORWARDING,
     ),
@@ -200,24 +200,24 @@ ROWS = [
     ),
     Row(
         "INDEX", "{type}",
-        recipe("index", "{type}", told="index") | {"run.started.index": "{type}", "run.bulk_path": f"/{BULK}"},
+        encoder_config("index", "{type}", told="index") | {"run.started.index": "{type}", "run.bulk_path": f"/{BULK}"},
     ),
-    Row("INDEX_ALLOW", "logs,l*", recipe("index_allow", ("logs", "l*"))),
-    Row("ACTION", "create", recipe("action", "create", told="action")),
-    Row("ID", "{type}", recipe("id", "{type}", told="id") | recipe("id_mode", "template")),
-    Row("ID", "generated", recipe("id_mode", "generated", told="id")),
-    Row("ID", "none", recipe("id_mode", "none", told="id")),
-    Row("ROUTING", "{app_id}", recipe("routing", "{app_id}")),
-    Row("PIPELINE", "{type}", recipe("pipeline", "{type}")),
-    Row("VERSION", "{timestamp}", recipe("version", "{timestamp}")),
+    Row("INDEX_ALLOW", "logs,l*", encoder_config("index_allow", ("logs", "l*"))),
+    Row("ACTION", "create", encoder_config("action", "create", told="action")),
+    Row("ID", "{type}", encoder_config("id", "{type}", told="id") | encoder_config("id_mode", "template")),
+    Row("ID", "generated", encoder_config("id_mode", "generated", told="id")),
+    Row("ID", "none", encoder_config("id_mode", "none", told="id")),
+    Row("ROUTING", "{app_id}", encoder_config("routing", "{app_id}")),
+    Row("PIPELINE", "{type}", encoder_config("pipeline", "{type}")),
+    Row("VERSION", "{timestamp}", encoder_config("version", "{timestamp}")),
     Row(
         "VERSION_TYPE", "external_gte",
-        recipe("version_type", "external_gte"), {**ELASTICSEARCH, "VERSION": "{timestamp}"},
+        encoder_config("version_type", "external_gte"), {**ELASTICSEARCH, "VERSION": "{timestamp}"},
     ),
-    Row("FIELDS", '{"a": "{type}"}', recipe("fields", {"a": "{type}"})),
-    Row("CONTENT", "text", recipe("content", "text")),
-    Row("SPLIT", "lines", recipe("split", "lines")),
-    Row("TRANSFORM", "changing:change", recipe("transform", "changed by changing:change")),
+    Row("FIELDS", '{"a": "{type}"}', encoder_config("fields", {"a": "{type}"})),
+    Row("CONTENT", "text", encoder_config("content", "text")),
+    Row("SPLIT", "lines", encoder_config("split", "lines")),
+    Row("TRANSFORM", "changing:change", encoder_config("transform", "changed by changing:change")),
     Row(
         "BATCH_MAX_ITEMS", "900",
         planned("batch_max_items", 900, told="batch_max_items") | planned("prefetch", 5400)
@@ -228,17 +228,18 @@ ROWS = [
         planned("batch_max_bytes", 3072, told="batch_max_bytes") | {"check.traits.batch_max_bytes": 3072},
     ),
     Row("BATCH_MAX_AGE", "1500ms", {"run.plan.batch_max_age_seconds": 1.5, "run.told.batch_max_age": 1.5}),
-    Row("BATCH_KEY", "{type}", recipe("batch_key", "{type}")),
-    Row("BATCH_FLUSH_WHEN", "{app_id|}", recipe("batch_flush_when", "{app_id|}")),
-    Row("BATCH_COMPLETE_COUNT", "{priority}", recipe("batch_complete_count", "{priority}")),
+    Row("BATCH_KEY", "{type}", encoder_config("batch_key", "{type}")),
+    Row("BATCH_FLUSH_WHEN", "{app_id|}", encoder_config("batch_flush_when", "{app_id|}")),
+    Row("BATCH_COMPLETE_COUNT", "{priority}", encoder_config("batch_complete_count", "{priority}")),
     *(
         Row(
             field.upper(), "{type}",
-            planned(f"recipe.{field}", "{type}") | {f"check.traits.recipe.{field}": "{type}"}, FORWARDING,
+            planned(f"encoder_config.{field}", "{type}") | {f"check.traits.encoder_config.{field}": "{type}"},
+            FORWARDING,
         )
         for field in ("batch_key", "batch_flush_when", "batch_complete_count")
     ),
-    Row("BATCH_COALESCE", "merge", recipe("coalesce", "merge")),
+    Row("BATCH_COALESCE", "merge", encoder_config("coalesce", "merge")),
     Row(
         "BULK_CONCURRENCY", "3",
         planned("bulk_concurrency", 3, told="bulk_concurrency") | planned("prefetch", 5000)
@@ -257,7 +258,7 @@ ROWS = [
     Row("BULK_COMPRESS", "true", cluster("compress", True)),
     Row(
         "MEMORY_LIMIT", "10MB",
-        planned("memory_limit_bytes", 10_000_000) | recipe("most_bytes", 10_000_000)
+        planned("memory_limit_bytes", 10_000_000) | encoder_config("max_bytes", 10_000_000)
         | {"run.told.memory_limit": 10_000_000, "check.traits.memory_limit_bytes": 10_000_000},
     ),
     Row("RETRY_MAX_ATTEMPTS", "6", planned("retry_max_attempts", 6, told="retry_max_attempts")),
@@ -274,7 +275,7 @@ ROWS = [
         | {"check.on_reject": "discard", "check.traits.on_reject": "discard"},
     ),
     *(
-        Row(name.upper(), word, planned(f"choices.{name}", word, told=name))
+        Row(name.upper(), word, planned(f"error_policy.{name}", word, told=name))
         for name, word in (
             ("on_conflict", "dead-letter"), ("on_index_missing", "hold"), ("on_index_blocked", "hold"),
             ("on_delay_refused", "dead-letter"), ("on_failure_store", "dead-letter"),
@@ -282,7 +283,7 @@ ROWS = [
     ),
     Row(
         "ON_UNROUTABLE", "delay",
-        planned("choices.on_unroutable", "delay", told="on_unroutable") | {"check.sink.on_unroutable": "delay"},
+        planned("error_policy.on_unroutable", "delay", told="on_unroutable") | {"check.sink.on_unroutable": "delay"},
         FORWARDING,
     ),
     Row("REJECT_GUARD", "17", planned("reject_guard", 17, told="reject_guard")),
@@ -365,7 +366,7 @@ def record_run(monkeypatch: pytest.MonkeyPatch, found: Recorded) -> None:
             values = dataclasses.replace(connecting, seen=None)  # a memory, not a value
             found.add(urls=urls, connecting=values, shutdown_seconds=shutdown_seconds)
 
-        def state(self) -> None:
+        def snapshot(self) -> None:
             """Nobody asks."""
 
         def note_startup(self, _: object) -> None:
@@ -406,38 +407,48 @@ def record_sinks(monkeypatch: pytest.MonkeyPatch, found: Recorded) -> None:
         found.add(elasticsearch=connection, bulk_path=bulk_path)
         return Sink()
 
-    def outlet(urls: object, topology: object, reach: object, *, confirm_timeout_seconds: float) -> Sink:
-        found.add(outlet=Built(urls=urls, topology=topology, reach=reach, confirm_seconds=confirm_timeout_seconds))
+    def outlet(urls: object, topology: object, connect_options: object, *, confirm_timeout_seconds: float) -> Sink:
+        found.add(
+            outlet=Built(
+                urls=urls, topology=topology, connect_options=connect_options, confirm_seconds=confirm_timeout_seconds
+            )
+        )
         return Sink()
 
     def forward(plan: object, staging: object, outlet: object) -> None:
         assert isinstance(outlet, Sink)
         found.add(staging=staging)
 
-    async def install(_: object, work: object, templates: list[mappings.Template]) -> list[object]:
+    async def install(_: object, work: object, templates: list[mappings.IndexTemplate]) -> list[object]:
         assert work is mappings.apply
         found.add(installed=[template.name for template in templates])
         return []
 
-    monkeypatch.setattr(indexing, "ElasticSink", sink)
+    monkeypatch.setattr(indexing, "ElasticsearchClient", sink)
     monkeypatch.setattr(mappings, "when_available", install)
-    monkeypatch.setattr(forwarding, "Outlet", outlet)
-    monkeypatch.setattr(forwarding, "Forwarding", forward)
+    monkeypatch.setattr(forwarding, "ReconnectingPublisher", outlet)
+    monkeypatch.setattr(forwarding, "AmqpSink", forward)
 
 
 def record_check(monkeypatch: pytest.MonkeyPatch, found: Recorded) -> None:
     """Have `sidecar check` look at recorders in place of servers."""
 
-    async def broker(urls: object, reach: object, topology: object, on_reject: str, **more: object) -> list[object]:
-        found.add(urls=urls, reach=reach, topology=topology, on_reject=on_reject, **more)
+    async def broker(
+        urls: object, connect_options: object, topology: object, on_reject: str, **more: object
+    ) -> list[object]:
+        found.add(urls=urls, connect_options=connect_options, topology=topology, on_reject=on_reject, **more)
         return []
 
-    async def sink(urls: object, reach: object, topology: object, routing_key: object, **more: object) -> list[object]:
-        found.add(sink=Built(urls=urls, reach=reach, topology=topology, routing_key=routing_key, **more))
+    async def sink(
+        urls: object, connect_options: object, topology: object, routing_key: object, **more: object
+    ) -> list[object]:
+        found.add(
+            sink=Built(urls=urls, connect_options=connect_options, topology=topology, routing_key=routing_key, **more)
+        )
         return []
 
-    async def cluster(connection: object, made: object, *, templates: list[mappings.Template]) -> list[object]:
-        found.add(elasticsearch=connection, recipe=made, templates=[template.name for template in templates])
+    async def cluster(connection: object, made: object, *, templates: list[mappings.IndexTemplate]) -> list[object]:
+        found.add(elasticsearch=connection, encoder_config=made, templates=[template.name for template in templates])
         return []
 
     def traps(traits: object) -> list[object]:
@@ -453,31 +464,31 @@ def record_check(monkeypatch: pytest.MonkeyPatch, found: Recorded) -> None:
 def record_others(monkeypatch: pytest.MonkeyPatch, found: dict[str, Recorded]) -> None:
     """Have the commands that only need one of the servers build recorders in place of connections."""
 
-    class Producer(Sink):
-        async def publish(self, copies: list[Copy]) -> list[None]:
+    class PublisherConnection(Sink):
+        async def publish(self, copies: list[OutboundMessage]) -> list[None]:
             found["produce"].add(exchange=copies[0].exchange, routing_key=copies[0].routing_key)
             return [None] * len(copies)
 
-    async def open_producer(urls: object, topology: object, reach: object) -> Producer:
-        found["produce"].add(urls=urls, topology=topology, reach=reach)
-        return Producer()
+    async def open_publisher_connection(urls: object, topology: object, connect_options: object) -> PublisherConnection:
+        found["produce"].add(urls=urls, topology=topology, connect_options=connect_options)
+        return PublisherConnection()
 
-    async def open_letters(urls: object, queue: str, reach: object) -> Any:
-        found["dlq"].add(urls=urls, queue=queue, reach=reach)
+    async def open_dead_letter_queue(urls: object, queue: str, connect_options: object) -> Any:
+        found["dlq"].add(urls=urls, queue=queue, connect_options=connect_options)
         raise BrokerError("that is all")
 
     def sink(connection: object) -> Sink:
         found["mappings"].add(elasticsearch=connection)
         return Sink()
 
-    async def when_available(_: object, work: object, templates: list[mappings.Template]) -> list[object]:
+    async def when_available(_: object, work: object, templates: list[mappings.IndexTemplate]) -> list[object]:
         assert work is mappings.compare
         found["mappings"].add(templates=[template.name for template in templates])
         return []
 
-    monkeypatch.setattr(produce, "open_producer", open_producer)
-    monkeypatch.setattr(dlq, "open_letters", open_letters)
-    monkeypatch.setattr(mappings_command, "ElasticSink", sink)
+    monkeypatch.setattr(produce, "open_publisher_connection", open_publisher_connection)
+    monkeypatch.setattr(dlq, "open_dead_letter_queue", open_dead_letter_queue)
+    monkeypatch.setattr(mappings_command, "ElasticsearchClient", sink)
     monkeypatch.setattr(mappings, "when_available", when_available)
 
 
@@ -566,11 +577,11 @@ def test_the_sink_decides_which_parts_are_built(build: Build) -> None:
         "run.elasticsearch",
         "run.bulk_path",
         "check.elasticsearch",
-        "check.recipe",
+        "check.encoder_config",
         "check.templates",
     }
     assert parts[1] - parts[0] == {"run.outlet", "run.staging", "check.sink"}
-    names = ("run.plan.batches_join", "run.plan.far", "check.connections", "check.sink.named", "run.told.sink")
+    names = ("run.plan.merges_batches", "run.plan.far", "check.connections", "check.sink.named", "run.told.sink")
     assert [elasticsearch.get(name) for name in names] == [True, ELASTICSEARCH_NAMES, 2, None, None]
     assert [amqp.get(name) for name in names] == [False, SINK_NAMES, 3, "SIDECAR_AMQP_URL", "amqp"]
     assert amqp["run.outlet.urls"] == amqp["check.sink.urls"] == amqp["run.urls"]

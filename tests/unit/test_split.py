@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sidecar.core.compose import Composer, Recipe
-from sidecar.core.copies import Letter, dead_letter_headers
+from sidecar.core.compose import BulkEncoder, EncoderConfig
+from sidecar.core.copies import Failure, dead_letter_headers
 from sidecar.core.document import RefusedError
 from sidecar.core.split import PART_BYTES, split
 from sidecar.core.template import Template
@@ -110,88 +110,90 @@ def test_memory_is_counted_and_given_back_with_the_message() -> None:
     """For each document its bytes and objects, until the message is settled."""
     of = ledger(delivered=1)
     whole = message(1, b"[{},{}]", of=of)
-    of.held_bytes = whole.held_bytes
+    of.memory_bytes = whole.memory_bytes
     parts = split(whole, whole.body, "array", MOST)
-    assert of.held_bytes == whole.held_bytes + 2 * (PART_BYTES + 2)
+    assert of.memory_bytes == whole.memory_bytes + 2 * (PART_BYTES + 2)
     for part in parts:
-        assert part.parts is not None
-        part.parts.stored(part)
-    assert parts[0].parts is not None
-    assert parts[0].parts.verdict() is None
-    of.store([whole])
-    assert of.held_bytes == 0
+        assert part.split is not None
+        part.split.on_stored(part)
+    assert parts[0].split is not None
+    assert parts[0].split.outcome() is None
+    of.mark_stored([whole])
+    assert of.memory_bytes == 0
 
 
-def composed(body: bytes, raw: bytes | None = None, **recipe: Any) -> tuple[list[Message], list[tuple[int, str]]]:
-    values = {"index": Template("docs"), "split": "array", **recipe}
-    composer = Composer(Recipe(**values), lambda: "made")
+def encoded(
+    body: bytes, raw: bytes | None = None, **encoder_config: Any
+) -> tuple[list[Message], list[tuple[int, str]]]:
+    values = {"index": Template("docs"), "split": "array", **encoder_config}
+    encoder = BulkEncoder(EncoderConfig(**values), lambda: "made")
     raw = properties(message_id=b"m") if raw is None else raw
-    parts, rejects = composer.compose([message(1, body, raw=raw)], 0.0)
-    return parts, [(reject.message.item if reject.message.parts else -1, reject.reason) for reject in rejects]
+    parts, rejections = encoder.encode([message(1, body, raw=raw)], 0.0)
+    return parts, [(reject.message.split_index if reject.message.split else -1, reject.reason) for reject in rejections]
 
 
 def test_ids_are_the_message_id_and_the_place() -> None:
     """By default, and with any template over `{item}`."""
-    parts, _ = composed(b"[{},{}]")
-    assert [part.line for part in parts] == [b'{"index":{"_id":"m-0"}}\n', b'{"index":{"_id":"m-1"}}\n']
-    parts, _ = composed(b'[{"k":"a"}]', id_mode="template", id=Template("{body.k}/{item}"))
-    assert parts[0].key == b"a/0"
-    parts, _ = composed(b"[{}]", b"\0\0")
-    assert parts[0].line == b'{"index":{}}\n'
+    parts, _ = encoded(b"[{},{}]")
+    assert [part.action_line for part in parts] == [b'{"index":{"_id":"m-0"}}\n', b'{"index":{"_id":"m-1"}}\n']
+    parts, _ = encoded(b'[{"k":"a"}]', id_mode="template", id=Template("{body.k}/{item}"))
+    assert parts[0].document_key == b"a/0"
+    parts, _ = encoded(b"[{}]", b"\0\0")
+    assert parts[0].action_line == b'{"index":{}}\n'
 
 
 def test_templates_look_into_their_own_document() -> None:
     """`body.PATH` and `sha256` are those of the document, fields are added to each."""
-    parts, rejects = composed(b'[{"to":"x"},{"to":"y"},{}]', index=Template("{body.to}"))
-    assert [part.line for part in parts] == [
+    parts, rejections = encoded(b'[{"to":"x"},{"to":"y"},{}]', index=Template("{body.to}"))
+    assert [part.action_line for part in parts] == [
         b'{"index":{"_index":"x","_id":"m-0"}}\n',
         b'{"index":{"_index":"y","_id":"m-1"}}\n',
     ]
-    assert rejects == [(2, "missing-field")]
+    assert rejections == [(2, "missing-field")]
 
 
 def test_a_bad_document_is_rejected_and_its_neighbours_are_not() -> None:
     """Each gets the look that a whole body gets."""
-    parts, rejects = composed(b'[{"a":1},2,{"b":2}]')
-    assert [part.item for part in parts] == [0, 2]
-    assert rejects == [(1, "malformed")]
-    parts, rejects = composed(b"{}\n[1]\n{}", split="lines")
-    assert [part.item for part in parts] == [0, 2]
+    parts, rejections = encoded(b'[{"a":1},2,{"b":2}]')
+    assert [part.split_index for part in parts] == [0, 2]
+    assert rejections == [(1, "malformed")]
+    parts, rejections = encoded(b"{}\n[1]\n{}", split="lines")
+    assert [part.split_index for part in parts] == [0, 2]
 
 
 def test_a_compressed_body_is_undone_once() -> None:
     """The documents in it are plain, whatever the property says."""
     raw = properties(message_id=b"m", content_encoding=b"gzip")
-    parts, _ = composed(gzip.compress(b"[{},{}]", mtime=0), raw)
+    parts, _ = encoded(gzip.compress(b"[{},{}]", mtime=0), raw)
     assert [part.source for part in parts] == [b"{}", b"{}"]
 
 
 def test_lines_of_text_are_documents() -> None:
     """Each of them wrapped."""
-    parts, _ = composed(b"one\ntwo", split="lines", content="text")
+    parts, _ = encoded(b"one\ntwo", split="lines", content="text")
     assert [part.source for part in parts] == [b'{"message":"one"}', b'{"message":"two"}']
 
 
 def test_what_completes_a_group_does_so_with_its_last_document() -> None:
     """Or the first one would leave alone. A body that is empty is a mere signal, and no document."""
     raw = properties([(b"end", long_string(b"1"))], message_id=b"m")
-    parts, _ = composed(b"[{},{}]", raw, batch_flush_when=Template("{header.end|}"))
+    parts, _ = encoded(b"[{},{}]", raw, batch_flush_when=Template("{header.end|}"))
     assert [part.correlation.completes for part in parts] == [False, True]
-    (signal,), _ = composed(b"", raw, batch_flush_when=Template("{header.end|}"))
+    (signal,), _ = encoded(b"", raw, batch_flush_when=Template("{header.end|}"))
     assert signal.correlation.is_signal
-    assert signal.parts is None
+    assert signal.split is None
 
 
 def test_the_message_is_dead_lettered_with_the_list_of_those_at_fault() -> None:
     """When the last one is decided, and not before; the reason is that of the first."""
-    parts, _ = composed(b"[{},{},{},{}]")
-    joint = parts[0].parts
+    parts, _ = encoded(b"[{},{},{},{}]")
+    joint = parts[0].split
     assert joint is not None
-    assert not joint.rejected(Letter(parts[3], "rejected", "no number", 400, "document_parsing_exception"))
-    assert not joint.stored(parts[0])
-    assert not joint.stored(parts[2])
-    assert joint.rejected(Letter(parts[1], "missing-field", "the message has no x"))
-    letter = joint.verdict()
+    assert not joint.on_rejected(Failure(parts[3], "rejected", "no number", 400, "document_parsing_exception"))
+    assert not joint.on_stored(parts[0])
+    assert not joint.on_stored(parts[2])
+    assert joint.on_rejected(Failure(parts[1], "missing-field", "the message has no x"))
+    letter = joint.outcome()
     assert letter is not None
     assert letter.message is joint.message
     assert (letter.reason, letter.items) == ("missing-field", (1, 3))
@@ -204,7 +206,7 @@ def test_the_message_is_dead_lettered_with_the_list_of_those_at_fault() -> None:
 
 def test_of_many_at_fault_the_first_are_listed() -> None:
     """The header fits into any frame."""
-    letter = Letter(message(1), "rejected", "", items=tuple(range(10_000)))
+    letter = Failure(message(1), "rejected", "", items=tuple(range(10_000)))
     headers = dict(dead_letter_headers(letter, token=b"1", action="", index="", document_id=b"", failed_at=0.0))
     assert len(headers[b"sidecar-items"]) < 1024
     assert headers[b"sidecar-items"].endswith("199,…".encode())
@@ -212,46 +214,46 @@ def test_of_many_at_fault_the_first_are_listed() -> None:
 
 def test_a_document_that_is_delayed_takes_the_message_along() -> None:
     """Once all are decided, for the longest delay of them; those at fault are found again when it is back."""
-    parts, _ = composed(b"[{},{},{}]")
-    joint = parts[0].parts
+    parts, _ = encoded(b"[{},{},{}]")
+    joint = parts[0].split
     assert joint is not None
-    joint.delayed(Letter(parts[0], "index-blocked", "", delay_milliseconds=10))
-    joint.delayed(Letter(parts[1], "index-blocked", "", delay_milliseconds=20))
-    assert joint.rejected(Letter(parts[2], "rejected", ""))
-    letter = joint.verdict()
+    joint.on_delayed(Failure(parts[0], "index-blocked", "", delay_milliseconds=10))
+    joint.on_delayed(Failure(parts[1], "index-blocked", "", delay_milliseconds=20))
+    assert joint.on_rejected(Failure(parts[2], "rejected", ""))
+    letter = joint.outcome()
     assert letter is not None
     assert (letter.verdict, letter.delay_milliseconds, letter.message) == ("delay", 20, joint.message)
 
 
 def test_documents_that_cannot_be_delayed_are_open_again_and_memory_adds_up() -> None:
     """Those that were stored stay decided; the message is settled when the others are decided anew."""
-    documents, _ = composed(b"[{},{},{}]")
+    documents, _ = encoded(b"[{},{},{}]")
     first, second, third = documents
-    joint = first.parts
+    joint = first.split
     assert joint is not None
-    own = joint.message.held_bytes
-    assert not joint.stored(first)
-    assert not joint.delayed(Letter(second, "index-blocked", "", delay_milliseconds=10))
-    assert joint.delayed(Letter(third, "index-blocked", "", delay_milliseconds=20))
-    letter = joint.verdict()
+    own = joint.message.memory_bytes
+    assert not joint.on_stored(first)
+    assert not joint.on_delayed(Failure(second, "index-blocked", "", delay_milliseconds=10))
+    assert joint.on_delayed(Failure(third, "index-blocked", "", delay_milliseconds=20))
+    letter = joint.outcome()
     assert letter is not None
     assert letter.parts is joint
     assert joint.reopen() == [second, third]
-    assert not joint.stored(second)
-    assert joint.stored(third)
-    assert joint.verdict() is None
-    assert joint.message.held_bytes == own + sum(document.held_bytes for document in documents)
+    assert not joint.on_stored(second)
+    assert joint.on_stored(third)
+    assert joint.outcome() is None
+    assert joint.message.memory_bytes == own + sum(document.memory_bytes for document in documents)
 
 
 @pytest.mark.parametrize("delays", [(10, 30, 20), (30, 10, 20), (20, 10, 30)])
 def test_a_message_is_delayed_for_the_longest_delay_of_its_documents(delays: tuple[int, ...]) -> None:
     """Wherever that document stands."""
-    documents, _ = composed(b"[{},{},{}]")
-    joint = documents[0].parts
+    documents, _ = encoded(b"[{},{},{}]")
+    joint = documents[0].split
     assert joint is not None
     for document, milliseconds in zip(documents, delays, strict=True):
-        joint.delayed(Letter(document, "index-blocked", "", delay_milliseconds=milliseconds))
-    letter = joint.verdict()
+        joint.on_delayed(Failure(document, "index-blocked", "", delay_milliseconds=milliseconds))
+    letter = joint.outcome()
     assert letter is not None
     assert letter.delay_milliseconds == 30
 
@@ -259,13 +261,13 @@ def test_a_message_is_delayed_for_the_longest_delay_of_its_documents(delays: tup
 @pytest.mark.parametrize("size", [1, 3])
 def test_documents_use_up_the_room_and_later_messages_wait(size: int) -> None:
     """The room may be exceeded by one message; those behind it are left untouched, in their order."""
-    composer = Composer(Recipe(index=Template("docs"), split="array"), lambda: "made")
+    encoder = BulkEncoder(EncoderConfig(index=Template("docs"), split="array"), lambda: "made")
     of = ledger(delivered=4)
     held = [message(tag, b"[{},{}]", of=of, raw=properties(message_id=b"m")) for tag in range(1, 5)]
     each = 2 * (PART_BYTES + len(b"{}"))
-    composer.room_bytes = size * each - 1
-    documents, rejects = composer.compose(held, 0.0)
-    assert (len(documents), rejects, composer.left) == (2 * size, [], held[size:])
-    assert of.held_bytes == size * each
-    documents, _ = composer.compose(composer.left, 0.0)  # with room for `size` again, and none left over
+    encoder.room_bytes = size * each - 1
+    documents, rejections = encoder.encode(held, 0.0)
+    assert (len(documents), rejections, encoder.left) == (2 * size, [], held[size:])
+    assert of.memory_bytes == size * each
+    documents, _ = encoder.encode(encoder.left, 0.0)  # with room for `size` again, and none left over
     assert len(documents) == 2 * min(size, 4 - size)

@@ -11,26 +11,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.core import properties as raw_properties
-from sidecar.core.compose import Recipe
-from sidecar.core.copies import Letter as Buried
-from sidecar.core.copies import copy_properties, dead_letter_headers, delay_headers
+from sidecar.core.compose import EncoderConfig
+from sidecar.core.copies import Failure as Buried
+from sidecar.core.copies import dead_letter_headers, delay_headers, republish_properties
 from sidecar.core.ledger import Ledger
-from sidecar.core.letters import read, replayed
+from sidecar.core.letters import read, replay_properties
 from sidecar.core.message import Message
 from sidecar.core.properties import fields, header, headers, number_value, split, text_value
-from sidecar.core.staging import ACTION, Stager, Staging, Stamp, spliced
-from sidecar.core.template import Scene, Template
+from sidecar.core.staging import ACTION, ForwardConfig, ForwardEncoder, ForwardProperties, append_headers
+from sidecar.core.template import Template, TemplateContext
 from tests.builders import examples, long_string, origin, properties, short_string
 from tests.drawing import drew, how_many
 
 if TYPE_CHECKING:
-    from sidecar.core.compose import Reject
+    from sidecar.core.compose import Rejection
 
 NOW = 1_700_000_000.25
 ISO = "2023-11-14T22:13:20.250Z"
 ADDED = ["sidecar-copy", "sidecar-exchange", "sidecar-routing-key", "sidecar-received-at"]
-SAME = Staging(routing_key=Template("{routing_key}"))
-ENVELOPE = Staging(routing_key=Template("staging"), envelope=True)
+SAME = ForwardConfig(routing_key=Template("{routing_key}"))
+ENVELOPE = ForwardConfig(routing_key=Template("staging"), envelope=True)
 
 
 def message(
@@ -41,16 +41,16 @@ def message(
     return Message(Ledger(queue, 1), 1, 0, route, raw, body, len(raw) + len(body))
 
 
-def staged(one: Message, staging: Staging = SAME, now: float = NOW) -> tuple[list[Message], list[Reject]]:
+def forwarded(one: Message, staging: ForwardConfig = SAME, now: float = NOW) -> tuple[list[Message], list[Rejection]]:
     """Return what composing makes of a message."""
-    return Stager(Recipe(index=staging.routing_key, action=Template(ACTION)), staging).compose([one], now)
+    return ForwardEncoder(EncoderConfig(index=staging.routing_key, action=Template(ACTION)), staging).encode([one], now)
 
 
-def passed_on(one: Message, staging: Staging = SAME) -> bytes:
+def passed_on(one: Message, staging: ForwardConfig = SAME) -> bytes:
     """Return the properties with which a message is published."""
-    composed, rejects = staged(one, staging)
-    assert (composed, rejects) == ([one], [])
-    return Stamp(staging).properties(one, b"7")
+    encoded, rejections = forwarded(one, staging)
+    assert (encoded, rejections) == ([one], [])
+    return ForwardProperties(staging).properties(one, b"7")
 
 
 def names(raw: bytes) -> list[str]:
@@ -67,7 +67,7 @@ def test_body_properties_and_headers_go_on_as_they_are() -> None:
     one = message(b"\x00any bytes", before, exchange=b"shop", routing_key=b"order.new")
     after = passed_on(one)
     assert one.source is one.body
-    assert (one.made, one.key) == (b"order.new", b"m\0order.new")
+    assert (one.made, one.document_key) == (b"order.new", b"m\0order.new")
     mine, theirs = split(before), split(after)
     assert {name: value for name, value in theirs.items() if name != "headers"} == {
         name: value for name, value in mine.items() if name != "headers"
@@ -132,8 +132,8 @@ def test_splicing_gives_what_taking_apart_gives(
         values["delivery_mode"] = 2
     before = properties(own, **values)  # type: ignore[arg-type]
     added = [(b"sidecar-copy", text_value(b"1")), (b"sidecar-exchange", text_value(b""))]
-    quick = spliced(before, raw_properties.table(added)) if b"sidecar-" not in before else None
-    slow = copy_properties(before, added, 1 << 30, without=frozenset({b"sidecar-retry-count"}))
+    quick = append_headers(before, raw_properties.table(added)) if b"sidecar-" not in before else None
+    slow = republish_properties(before, added, 1 << 30, without=frozenset({b"sidecar-retry-count"}))
     drew("no table", own is None)
     drew(how_many(len(own or []), "headers"), own)
     drew("spliced" if quick else "taken apart")
@@ -151,16 +151,16 @@ def test_splicing_gives_what_taking_apart_gives(
 def test_properties_that_are_cut_short_are_left_to_those_who_know(cut: int) -> None:
     """RabbitMQ vouches for what it delivers; should it ever not, nothing breaks here."""
     whole = properties([(b"a", long_string(b"text"))], content_type=b"text/plain", delivery_mode=2, message_id=b"m")
-    spliced(whole[:cut], b"")
+    append_headers(whole[:cut], b"")
 
 
 def test_a_routing_key_that_is_none_is_a_reject() -> None:
     """Absent, or longer than AMQP takes."""
-    by_header = Staging(routing_key=Template("{header.to}"))
-    (reject,) = staged(message(b"{}", properties()), by_header)[1]
+    by_header = ForwardConfig(routing_key=Template("{header.to}"))
+    (reject,) = forwarded(message(b"{}", properties()), by_header)[1]
     assert (reject.reason, reject.detail) == ("missing-field", "the message has no header.to")
     long = properties([(b"to", long_string(b"x" * 256))])
-    (reject,) = staged(message(b"{}", long), by_header)[1]
+    (reject,) = forwarded(message(b"{}", long), by_header)[1]
     assert (reject.reason, reject.detail) == ("malformed", "the routing key has 256 bytes; AMQP takes 255")
 
 
@@ -169,8 +169,8 @@ def test_templates_mean_at_the_next_stage_what_they_meant_here() -> None:
     one = message(b"{}", properties(delivery_mode=2), exchange=b"shop", routing_key=b"order.new")
     second = message(b"{}", passed_on(one), exchange=b"", routing_key=b"staging")
     third = message(b"{}", passed_on(second), exchange=b"x", routing_key=b"y")
-    scene = Scene(third, NOW + 1000)
-    told = Template("{exchange}/{routing_key}/{now}").render(scene).decode()
+    context = TemplateContext(third, NOW + 1000)
+    told = Template("{exchange}/{routing_key}/{now}").render(context).decode()
     assert told == f"shop/order.new/{ISO}"
     assert names(third.properties) == ADDED
 
@@ -179,20 +179,22 @@ def test_what_the_writer_delays_or_buries_comes_back_to_the_staging_queue() -> N
     """And still remembers the first delivery: a dead letter's queue is the one that it was rejected in."""
     one = message(b"{}", properties(delivery_mode=2, message_id=b"m"), exchange=b"shop", routing_key=b"order.new")
     at_writer = message(b"{}", passed_on(one), queue="staging", exchange=b"", routing_key=b"staging")
-    delayed = copy_properties(
+    delayed = republish_properties(
         at_writer.properties,
-        delay_headers(Buried(at_writer, "", "", rounds=1), token=b"1", document_id=b"", now=NOW + 9),
+        delay_headers(Buried(at_writer, "", "", delay_rounds=1), token=b"1", document_id=b"", now=NOW + 9),
         1 << 30,
     )
-    again = Scene(message(b"{}", delayed, queue="staging"), NOW + 99)
+    again = TemplateContext(message(b"{}", delayed, queue="staging"), NOW + 99)
     assert (again.exchange, again.routing_key, again.received_at) == (b"shop", b"order.new", NOW)
     buried = dead_letter_headers(
         Buried(at_writer, "rejected", "why"), token=b"2", action="index", index="i", document_id=b"m", failed_at=NOW + 9
     )
-    letter = message(b"{}", copy_properties(at_writer.properties, buried, 1 << 30), queue="staging.dead")
+    letter = message(b"{}", republish_properties(at_writer.properties, buried, 1 << 30), queue="staging.dead")
     found = read(letter, 1)
     assert (found.queue, found.exchange, found.routing_key) == ("staging", "shop", "order.new")
-    back = Scene(message(b"{}", replayed(letter, found, token=b"3", user=None), queue="staging"), NOW + 999)
+    back = TemplateContext(
+        message(b"{}", replay_properties(letter, found, token=b"3", user=None), queue="staging"), NOW + 999
+    )
     assert (back.exchange, back.routing_key, back.received_at) == (b"shop", b"order.new", NOW)
 
 
@@ -205,10 +207,10 @@ def test_an_envelope_tells_where_the_body_came_from() -> None:
         *origin(b"first", b"key", ISO.encode()),
     ]  # fmt: skip
     one = message(body, properties(own, message_id=b"m-1", timestamp=1_600_000_000), queue="work")
-    (composed,), _ = staged(one, ENVELOPE)
-    assert composed.source is not None
-    assert composed.source.endswith(b'"body":' + body + b"}")
-    told = json.loads(composed.source)
+    (encoded,), _ = forwarded(one, ENVELOPE)
+    assert encoded.source is not None
+    assert encoded.source.endswith(b'"body":' + body + b"}")
+    told = json.loads(encoded.source)
     assert told == {
         "message_id": "m-1",
         "exchange": "first",
@@ -219,7 +221,7 @@ def test_an_envelope_tells_where_the_body_came_from() -> None:
         "headers": {"kind": "big", "n": 3, "raw": "\ufffd", "list": [True]},
         "body": json.loads(body),
     }
-    bare = staged(message(b"[1]", properties(), queue="work", routing_key=b"work"), ENVELOPE)[0][0]
+    bare = forwarded(message(b"[1]", properties(), queue="work", routing_key=b"work"), ENVELOPE)[0][0]
     assert json.loads(bare.source or b"") == {"routing_key": "work", "queue": "work", "received_at": ISO, "body": [1]}
 
 
@@ -227,9 +229,9 @@ def test_a_compressed_body_is_undone_and_its_properties_say_so() -> None:
     """Bounded, as everywhere; ids stay what they are."""
     packed = properties(content_encoding=b"gzip", content_type=b"text/x", delivery_mode=2, message_id=b"m")
     one = message(gzip.compress(b'{"a":1}'), packed)
-    (composed,), _ = staged(one, ENVELOPE)
-    assert json.loads(composed.source or b"")["body"] == {"a": 1}
-    after = split(Stamp(ENVELOPE).properties(one, b"1"))
+    (encoded,), _ = forwarded(one, ENVELOPE)
+    assert json.loads(encoded.source or b"")["body"] == {"a": 1}
+    after = split(ForwardProperties(ENVELOPE).properties(one, b"1"))
     assert (after["content_type"], after["message_id"]) == (b"\x10application/json", b"\x01m")
     assert "content_encoding" not in after
 
@@ -241,8 +243,8 @@ def test_a_compressed_body_is_undone_and_its_properties_say_so() -> None:
 )  # fmt: skip
 def test_what_is_no_json_gets_no_envelope(body: bytes) -> None:
     """It could close the envelope, and go on with neighbours of its own."""
-    composed, (reject,) = staged(message(body, properties()), ENVELOPE)
-    assert (composed, reject.reason) == ([], "malformed")
+    encoded, (reject,) = forwarded(message(body, properties()), ENVELOPE)
+    assert (encoded, reject.reason) == ([], "malformed")
 
 
 JSON = st.recursive(
@@ -258,35 +260,35 @@ JSON = st.recursive(
 @settings(max_examples=examples(200))
 @given(
     body=JSON,
-    ident=st.text(max_size=20) | st.text('"\\{},:\n', max_size=9),
+    document_id=st.text(max_size=20) | st.text('"\\{},:\n', max_size=9),
     name=st.text(max_size=9),
     value=st.binary(max_size=20),
 )
-def test_every_envelope_is_json_and_holds_the_body(body: object, ident: str, name: str, value: bytes) -> None:
+def test_every_envelope_is_json_and_holds_the_body(body: object, document_id: str, name: str, value: bytes) -> None:
     """No id, header or body can add to it, change it or end it."""
-    raw = properties([(name.encode(), long_string(value))], message_id=ident.encode())
+    raw = properties([(name.encode(), long_string(value))], message_id=document_id.encode())
     text = json.dumps(body).encode()
-    composed, rejects = staged(message(text, raw, queue="work"), ENVELOPE)
-    assert rejects == []
+    encoded, rejections = forwarded(message(text, raw, queue="work"), ENVELOPE)
+    assert rejections == []
     for kind, of in (("a text", str), ("a number", int | float), ("an array", list), ("an object", dict)):
         drew(kind, isinstance(body, of) and not isinstance(body, bool))
-    drew("an id with a quote", '"' in ident)
+    drew("an id with a quote", '"' in document_id)
     drew("a header that isn't UTF-8", value.decode(errors="ignore").encode() != value)
     drew("an empty name", not name)
-    told = json.loads(composed[0].source or b"")
+    told = json.loads(encoded[0].source or b"")
     assert told.keys() <= {"message_id", "routing_key", "exchange", "queue", "received_at", "headers", "body"}
     assert told["body"] == json.loads(text)
-    assert told.get("message_id", "") == ident
+    assert told.get("message_id", "") == document_id
 
 
 def test_envelopes_beyond_the_room_wait() -> None:
     """What they take beside the bodies is bounded; one always goes."""
-    stager = Stager(Recipe(index=Template("q"), action=Template(ACTION)), ENVELOPE)
+    encoder = ForwardEncoder(EncoderConfig(index=Template("q"), action=Template(ACTION)), ENVELOPE)
     several = [message(b"[%d]" % number, properties()) for number in range(4)]
-    stager.room_bytes = 150
-    composed, _ = stager.compose(several, NOW)
-    assert 0 < len(composed) < 4
-    assert composed + stager.left == several
+    encoder.room_bytes = 150
+    encoded, _ = encoder.encode(several, NOW)
+    assert 0 < len(encoded) < 4
+    assert encoded + encoder.left == several
 
 
 def test_raw_properties_are_what_amqp_says() -> None:

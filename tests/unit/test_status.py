@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 
 from sidecar import __version__
-from sidecar.core.account import SETTLED, Account
-from sidecar.core.failures import Group, Kind
-from sidecar.core.state import Unready
-from sidecar.ops.status import About, Status
+from sidecar.core.account import SETTLED, Counters
+from sidecar.core.failures import FailureGroup, FailureKind
+from sidecar.core.state import NotReady
+from sidecar.ops.status import StaticInfo, Status
 from tests.builders import state
 
 WALL = 1_700_000_000.25
 
 
-def busy() -> Account:
+def busy() -> Counters:
     """Return an account in which no two figures are alike."""
-    account = Account()
+    account = Counters()
     account.received.update({"orders": 1_000, "über <b>": 500})
     for number, verdict in enumerate(SETTLED, 1):
         account.settle("orders", verdict, number)
@@ -44,7 +44,7 @@ def busy() -> Account:
 def everything(**values: object) -> dict[str, Any]:
     """Return what is told of a state, by a sidecar that runs for 62.3 s."""
     clock = iter((1_000.0, 1_062.3))
-    about = About(("orders", "über <b>", "quiet"), {"index": "documents", "memory_limit": 99})
+    about = StaticInfo(("orders", "über <b>", "quiet"), {"index": "documents", "memory_limit": 99})
     now = state(busy(), **values)
     return Status(lambda: now, about, clock=lambda: next(clock), wall_clock=lambda: WALL).everything()
 
@@ -100,7 +100,7 @@ def test_every_figure_is_told_once_and_from_its_own_place() -> None:
 
 def test_what_is_over_is_not_told_any_more() -> None:
     """Of a state in which nothing is wrong, nothing is told to be."""
-    told = everything(unready=Unready("held", "away"))
+    told = everything(not_ready=NotReady("held", "away"))
     assert (told["ready"], told["reason"], told["detail"]) == (False, "held", "away")
     told = everything()
     assert told["ready"] is True
@@ -112,8 +112,8 @@ def test_what_is_over_is_not_told_any_more() -> None:
 def test_each_failure_is_told_with_what_is_its_own() -> None:
     """In the order in which they are given."""
     groups = [
-        Group(Kind("delay", "index-blocked", "cluster_block_exception"), 3, 11.5, "one", "closed"),
-        Group(Kind("discard", "malformed", ""), 4, 10.5, "", "no object"),
+        FailureGroup(FailureKind("delay", "index-blocked", "cluster_block_exception"), 3, 11.5, "one", "closed"),
+        FailureGroup(FailureKind("discard", "malformed", ""), 4, 10.5, "", "no object"),
     ]
     names = ("verdict", "reason", "error_type", "count", "last_at", "example_id", "detail")
     assert [tuple(one[name] for name in names) for one in everything(failures=groups)["failures"]] == [
@@ -125,9 +125,9 @@ def test_each_failure_is_told_with_what_is_its_own() -> None:
 @pytest.mark.parametrize("sessions", [0, 1])
 def test_the_first_session_is_no_reconnect(sessions: int) -> None:
     """Nor is there a negative number before it."""
-    account = Account()
+    account = Counters()
     account.sessions = sessions
-    status = Status(lambda: state(account), About((), {}), clock=lambda: 0.0, wall_clock=lambda: 0.0)
+    status = Status(lambda: state(account), StaticInfo((), {}), clock=lambda: 0.0, wall_clock=lambda: 0.0)
     told = status.everything()
     assert told["amqp_reconnects"] == 0
     assert told["latency_seconds"] == {"queue_wait": None, "bulk": None, "end_to_end": None}

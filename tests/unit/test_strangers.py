@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sidecar.elastic.sink import Connection, ElasticSink
+from sidecar.elastic.sink import Connection, ElasticsearchClient
 from tests.fakes.tls import Acceptor, listening
 
 JSON = "application/json"
@@ -29,9 +29,9 @@ def unavailable(answer: bytes) -> str:
 
     async def scenario() -> str | None:
         async with listening(speak, None) as acceptor:
-            sink = ElasticSink(Connection(urls=(f"http://127.0.0.1:{acceptor.port}",)))
+            sink = ElasticsearchClient(Connection(urls=(f"http://127.0.0.1:{acceptor.port}",)))
             try:
-                return await sink.unavailable()
+                return await sink.check()
             finally:
                 await sink.close()
 

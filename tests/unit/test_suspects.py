@@ -6,13 +6,13 @@ import pytest
 
 from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
-from sidecar.core.suspects import MOST_SUSPECTS, Suspects
+from sidecar.core.suspects import MAX_SUSPECTS, Suspects
 
 
 def refused(body: bytes, *, line: bytes = b"{}\n", redelivered: bool) -> Message:
     """Return a message that was refused."""
     message = Message(Ledger("q", 1), 1, int(redelivered), b"\0\0", b"\0\0", body, len(body))
-    message.line = line
+    message.action_line = line
     return message
 
 
@@ -43,7 +43,7 @@ def test_another_operation_is_another_suspect(body: bytes, line: bytes) -> None:
 def test_the_memory_has_a_bound_and_forgets_what_failed_longest_ago() -> None:
     """Each failure makes a suspect the newest again."""
     suspects = Suspects()
-    for number in range(MOST_SUSPECTS):
+    for number in range(MAX_SUSPECTS):
         suspects.since(refused(b"%d" % number, redelivered=True), float(number))
     assert suspects.since(refused(b"0", redelivered=True), 200.0) == 0.0
     suspects.since(refused(b"one more", redelivered=True), 200.0)

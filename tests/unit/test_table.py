@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from sidecar.core.bulk import Result
-from sidecar.core.policy import ITEM_RULES, Course, judge
+from sidecar.core.policy import ITEM_RULES, RequestOutcome, classify_item
 from tests.integration.test_table import ELSEWHERE, HERE, ROWS
 
 
 def test_no_rule_is_without_a_row() -> None:
     """Each rule of the table decides at least one of the rows above."""
-    decided = {judge(Result(row.status, row.error_type), row.op).why for row in ROWS.values()}
+    decided = {classify_item(Result(row.status, row.error_type), row.op).why for row in ROWS.values()}
     assert {rule.why for rule in ITEM_RULES} <= decided
 
 
@@ -21,4 +21,4 @@ def test_no_named_type_is_without_a_row() -> None:
 
 def test_no_course_is_without_a_test() -> None:
     """Each course of a whole request is taken above, or in the test that is named here."""
-    assert ELSEWHERE.keys() | HERE == set(Course)
+    assert ELSEWHERE.keys() | HERE == set(RequestOutcome)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.core.template import Scene, Template, TemplateError
+from sidecar.core.template import Template, TemplateContext, TemplateError
 from tests.builders import long_string, message, properties
 
 MESSAGE = message(
@@ -30,7 +30,7 @@ MESSAGE = message(
 )
 def test_a_value_in_lower_case(template: str, expected: str) -> None:
     """All that comes out of the braces, a default as well; the name of a field keeps its capitals, as does the rest."""
-    assert Template(template).render(Scene(MESSAGE, 0.0)).decode() == expected
+    assert Template(template).render(TemplateContext(MESSAGE, 0.0)).decode() == expected
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_conversion_that_there_is_not_is_told_with_its_place(template: str, po
 )
 def test_another_exclamation_mark_belongs_to_the_name(template: str, field: str, is_lowered: bool) -> None:
     """Of a header or a member: they may have any, and only ``!lower`` at the end is a conversion."""
-    (hole,) = Template(template).holes
+    (hole,) = Template(template).placeholders
     assert (hole.field, hole.is_lowered) == (field, is_lowered)
 
 

@@ -17,18 +17,18 @@ import structlog
 from yarl import URL
 
 from sidecar.amqp.session import open_session
-from sidecar.amqp.wire import connect, end, unopened
-from sidecar.cli.check import _check, _ways
+from sidecar.amqp.wire import close_quietly, connect, connect_error
+from sidecar.cli.check import _check, _checks
 from sidecar.cli.forwarding import far_side
 from sidecar.cli.produce import _produce
-from sidecar.cli.run import plan
+from sidecar.cli.run import pipeline_config
 from sidecar.cli.wiring import elasticsearch
-from sidecar.elastic.sink import ElasticSink
+from sidecar.elastic.sink import ElasticsearchClient
 from sidecar.errors import ConfigError
 from sidecar.library.publishing import Publisher
 from sidecar.settings import Settings, load
 from sidecar.tls import client_context, explain
-from sidecar.wiring import connecting, reach
+from sidecar.wiring import connect_options, connecting
 from tests.certificates import EXPIRED, NOT_YET_VALID, PASSPHRASE, Authority, require_openssl
 from tests.fakes.amqp_server import AmqpServer
 from tests.fakes.tls import Acceptor, listening, speak_amqp, speak_http
@@ -255,18 +255,18 @@ async def get_in(side: str, settings: dict[str, str]) -> str | None:
     """Connect as `sidecar run` does; return why that can't be done, or None."""
     found = load(settings)
     if side == "ELASTICSEARCH":
-        sink = ElasticSink(elasticsearch(found))
+        sink = ElasticsearchClient(elasticsearch(found))
         try:
-            return await sink.unavailable()
+            return await sink.check()
         finally:
             await sink.close()
     (secret,) = found.amqp_url
-    url, how = URL(secret.get_secret_value()), connecting(found).reach
+    url, how = URL(secret.get_secret_value()), connecting(found).connect
     try:
-        connection, wire = await connect(url, "test", lambda _: None, lambda _: None, how)
+        connection, protocol = await connect(url, "test", lambda _: None, lambda _: None, how)
     except Exception as error:  # noqa: BLE001 - `unopened` says which it may be
-        return str(unopened(error, url, how))
-    await end(connection, wire)
+        return str(connect_error(error, url, how))
+    await close_quietly(connection, protocol)
     return None
 
 
@@ -401,8 +401,8 @@ async def consume(settings: Settings, urls: tuple[str, ...]) -> None:
 
 async def forward(settings: Settings, _: tuple[str, ...]) -> None:
     """Open the connection of ``SIDECAR_SINK=amqp``."""
-    side = far_side(settings, plan(settings), structlog.get_logger())
-    await side.trade._outlet.open()  # type: ignore[attr-defined]
+    side = far_side(settings, pipeline_config(settings), structlog.get_logger())
+    await side.sink._outlet.open()  # type: ignore[attr-defined]
     await side.close()
 
 
@@ -426,7 +426,7 @@ def test_each_connection_to_the_broker_shows_the_same_certificate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of whichever command, and the second of two as well."""
-    monkeypatch.setattr("sidecar.amqp.producer.DURABLE_SECONDS", 0.0)
+    monkeypatch.setattr("sidecar.amqp.producer.QUEUE_DURABLE_AFTER_SECONDS", 0.0)
 
     async def main() -> None:
         server = AmqpServer(tls=server_context(Case(asks=True), files))
@@ -553,7 +553,7 @@ def test_the_problems_of_both_sides_are_told_together(files: Files) -> None:
         for name, file in {"CA_FILE": "junk", "CERT_FILE": "pikachu.crt", "KEY_FILE": "locked.key"}.items()
     }
     with pytest.raises(ConfigError) as caught:
-        _ways(load(settings))
+        _checks(load(settings))
     assert [problem.partition(" ")[0] for problem in caught.value.problems] == [
         f"SIDECAR_{side}_{name}" for side in SIDES for name in ("CA_FILE", "CERT_FILE")
     ]
@@ -578,7 +578,11 @@ def test_a_server_has_to_show_a_certificate_for_its_name_by_default(options: dic
 def test_no_files_need_no_context_of_ours() -> None:
     """The clients trust the system's authorities by themselves then."""
     found = load({"SIDECAR_AMQP_QUEUE": "work", "SIDECAR_INDEX": "docs"})
-    assert (reach(found).tls, reach(found).client_certificate, elasticsearch(found).tls) == (None, False, None)
+    assert (connect_options(found).tls, connect_options(found).client_certificate, elasticsearch(found).tls) == (
+        None,
+        False,
+        None,
+    )
 
 
 # Told ----------------------------------------------------------------------------------------------------------------
@@ -600,14 +604,14 @@ def test_the_check_tells_what_to_fix_on_both_sides(files: Files, monkeypatch: py
                 environment("AMQP", case, files, url_of("AMQP", case, broker))
                 | environment("ELASTICSEARCH", case, files, url_of("ELASTICSEARCH", case, cluster))
             )
-            findings = await _check(settings, *_ways(settings))
+            findings = await _check(settings, *_checks(settings))
             return [one for one in findings if one.severity == "problem"], [broker.port, cluster.port]
 
     (amqp, elastic), ports = asyncio.run(main())
     for finding, port, setting in zip((amqp, elastic), ports, ("AMQP_CA_FILE", "ELASTICSEARCH_CA_FILE"), strict=True):
         assert f"127.0.0.1:{port}" in finding.where
         assert NO_ISSUER in finding.what
-        assert f"SIDECAR_{setting}" in finding.mend
+        assert f"SIDECAR_{setting}" in finding.fix
         assert PASSWORD not in repr(finding)
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from sidecar.core.compose import Recipe
+from sidecar.core.compose import EncoderConfig
 from sidecar.core.template import Template
 from sidecar.ops.spans import links
-from sidecar.ops.tracing import PROTOCOL, Complaints, Tracing, exporters, open_tracing
+from sidecar.ops.tracing import PROTOCOL, OtelLogBridge, Tracing, exporters, open_tracing
 from tests.builders import long_string, message, properties
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sidecar.core.message import Message
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
-RECIPE = Recipe(index=Template("events"), action=Template("index"))
+RECIPE = EncoderConfig(index=Template("events"), action=Template("index"))
 COLLECTOR = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
 
 
@@ -66,10 +66,10 @@ def test_nothing_is_traced_unless_the_environment_asks_for_it(environ: dict[str,
 def test_without_a_word_of_it_nothing_is_imported() -> None:
     """Neither SDK nor exporter (the Elasticsearch client imports the API by itself, where it is installed)."""
     code = (
-        "import sys; import sidecar.cli.indexing as run; from sidecar.core.compose import Recipe;"
+        "import sys; import sidecar.cli.indexing as run; from sidecar.core.compose import EncoderConfig;"
         "from sidecar.core.template import Template;"
-        "recipe = Recipe(index=Template('events'), action=Template('index'));"
-        "assert run.open_tracing({'OTEL_SDK_DISABLED': 'true', 'OTEL_TRACES_EXPORTER': 'otlp'}, recipe, None) is None;"
+        "config = EncoderConfig(index=Template('events'), action=Template('index'));"
+        "assert run.open_tracing({'OTEL_SDK_DISABLED': 'true', 'OTEL_TRACES_EXPORTER': 'otlp'}, config, None) is None;"
         "print([name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter',"
         " 'sidecar.ops.spans'))])"
     )
@@ -110,7 +110,7 @@ def test_what_the_sdk_complains_of_is_one_line_without_its_headers() -> None:
     """They hold the key to the collector; and a collector that is away fails every few seconds."""
     log = Log()
     environ = {"OTEL_EXPORTER_OTLP_HEADERS": "authorization=Basic%20c2VjcmV0,api-key=hunter2"}
-    complaints = Complaints(log.bound, environ)
+    complaints = OtelLogBridge(log.bound, environ)
     text = "Header format invalid: authorization=Basic%%20c2VjcmV0,api-key=hunter2 at http://me:pw@host/ c2VjcmV0 (%s)"
     for _ in range(3):
         complaints.emit(logging.LogRecord("opentelemetry", logging.ERROR, "", 0, text, ("x",), None))
@@ -141,7 +141,7 @@ def test_headers_of_either_variable_are_not_told(variable: str) -> None:
     log = Log()
     secret = "hunter2" + "x" * 100
     environ = {variable: f"a=hunter2,b={secret}"}
-    Complaints(log.bound, environ).emit(logging.LogRecord("x", logging.ERROR, "", 0, f"no: {secret}.", (), None))
+    OtelLogBridge(log.bound, environ).emit(logging.LogRecord("x", logging.ERROR, "", 0, f"no: {secret}.", (), None))
     assert log.events == [("tracing.failed", {"reason": "no: ***."})]
 
 
@@ -150,7 +150,7 @@ def test_the_sdk_is_heard_again_after_a_minute(monkeypatch: pytest.MonkeyPatch) 
     now = [1_000.0]
     monkeypatch.setattr("sidecar.ops.tracing.time.monotonic", lambda: now[0])
     log = Log()
-    complaints = Complaints(log.bound, {})
+    complaints = OtelLogBridge(log.bound, {})
     for seconds in (0.0, 59.0, 1.5, 30.0):
         now[0] += seconds
         complaints.emit(logging.LogRecord("x", logging.ERROR, "", 0, f"at {now[0]:g}", (), None))
@@ -229,7 +229,7 @@ def test_a_header_that_is_none_of_w3c_links_to_nothing(value: bytes) -> None:
 
 
 def test_properties_that_are_cut_short_link_to_nothing() -> None:
-    """Composing tells of them; here they only must not raise."""
+    """Encoder tells of them; here they only must not raise."""
     whole = traced(1).properties
     for end in range(2, len(whole)):
         links([message(raw=whole[:end])], 128)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from dotenv import dotenv_values
 
-from sidecar.core.compose import Composer, Recipe
+from sidecar.core.compose import BulkEncoder, EncoderConfig
 from sidecar.core.template import Template
 from sidecar.errors import ConfigError
 from sidecar.library.transforming import hook, load
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "transform"
 
 
-def compose(function: Any, delivery: Delivery, **recipe: Any) -> tuple[list[bytes], list[tuple[str, str, str]]]:
+def compose(function: Any, delivery: Delivery, **encoder_config: Any) -> tuple[list[bytes], list[tuple[str, str, str]]]:
     """Return the lines that are made of a message, and why others aren't."""
     hooked = hook(function)
-    made = Recipe(index=Template("docs"), transform=hooked.transform, prepare=hooked.prepare, **recipe)
+    made = EncoderConfig(index=Template("docs"), transform=hooked.transform, prepare=hooked.prepare, **encoder_config)
     if hooked.prepare is not None:
 
         async def wait() -> None:
             await hooked.prepare([delivery])
 
         asyncio.run(wait())
-    composed, rejects = Composer(made, lambda: "made").compose([delivery], 0.0)
-    lines = [one.line + (one.source or b"") for one in composed]
-    return lines, [(reject.reason, reject.detail, reject.error_type) for reject in rejects]
+    encoded, rejections = BulkEncoder(made, lambda: "made").encode([delivery], 0.0)
+    lines = [one.action_line + (one.source or b"") for one in encoded]
+    return lines, [(reject.reason, reject.detail, reject.error_type) for reject in rejections]
 
 
 def delivered(body: bytes = b"{}", message_id: str = "m") -> Delivery:
@@ -53,7 +53,7 @@ def test_one_document_has_the_id_of_its_message(given: object) -> None:
 
 def test_several_documents_have_ids_of_their_own() -> None:
     """By their places, as with SIDECAR_SPLIT; templates look into each."""
-    lines, rejects = compose(
+    lines, rejections = compose(
         lambda shown: [{"n": number, "of": shown.message_id} for number in range(2)],
         delivered(),
         id_mode="template",
@@ -62,7 +62,7 @@ def test_several_documents_have_ids_of_their_own() -> None:
     assert lines == [
         b'{"index":{"_id":"m/%d/%d"}}\n{"n":%d,"of":"m"}' % (number, number, number) for number in range(2)
     ]
-    assert not rejects
+    assert not rejections
 
 
 @pytest.mark.parametrize("given", [None, [], ()])

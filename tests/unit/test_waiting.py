@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from sidecar.core.coalesce import Cover
+from sidecar.core.coalesce import Coalesced
 from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
 from sidecar.core.waiting import WaitingRoom
@@ -39,9 +39,9 @@ def test_what_is_behind_a_message_or_covered_by_it_counts() -> None:
     """It takes up the prefetch as well; grown too long, the message has to leave."""
     first, *others = messages(5)
     room = WaitingRoom(3, 1_000)
-    first.follower = others[0]
+    first.next_for_document = others[0]
     assert room.admit(first)
-    first.follower.cover = Cover(b"", None, "", [others[1], others[2]])
+    first.next_for_document.coalesced = Coalesced(b"", None, "", [others[1], others[2]])
     assert not room.admit(first)
     assert len(room) == 0
     assert room.admit(others[3])
@@ -51,7 +51,7 @@ def test_a_long_chain_is_not_walked_to_its_end() -> None:
     """Only as far as the answer needs."""
     chain = messages(10_000)
     for before, after in itertools.pairwise(chain):
-        before.follower = after
+        before.next_for_document = after
     assert not WaitingRoom(3, 1_000).admit(chain[0])
 
 

@@ -9,7 +9,7 @@ import pytest
 from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
-from sidecar.amqp.wire import Reach, TlsPortError, Wire, connect, end, forget_leftovers
+from sidecar.amqp.wire import AmqpProtocol, ConnectOptions, TlsPortError, close_quietly, connect, forget_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ def test_who_is_cancelled_while_closing_stays_cancelled() -> None:
 
     async def main() -> None:
         endless = Endless()
-        closing = asyncio.create_task(end(cast("AbstractConnection", endless), cast("Wire", endless)))
+        closing = asyncio.create_task(close_quietly(cast("AbstractConnection", endless), cast("AmqpProtocol", endless)))
         await endless.closing.wait()
         closing.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -60,19 +60,21 @@ def test_who_is_cancelled_while_closing_stays_cancelled() -> None:
 
 
 @pytest.mark.parametrize(
-    "gone", [lambda wire: wire.eof_received(), lambda wire: wire.connection_lost(None)], ids=["eof", "lost"]
+    "gone",
+    [lambda protocol: protocol.eof_received(), lambda protocol: protocol.connection_lost(None)],
+    ids=["eof", "lost"],
 )
-def test_who_reads_on_when_the_broker_has_gone_reads_nothing(gone: Callable[[Wire], object]) -> None:
+def test_who_reads_on_when_the_broker_has_gone_reads_nothing(gone: Callable[[AmqpProtocol], object]) -> None:
     """A session that is closed reads on first, for the answer to that; but there may be nobody left to answer."""
 
     async def main() -> None:
         lost: list[str] = []
-        wire = Wire(lambda _: None, lost.append)
-        wire.connection_made(Lasting())
-        gone(wire)
-        wire.pause()
-        wire.resume()
-        wire.connection_lost(None)
+        protocol = AmqpProtocol(lambda _: None, lost.append)
+        protocol.connection_made(Lasting())
+        gone(protocol)
+        protocol.pause()
+        protocol.resume()
+        protocol.connection_lost(None)
         assert lost[-1] == "connection closed by RabbitMQ"
 
     asyncio.run(main())
@@ -100,7 +102,7 @@ def test_a_scheme_that_is_not_that_of_the_port_is_told(
         server = await asyncio.start_server(reply, "127.0.0.1", 0)
         url = URL(f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
         with pytest.raises(kind, match=says):
-            await connect(url, "test", lambda _: None, lambda _: None, Reach(timeout_seconds=10))
+            await connect(url, "test", lambda _: None, lambda _: None, ConnectOptions(timeout_seconds=10))
         server.close()
 
     run(try_it())
