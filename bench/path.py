@@ -22,14 +22,15 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from sidecar.core import bulk, frames
-from sidecar.core.batcher import Batcher
-from sidecar.core.compose import BulkEncoder, EncoderConfig
-from sidecar.core.frames import FrameParser
+from sidecar.core.encoding.encoder import BulkEncoder, EncoderConfig
+from sidecar.core.encoding.template import Template
 from sidecar.core.ledger import Ledger
-from sidecar.core.order import DocumentOrder
-from sidecar.core.outbox import SendQueue
-from sidecar.core.template import Template
+from sidecar.core.results import bulk
+from sidecar.core.scheduling.batcher import Batcher
+from sidecar.core.scheduling.order import DocumentOrder
+from sidecar.core.scheduling.send_queue import SendQueue
+from sidecar.core.wire import frames
+from sidecar.core.wire.frames import FrameParser
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -19,16 +19,16 @@ import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from sidecar.core.account import SETTLED, Counters
-from sidecar.ops.http import open_server
-from sidecar.ops.metrics import REQUEST_OUTCOMES, TRIGGERS, Metrics
-from sidecar.ops.status import StaticInfo, Status
+from sidecar.core.stats.counters import SETTLED, Counters
+from sidecar.observability.http import open_server
+from sidecar.observability.metrics import REQUEST_OUTCOMES, TRIGGERS, Metrics
+from sidecar.observability.status import StaticInfo, Status
 from tests.builders import state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sidecar.core.state import Snapshot
+    from sidecar.core.stats.snapshot import Snapshot
 
 BOUND_PERCENT = 1.0
 SCRAPES = 200

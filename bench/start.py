@@ -11,11 +11,19 @@ from bench import command, tools
 
 ROUNDS = 5
 NEEDLESS = (
-    *("rich", "opentelemetry", "testcontainers", "sidecar.amqp.check", "sidecar.elastic.check", "sidecar.cli.check"),
-    *("sidecar.cli.dlq", "sidecar.cli.explain", "sidecar.cli.produce", "sidecar.samples"),
+    *(
+        "rich",
+        "opentelemetry",
+        "testcontainers",
+        "sidecar.amqp.check",
+        "sidecar.elasticsearch.check",
+        "sidecar.cli.check",
+    ),
+    *("sidecar.cli.dlq", "sidecar.cli.explain", "sidecar.cli.produce", "sidecar.cli.samples"),
 )
 _LIBRARIES = ("aiohttp", "aiormq", "click", "elasticsearch", "prometheus_client", "pydantic_settings", "structlog")
-_WHAT_RUNS = "import sidecar.cli.run, sidecar.cli.indexing, sidecar.ops.http, sidecar.ops.metrics, sidecar.ops.status"
+_PAGE = "sidecar.observability"
+_WHAT_RUNS = f"import sidecar.cli.run, sidecar.cli.indexing, {_PAGE}.http, {_PAGE}.metrics, {_PAGE}.status"
 NAMES = {"pass": "nothing", _WHAT_RUNS: "all that `sidecar run` imports"}
 _LOOK = """
 import gc, sys, time

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import orjson
 
 from bench.lab import BODY_BYTES, Load, messages
-from sidecar.core.compose import BulkEncoder, EncoderConfig
-from sidecar.core.fields import Fields
+from sidecar.core.encoding.encoder import BulkEncoder, EncoderConfig
+from sidecar.core.encoding.fields import Fields
+from sidecar.core.encoding.template import Template
 from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
-from sidecar.core.template import Template
 
 if TYPE_CHECKING:
     from collections.abc import Callable

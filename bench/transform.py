@@ -17,10 +17,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from bench.path import READ_BYTES, stream
-from sidecar.core.compose import BulkEncoder, EncoderConfig
-from sidecar.core.frames import FrameParser
+from sidecar.core.encoding.encoder import BulkEncoder, EncoderConfig
+from sidecar.core.encoding.template import Template
 from sidecar.core.ledger import Ledger
-from sidecar.core.template import Template
+from sidecar.core.wire.frames import FrameParser
 from sidecar.library.transforming import hook
 
 if TYPE_CHECKING:

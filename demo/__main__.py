@@ -27,14 +27,14 @@ from demo.show import Numbers, Screen
 from demo.sidecar import REPOSITORY, Sidecar
 from devstack import processes
 from devstack.errors import StackError
-from sidecar.amqp.producer import open_publisher_connection
+from sidecar.amqp.publisher_connection import open_publisher_connection
 from sidecar.amqp.topology import Topology
 from sidecar.cli.produce import Route, Sender
+from sidecar.cli.samples import MAPPING_CONFLICT, STRANGE, Samples
 from sidecar.errors import SidecarError
-from sidecar.samples import MAPPING_CONFLICT, STRANGE, Samples
 
 if TYPE_CHECKING:
-    from sidecar.samples import Sample
+    from sidecar.cli.samples import Sample
 
 QUEUE, DEAD, INDEX = "orders", "orders.dead", "events"
 MAPPINGS = REPOSITORY / "mappings"

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from sidecar.samples import KIND_HEADER
+from sidecar.cli.samples import KIND_HEADER
 
 if TYPE_CHECKING:
     from demo.findings import DeadLetter
-    from sidecar.samples import Sample
+    from sidecar.cli.samples import Sample
 
 _SETTLED = ("ack", "delay", "requeue", "dead_letter", "discard", "stale", "in_flight")
 

@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from sidecar.samples import BAD, KIND_HEADER
+from sidecar.cli.samples import BAD, KIND_HEADER
 
 if TYPE_CHECKING:
     from demo.checks import Check

@@ -1,6 +1,6 @@
 """The ports of the pipeline: a session with the broker, a sink of requests or an outlet of messages, and who traces.
 
-The real ones are `sidecar.amqp` and `sidecar.elastic`; simulated ones stand in for them in tests, in virtual time.
+The real ones are `amqp` and `sidecar.elasticsearch`; simulated ones stand in for them in tests, in virtual time.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from sidecar.core.responder import Answer as Answer  # noqa: PLC0414, TC001 - part of the ports
+from sidecar.core.results.responder import Answer as Answer  # noqa: PLC0414, TC001 - part of the ports
 
 if TYPE_CHECKING:
     import asyncio
     from contextlib import AbstractContextManager
 
-    from sidecar.core.batcher import Batch
     from sidecar.core.ledger import Ledger, Settlement
     from sidecar.core.message import Message
+    from sidecar.core.scheduling.batcher import Batch
 
 
 class BulkClient(Protocol):
@@ -51,7 +51,7 @@ class OutboundMessage(NamedTuple):
 
     Attributes:
         delay: for the delay queue: the queue that it comes back to, and after how many milliseconds.
-        token: also in the header `sidecar.core.copies.TOKEN_HEADER`; unlike that of any other copy on its way, so that
+        token: also in the header `core.wire.republish.TOKEN_HEADER`; unlike that of any other copy on its way, so that
             a return can be told from that of a copy with the same ``message_id``.
     """
 

@@ -6,18 +6,18 @@ import os
 import struct
 from typing import TYPE_CHECKING, Any
 
-from sidecar.core.batcher import Batch
-from sidecar.core.compose import BulkEncoder, EncoderConfig
+from sidecar.config.settings import PREFIX
+from sidecar.core.encoding.encoder import BulkEncoder, EncoderConfig
+from sidecar.core.encoding.template import Template
 from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
-from sidecar.core.state import Snapshot
-from sidecar.core.template import Template
-from sidecar.settings import PREFIX
+from sidecar.core.scheduling.batcher import Batch
+from sidecar.core.stats.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sidecar.core.account import Counters
+    from sidecar.core.stats.counters import Counters
 
 FLAGS = {
     "content_type": 15,

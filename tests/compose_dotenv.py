@@ -1,6 +1,6 @@
 """A model of how ``docker compose`` reads ``.env`` files, step by step as its parser goes (compose-go v2, ``dotenv``).
 
-Of its own, so that it can contradict `sidecar.core.dotenv`: no regular expression of that is used here. A variable that
+Of its own, so that it can contradict `config.dotenv`: no regular expression of that is used here. A variable that
 would be expanded is looked up in nothing, and so is empty.
 """
 

@@ -13,7 +13,8 @@ import pytest
 
 from tests.drawing import FURTHER_RUNS, PublishStats, is_property, seeded, tally_of
 from tests.servers.amqp import Amqp
-from tests.servers.choose import (
+from tests.servers.es import Elastic
+from tests.servers.provider import (
     Broker,
     Cluster,
     GivenServer,
@@ -23,7 +24,6 @@ from tests.servers.choose import (
     shared_broker,
     shared_cluster,
 )
-from tests.servers.es import Elastic
 from tests.servers.waiting import run_coroutine
 
 if TYPE_CHECKING:

@@ -17,16 +17,16 @@ from functools import partial
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
-from sidecar.core.account import Counters
-from sidecar.core.batcher import Batch
-from sidecar.core.failures import FailureThrottle
 from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
+from sidecar.core.scheduling.batcher import Batch
+from sidecar.core.stats.counters import Counters
+from sidecar.core.stats.failures import FailureThrottle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sidecar.pipeline import Pipeline
+    from sidecar.pipeline.pipeline import Pipeline
     from tests.fakes.broker import SimulatedSession
 
 MAY_DIFFER = {

@@ -29,7 +29,7 @@ async def refusal_of(connection: AbstractConnection, act: Act) -> AMQPError | No
     """Act on a new channel; return RabbitMQ's refusal, or None.
 
     Raises:
-        AMQPError, OSError, RuntimeError, CancelledError: the connection was lost (`sidecar.amqp.wire.FAILURES`).
+        AMQPError, OSError, RuntimeError, CancelledError: the connection was lost (`sidecar.amqp.connection.FAILURES`).
     """
     channel = await connection.channel(publisher_confirms=False)
     try:

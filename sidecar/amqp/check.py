@@ -29,14 +29,14 @@ from aiormq.exceptions import (
 from yarl import URL
 
 from sidecar.amqp.channels import refusal_of
+from sidecar.amqp.connection import FAILURES, TlsPortError, close_quietly, connect, reraise_own_cancellation
+from sidecar.amqp.permissions import missing_permissions, missing_publish_permissions
 from sidecar.amqp.queue_properties import major_version, read_properties
 from sidecar.amqp.queue_rules import QUEUES_PAGE, dead_letter_findings, queue_findings
-from sidecar.amqp.rights import missing_permissions, missing_publish_permissions
 from sidecar.amqp.topology import EXCLUSIVE, delay_arguments, quorum_arguments, work_arguments
 from sidecar.amqp.trial import binding_refusal, consumer_refusal, exchange_refusal, is_reserved, queue_refusal
-from sidecar.amqp.wire import FAILURES, TlsPortError, close_quietly, connect, reraise_own_cancellation
-from sidecar.core.check import Finding
-from sidecar.core.names import delay_queue
+from sidecar.core.findings import Finding
+from sidecar.core.wire.names import delay_queue
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from aiormq.abc import AbstractConnection
 
     from sidecar.amqp.channels import Act
-    from sidecar.amqp.rights import MissingPermission
+    from sidecar.amqp.connection import AmqpProtocol, ConnectOptions
+    from sidecar.amqp.permissions import MissingPermission
     from sidecar.amqp.topology import Topology
-    from sidecar.amqp.wire import AmqpProtocol, ConnectOptions
-    from sidecar.core.check import Severity
+    from sidecar.core.findings import Severity
 
 _DIFFERENT = re.compile(r"inequivalent arg '([^']+)' for (?:queue|exchange) .*?: (received .*)", re.DOTALL)
 _CODE = re.compile(r"^[A-Z_]+ - ")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from aiormq.exceptions import AMQPError
 from pamqp import commands
 
-from sidecar.amqp.wire import FAILURES, reraise_own_cancellation
+from sidecar.amqp.connection import FAILURES, reraise_own_cancellation
 
 if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel, AbstractConnection

@@ -2,7 +2,7 @@
 
 pamqp checks names against the grammar of AMQP 0-9-1 (ASCII letters, digits and a few marks; at most 127 characters for
 an exchange) and raises ValueError. RabbitMQ accepts any UTF-8 of at most 255 bytes, and answers if it rejects a name.
-Names that can't be encoded at all are rejected with the settings (`sidecar.core.names`).
+Names that can't be encoded at all are rejected with the settings (`sidecar.core.wire.names`).
 
 RabbitMQ cuts its reasons at 255 bytes, which may be inside a character; such a reason is decoded as well.
 """

@@ -72,7 +72,7 @@ async def read_properties(ask: Ask, queue: str, arguments: dict[str, Any] | None
         arguments: the first guess. RabbitMQ logs each refusal, and a right guess causes none.
 
     Raises:
-        AMQPError, OSError, RuntimeError, CancelledError: the connection was lost (`sidecar.amqp.wire.FAILURES`).
+        AMQPError, OSError, RuntimeError, CancelledError: the connection was lost (`sidecar.amqp.connection.FAILURES`).
     """
     guess = QueueProperties(arguments=arguments or {})
     for _ in range(_MAX_GUESSES):

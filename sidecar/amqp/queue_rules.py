@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sidecar.amqp.topology import EXCLUSIVE
-from sidecar.core.check import Finding
+from sidecar.core.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from sidecar.amqp.queue_properties import QueueProperties
-    from sidecar.core.check import Severity
+    from sidecar.core.findings import Severity
 
     Rule = Callable[[QueueProperties, int], tuple[Severity, str, str] | None]
 

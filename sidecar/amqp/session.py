@@ -13,12 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sidecar.amqp.channels import refusal_of
-from sidecar.amqp.lease import Lease
-from sidecar.amqp.publisher import ConfirmChannel, open_confirm_channel
-from sidecar.amqp.queue_properties import major_version, read_properties, version
-from sidecar.amqp.queue_rules import expires_seconds, queue_findings
-from sidecar.amqp.topology import Seen, Topology, declare, declare_delay_queue, work_arguments
-from sidecar.amqp.wire import (
+from sidecar.amqp.confirms import ConfirmChannel, open_confirm_channel
+from sidecar.amqp.connection import (
     FAILURES,
     ConnectOptions,
     close_quietly,
@@ -29,8 +25,12 @@ from sidecar.amqp.wire import (
     reason,
     reraise_own_cancellation,
 )
-from sidecar.core import frames
+from sidecar.amqp.lease import Lease
+from sidecar.amqp.queue_properties import major_version, read_properties, version
+from sidecar.amqp.queue_rules import expires_seconds, queue_findings
+from sidecar.amqp.topology import Seen, Topology, declare, declare_delay_queue, work_arguments
 from sidecar.core.ledger import Ledger
+from sidecar.core.wire import frames
 from sidecar.errors import BrokerError, BrokerRefusedError, QueueError
 from sidecar.ports import (
     ACK_FLUSH_SECONDS,
@@ -47,11 +47,11 @@ if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel, AbstractConnection
     from yarl import URL
 
+    from sidecar.amqp.connection import AmqpProtocol
     from sidecar.amqp.queue_properties import QueueProperties
-    from sidecar.amqp.wire import AmqpProtocol
-    from sidecar.core.frames import ParsedFrames
     from sidecar.core.ledger import Settlement
     from sidecar.core.message import Message
+    from sidecar.core.wire.frames import ParsedFrames
     from sidecar.ports import OutboundMessage, Receive
 
 _CANCEL_SECONDS = 5.0

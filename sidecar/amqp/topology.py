@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from aiormq.exceptions import ChannelClosed, ChannelLockedResource, ChannelNotFoundEntity
 
 from sidecar.amqp.channels import refusal_of
-from sidecar.core.names import dead_letter_queue, delay_queue
+from sidecar.core.wire.names import dead_letter_queue, delay_queue
 from sidecar.errors import BrokerError, BrokerRefusedError, QueueError
 
 if TYPE_CHECKING:

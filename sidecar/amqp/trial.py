@@ -11,7 +11,7 @@ import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from sidecar.core.names import MAX_NAME_BYTES, delay_queue
+from sidecar.core.wire.names import MAX_NAME_BYTES, delay_queue
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

@@ -14,17 +14,17 @@ import click
 from sidecar.amqp import check as amqp
 from sidecar.cli import EXIT_FAILED
 from sidecar.cli.recipe import encoder_config
-from sidecar.core.check import SEVERITIES, Finding, Traits, by_severity, traps
-from sidecar.core.copies import delay_lengths
-from sidecar.core.template import Template
+from sidecar.config.broker import connect_options, sink_topology, sink_urls, topology
+from sidecar.config.settings import Settings, load
+from sidecar.core.encoding.template import Template
+from sidecar.core.findings import SEVERITIES, Finding, Traits, by_severity, traps
+from sidecar.core.wire.republish import delay_lengths
 from sidecar.errors import ConfigError
-from sidecar.settings import Settings, load
-from sidecar.wiring import connect_options, sink_topology, sink_urls, topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
-    from sidecar.amqp.wire import ConnectOptions
+    from sidecar.amqp.connection import ConnectOptions
 
     Look = Callable[[ConnectOptions], Coroutine[None, None, list[Finding]]]
 
@@ -124,16 +124,16 @@ def _checks(settings: Settings) -> tuple[ConnectOptions, Look]:
 
 def _look_at_elasticsearch(settings: Settings) -> Look:
     from sidecar.cli.wiring import elasticsearch  # its client takes long to load
-    from sidecar.elastic import check as elastic
-    from sidecar.elastic import mappings
-    from sidecar.elastic.sink import authorization, nodes
+    from sidecar.elasticsearch import check as elastic
+    from sidecar.elasticsearch import templates as index_templates
+    from sidecar.elasticsearch.client import authorization, nodes
 
     connection = elasticsearch(settings)
     authorization(connection)
     nodes(connection)
     made = encoder_config(settings)
     applies = settings.mappings_apply and settings.mappings_dir
-    templates = mappings.load(Path(settings.mappings_dir or "")) if applies else []
+    templates = index_templates.load(Path(settings.mappings_dir or "")) if applies else []
     return lambda _: elastic.check(connection, made, templates=templates)
 
 

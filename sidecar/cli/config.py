@@ -18,9 +18,8 @@ from pydantic import SecretStr
 from yarl import URL
 
 from sidecar.cli import fail
-from sidecar.core import dotenv
-from sidecar.errors import ConfigError
-from sidecar.settings import (
+from sidecar.config import dotenv
+from sidecar.config.settings import (
     PREFIX,
     DefaultText,
     RawSettings,
@@ -32,13 +31,14 @@ from sidecar.settings import (
     read_raw,
     split_list,
 )
+from sidecar.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pydantic.fields import FieldInfo
 
-    from sidecar.settings import AmqpSettings
+    from sidecar.config.settings import AmqpSettings
 
 MASK = "***"
 NONE, REQUIRED, MISSING, EMPTY = "none", "required", "not given", "empty"

@@ -1,7 +1,7 @@
 """``sidecar dlq``: dead letters listed, shown, replayed and purged.
 
-How letters are taken and given back is decided in `sidecar.amqp.letters`, what they say and become in
-`sidecar.core.letters`.
+How letters are taken and given back is decided in `sidecar.amqp.dead_letter_queue`, what they say and become in
+`sidecar.core.dead_letters.dead_letter`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
 
 import click
 
-from sidecar.amqp.letters import (
+from sidecar.amqp.dead_letter_queue import (
     REFRESH_AT_DELIVERIES,
     REPLAY_PREFETCH,
     SCAN_PREFETCH,
@@ -31,23 +31,29 @@ from sidecar.amqp.letters import (
     scan,
 )
 from sidecar.cli import EXIT_FAILED
-from sidecar.core.letters import DeadLetterFilter, DeadLetterSummary, header_values, property_values, replay_obstacle
-from sidecar.core.names import dead_letter_queue
-from sidecar.core.properties import PropertiesError
+from sidecar.config.broker import connect_options
+from sidecar.config.settings import PREFIX, load_amqp
+from sidecar.core.dead_letters.dead_letter import (
+    DeadLetterFilter,
+    DeadLetterSummary,
+    header_values,
+    property_values,
+    replay_obstacle,
+)
+from sidecar.core.wire.names import dead_letter_queue
+from sidecar.core.wire.properties import PropertiesError
 from sidecar.errors import BrokerError
-from sidecar.settings import PREFIX, load_amqp
-from sidecar.wiring import connect_options
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from rich.progress import Progress
 
-    from sidecar.amqp.letters import DeadLetterQueue
-    from sidecar.amqp.wire import ConnectOptions
-    from sidecar.core.letters import DeadLetter, DeadLetterGroup
+    from sidecar.amqp.connection import ConnectOptions
+    from sidecar.amqp.dead_letter_queue import DeadLetterQueue
+    from sidecar.config.settings import AmqpSettings
+    from sidecar.core.dead_letters.dead_letter import DeadLetter, DeadLetterGroup
     from sidecar.core.message import Message
-    from sidecar.settings import AmqpSettings
 
 DEFAULT_MAX_REPLAYS = 3
 _WIDTH = 160  # of tables that go to a file

@@ -18,25 +18,27 @@ import orjson
 
 from sidecar.cli import EXIT_FAILED
 from sidecar.cli.recipe import encoder_config, error_policy, forward_config
-from sidecar.core import bulk, exact_json, policy, properties
-from sidecar.core.compose import BulkEncoder, Rejection
-from sidecar.core.copies import delay_seconds, may_be_own_write, may_delay
-from sidecar.core.correlation import whole_number
-from sidecar.core.document import has_metadata, metadata_name
+from sidecar.config.settings import PREFIX, Settings, join_list, load, read_raw
+from sidecar.core.dead_letters.dead_letter import header_values, property_values
+from sidecar.core.encoding import exact_json
+from sidecar.core.encoding.correlation import whole_number
+from sidecar.core.encoding.document import has_metadata, metadata_name
+from sidecar.core.encoding.encoder import BulkEncoder, Rejection
+from sidecar.core.encoding.forward import ForwardEncoder, ForwardProperties
 from sidecar.core.ledger import Ledger
-from sidecar.core.letters import header_values, property_values
 from sidecar.core.message import Message
-from sidecar.core.names import dead_letter_queue
-from sidecar.core.policy import Disposition, RequestOutcome, ResultClass
-from sidecar.core.staging import ForwardEncoder, ForwardProperties
-from sidecar.settings import PREFIX, Settings, join_list, load, read_raw
+from sidecar.core.results import bulk, policy
+from sidecar.core.results.policy import Disposition, RequestOutcome, ResultClass
+from sidecar.core.wire import properties
+from sidecar.core.wire.names import dead_letter_queue
+from sidecar.core.wire.republish import delay_seconds, may_be_own_write, may_delay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from sidecar.core.compose import EncoderConfig
-    from sidecar.core.policy import Rule
-    from sidecar.core.staging import ForwardConfig
+    from sidecar.core.encoding.encoder import EncoderConfig
+    from sidecar.core.encoding.forward import ForwardConfig
+    from sidecar.core.results.policy import Rule
 
 QUEUE_SETTING = f"{PREFIX}AMQP_QUEUE"
 _NO_QUEUE = "<queue>"  # stands where no name matters

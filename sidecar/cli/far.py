@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable, Mapping
 
-    from sidecar.core.state import NotReady
-    from sidecar.work import Sink
+    from sidecar.core.stats.snapshot import NotReady
+    from sidecar.pipeline.work import Sink
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from sidecar.amqp.outlet import ReconnectingPublisher
+from sidecar.amqp.publisher import ReconnectingPublisher
 from sidecar.cli.far import FarSide
 from sidecar.cli.recipe import forward_config
-from sidecar.forwarding import AmqpSink
-from sidecar.ops.tracing import exporters
-from sidecar.wiring import connect_options, sink_topology, sink_urls
+from sidecar.config.broker import connect_options, sink_topology, sink_urls
+from sidecar.observability.tracing import exporters
+from sidecar.sinks.amqp import AmqpSink
 
 if TYPE_CHECKING:
     import asyncio
 
     from structlog.typing import FilteringBoundLogger
 
-    from sidecar.plan import PipelineConfig
-    from sidecar.settings import Settings
+    from sidecar.config.settings import Settings
+    from sidecar.pipeline.config import PipelineConfig
 
 
 def far_side(settings: Settings, config: PipelineConfig, log: FilteringBoundLogger) -> FarSide:

@@ -74,7 +74,9 @@ def _given() -> str:
         return os.environ[_VARIABLE]
     if f"{_VARIABLE}_FILE" not in os.environ and not Path(".env").exists():
         return DEFAULT_HTTP_ADDRESS
-    from sidecar.settings import read_raw  # reads files as the sidecar itself does, and takes ten times as long to load
+    from sidecar.config.settings import (
+        read_raw,  # reads files as the sidecar itself does, and takes ten times as long to load
+    )
 
     found = read_raw(os.environ)
     if "http_address" in found.problems:

@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING
 
 from sidecar.cli.far import FarSide
 from sidecar.cli.wiring import elasticsearch
-from sidecar.core import bulk
 from sidecar.core.far import ELASTICSEARCH
-from sidecar.core.state import NotReady
-from sidecar.elastic import mappings
-from sidecar.elastic.sink import ElasticsearchClient
+from sidecar.core.results import bulk
+from sidecar.core.stats.snapshot import NotReady
+from sidecar.elasticsearch import templates as index_templates
+from sidecar.elasticsearch.client import ElasticsearchClient
 from sidecar.errors import SinkError
-from sidecar.indexing import ElasticsearchSink
-from sidecar.ops.tracing import open_tracing
+from sidecar.observability.tracing import open_tracing
+from sidecar.sinks.elasticsearch import ElasticsearchSink
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from structlog.typing import FilteringBoundLogger
 
-    from sidecar.elastic.mappings import IndexTemplate
-    from sidecar.plan import PipelineConfig
-    from sidecar.settings import Settings
+    from sidecar.config.settings import Settings
+    from sidecar.elasticsearch.templates import IndexTemplate
+    from sidecar.pipeline.config import PipelineConfig
 
 _MAPPINGS_PAUSE_SECONDS = 2.0
 
@@ -38,7 +38,9 @@ def far_side(settings: Settings, config: PipelineConfig, log: FilteringBoundLogg
     Raises:
         ConfigError: templates or files for TLS that can't be used, several logins.
     """
-    templates = mappings.load(Path(settings.mappings_dir)) if settings.mappings_apply and settings.mappings_dir else []
+    templates = (
+        index_templates.load(Path(settings.mappings_dir)) if settings.mappings_apply and settings.mappings_dir else []
+    )
     sink = ElasticsearchClient(elasticsearch(settings), bulk_path=bulk.path(config.encoder_config.path_index))
     tracing = open_tracing(os.environ, config.encoder_config, log)
 
@@ -70,7 +72,7 @@ async def _install(
     tries = 0
     while templates and not stop.is_set():
         try:
-            for change in await mappings.when_available(sink, mappings.apply, templates):
+            for change in await index_templates.when_available(sink, index_templates.apply, templates):
                 template = change.template
                 log.info("mappings.applied", kind=template.kind, template=template.name, was=change.state)
         except SinkError as error:

@@ -12,15 +12,15 @@ import click
 
 from sidecar.cli import EXIT_FAILED
 from sidecar.cli.wiring import elasticsearch
-from sidecar.elastic import mappings
-from sidecar.elastic.sink import ElasticsearchClient
+from sidecar.config.settings import load_without_required
+from sidecar.elasticsearch import templates as index_templates
+from sidecar.elasticsearch.client import ElasticsearchClient
 from sidecar.errors import RefusedTemplateError, SinkError
-from sidecar.settings import load_without_required
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from sidecar.elastic.mappings import Ask, IndexTemplate, TemplateDiff
+    from sidecar.elasticsearch.templates import Ask, IndexTemplate, TemplateDiff
 
 DEFAULT_FOLDER = "mappings"
 _DONE = {"same": "unchanged", "missing": "installed", "different": "changed", "newer": "left as it is"}
@@ -43,7 +43,7 @@ def command() -> None:
 @_FOLDER
 def diff(*, folder: Path | None) -> None:
     """Show what differs. Exit status: 0 nothing, 1 something, or Elasticsearch can't be asked."""
-    changes = _do(mappings.compare, folder)
+    changes = _do(index_templates.compare, folder)
     for change in changes:
         _tell(change, _state(change))
     if any(change.state != "same" for change in changes):
@@ -57,7 +57,7 @@ def apply(*, folder: Path | None) -> None:
 
     A template of a higher version in the cluster stays as it is. Exit status: 1 where Elasticsearch refuses one.
     """
-    for change in _do(mappings.apply, folder):
+    for change in _do(index_templates.apply, folder):
         _tell(change, f"{_DONE[change.state]}{f': {_state(change)}' if change.state == 'newer' else ''}")
 
 
@@ -65,13 +65,13 @@ def _do(
     work: Callable[[Ask, list[IndexTemplate]], Awaitable[list[TemplateDiff]]], folder: Path | None
 ) -> list[TemplateDiff]:
     settings, _ = load_without_required(os.environ)
-    templates = mappings.load(folder or Path(settings.mappings_dir or DEFAULT_FOLDER))
+    templates = index_templates.load(folder or Path(settings.mappings_dir or DEFAULT_FOLDER))
     connection = elasticsearch(settings)
 
     async def done() -> list[TemplateDiff]:
         sink = ElasticsearchClient(connection)
         try:
-            return await mappings.when_available(sink, work, templates)
+            return await index_templates.when_available(sink, work, templates)
         finally:
             await sink.close()
 
@@ -84,7 +84,7 @@ def _do(
 
 def _state(change: TemplateDiff) -> str:
     if change.state == "newer":
-        own = mappings.version(change.template.content)
+        own = index_templates.version(change.template.content)
         return f"the cluster has a higher version than {own}, which stays"
     return change.state
 

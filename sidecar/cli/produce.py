@@ -1,6 +1,6 @@
 """``sidecar produce``: sample messages for demonstrations and load, published with confirms.
 
-What is sent is made by `sidecar.samples`; here is how: in chunks, some of them unconfirmed at a time, at a rate.
+What is sent is made by `sidecar.cli.samples`; here is how: in chunks, some of them unconfirmed at a time, at a rate.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 import click
 
-from sidecar.amqp.producer import open_publisher_connection
+from sidecar.amqp.publisher_connection import open_publisher_connection
+from sidecar.cli.samples import BAD, STRANGE, Samples
+from sidecar.config.broker import connect_options, topology
+from sidecar.config.settings import load_amqp
 from sidecar.errors import BrokerError, ConfigError
 from sidecar.ports import OutboundMessage
-from sidecar.samples import BAD, STRANGE, Samples
-from sidecar.settings import load_amqp
-from sidecar.wiring import connect_options, topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from rich.progress import Progress, TaskID
 
-    from sidecar.samples import Sample
-    from sidecar.settings import AmqpSettings
+    from sidecar.cli.samples import Sample
+    from sidecar.config.settings import AmqpSettings
 
 CHUNK_MESSAGES = 500
 CHUNK_BYTES = 1 << 20
@@ -64,7 +64,7 @@ class PublishStats:
         published: messages that were written.
         confirmed: those that the broker took.
         refused: the others that it answered, by its reason.
-        kinds: those that were written, by `sidecar.samples.Kind.name`.
+        kinds: those that were written, by `sidecar.cli.samples.Kind.name`.
         body_bytes: what their bodies have together.
     """
 
@@ -77,7 +77,7 @@ class PublishStats:
 
 
 class PublishPort(Protocol):
-    """What is needed of `sidecar.amqp.producer.Producer`."""
+    """What is needed of `sidecar.amqp.publisher_connection.Producer`."""
 
     async def publish(self, messages: list[OutboundMessage]) -> list[str | None]:
         """Publish messages; return for each None, or why the broker refused it."""

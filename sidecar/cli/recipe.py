@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sidecar.core.compose import EncoderConfig, IdMode
-from sidecar.core.document import MAX_DOCUMENT_BYTES
-from sidecar.core.fields import Fields
-from sidecar.core.policy import ErrorPolicy
-from sidecar.core.staging import ACTION, ForwardConfig
-from sidecar.core.template import Template
+from sidecar.core.encoding.document import MAX_DOCUMENT_BYTES
+from sidecar.core.encoding.encoder import EncoderConfig, IdMode
+from sidecar.core.encoding.fields import Fields
+from sidecar.core.encoding.forward import ACTION, ForwardConfig
+from sidecar.core.encoding.template import Template
+from sidecar.core.results.policy import ErrorPolicy
 
 if TYPE_CHECKING:
-    from sidecar.settings import Settings
+    from sidecar.config.settings import Settings
 
 
 def encoder_config(settings: Settings) -> EncoderConfig:

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING
 import click
 
 from sidecar import __version__
+from sidecar.amqp.connection import forget_leftovers
 from sidecar.amqp.session import open_session
-from sidecar.amqp.wire import forget_leftovers
-from sidecar.app import App
 from sidecar.cli import EXIT_FAILED
 from sidecar.cli.recipe import encoder_config, error_policy
+from sidecar.config.broker import connecting
+from sidecar.config.settings import Settings, load
 from sidecar.core.address import split_address
 from sidecar.core.far import ELASTICSEARCH, SINK
 from sidecar.errors import RefusedTemplateError
-from sidecar.ops.logs import configure
-from sidecar.ops.status import StaticInfo
-from sidecar.pipeline import Pipeline
-from sidecar.plan import PipelineConfig
-from sidecar.settings import Settings, load
-from sidecar.wiring import connecting
+from sidecar.observability.logs import configure
+from sidecar.observability.status import StaticInfo
+from sidecar.pipeline.app import App
+from sidecar.pipeline.config import PipelineConfig
+from sidecar.pipeline.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from sidecar.cli.far import FarSide
-    from sidecar.ops.http import Server
+    from sidecar.observability.http import Server
 
 _STATUS_SETTINGS = (
     "batch_max_items",
@@ -135,9 +135,9 @@ async def _serve(settings: Settings, app: App) -> tuple[Server | None, str | Non
     address = split_address(settings.http_address)
     if address is None:
         return None, None
-    from sidecar.ops.http import open_server  # takes memory, and can be off
-    from sidecar.ops.metrics import Metrics
-    from sidecar.ops.status import Status
+    from sidecar.observability.http import open_server  # takes memory, and can be off
+    from sidecar.observability.metrics import Metrics
+    from sidecar.observability.status import Status
 
     status = Status(app.snapshot, about(settings), clock=time.monotonic, wall_clock=time.time)
     return await open_server(address, status, Metrics(app.snapshot))

@@ -9,8 +9,8 @@ from sidecar.tls import client_context
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
-    from sidecar.elastic.sink import Connection
-    from sidecar.settings import Settings
+    from sidecar.config.settings import Settings
+    from sidecar.elasticsearch.client import Connection
 
 
 def elasticsearch(settings: Settings) -> Connection:
@@ -19,7 +19,7 @@ def elasticsearch(settings: Settings) -> Connection:
     Raises:
         ConfigError: a file for TLS can't be used, or the fingerprint is none.
     """
-    from sidecar.elastic.sink import Connection  # its client takes long to load, and not every command needs it
+    from sidecar.elasticsearch.client import Connection  # its client takes long to load, and not every command needs it
 
     given = (
         settings.elasticsearch_ca_file,

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sidecar.core.coalesce import Coalesced, Operation
-    from sidecar.core.correlation import Correlation
+    from sidecar.core.encoding.correlation import Correlation
+    from sidecar.core.encoding.split import SplitMessage
     from sidecar.core.ledger import Ledger
-    from sidecar.core.split import SplitMessage
+    from sidecar.core.scheduling.coalesce import Coalesced, Operation
 
 
 class Message:

@@ -1,10 +1,10 @@
 """The library under the sidecar: RabbitMQ's side of it, for code of one's own.
 
-A consumer is the same pipeline as the sidecar's, with another trade (`sidecar.work`): a batch goes to a function, which
-gives a verdict for each message. Sessions, batches, settling, dead letters, rounds and the drain are the sidecar's own.
+A consumer is the same pipeline as the sidecar's, with another sink (`library.handler_sink`): a function gets each batch
+and gives a verdict for each message. Sessions, batches, settling, dead letters, rounds and the drain are the sidecar's.
 """
 
-from sidecar.core.exact_json import write as dumps
+from sidecar.core.encoding.exact_json import write as dumps
 from sidecar.library.consumers import BatchConsumer, Consumer, consume
 from sidecar.library.messages import Message
 from sidecar.library.publishing import Outgoing, Publisher

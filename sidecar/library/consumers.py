@@ -24,26 +24,26 @@ from typing import TYPE_CHECKING, Self, Unpack, cast
 import structlog
 
 from sidecar.amqp.session import open_session
-from sidecar.app import App
-from sidecar.core.compose import EncoderConfig
+from sidecar.config.broker import connecting
+from sidecar.core.encoding.encoder import EncoderConfig
+from sidecar.core.encoding.template import Template
 from sidecar.core.far import HANDLER
-from sidecar.core.template import Template
-from sidecar.library.handling import HandlerSink
+from sidecar.library.handler_sink import HandlerSink
 from sidecar.library.settings import load
-from sidecar.pipeline import Pipeline
-from sidecar.plan import PipelineConfig
-from sidecar.wiring import connecting
+from sidecar.pipeline.app import App
+from sidecar.pipeline.config import PipelineConfig
+from sidecar.pipeline.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from structlog.typing import FilteringBoundLogger, Processor
 
-    from sidecar.app import Connect
-    from sidecar.library.handling import Process, Verdicts
+    from sidecar.library.handler_sink import Process, Verdicts
     from sidecar.library.messages import Message
     from sidecar.library.settings import ConsumerSettings, Options
     from sidecar.library.verdicts import Verdict
+    from sidecar.pipeline.app import Connect
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

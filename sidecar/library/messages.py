@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sidecar.core import exact_json, properties
-from sidecar.core.content import plain_body
-from sidecar.core.copies import delay_rounds
-from sidecar.core.document import MAX_DOCUMENT_BYTES, RefusedError
-from sidecar.core.template import TemplateContext
+from sidecar.core.encoding import exact_json
+from sidecar.core.encoding.content_encoding import plain_body
+from sidecar.core.encoding.document import MAX_DOCUMENT_BYTES, RefusedError
+from sidecar.core.encoding.template import TemplateContext
+from sidecar.core.wire import properties
+from sidecar.core.wire.republish import delay_rounds
 
 if TYPE_CHECKING:
     from sidecar.core.message import Message as Delivery

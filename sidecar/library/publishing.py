@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Self, TypedDict, Unpack
 
 from pydantic import Field
 
-from sidecar.amqp.outlet import ReconnectingPublisher
-from sidecar.core import properties
+from sidecar.amqp.publisher import ReconnectingPublisher
+from sidecar.config.broker import connect_options, topology
+from sidecar.config.settings import AmqpSettings, Names
+from sidecar.core.wire import properties
 from sidecar.library.settings import load_settings
 from sidecar.ports import OutboundMessage
-from sidecar.settings import AmqpSettings, Names
-from sidecar.wiring import connect_options, topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

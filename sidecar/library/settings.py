@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar
 
 from pydantic import BeforeValidator, Field
 
-from sidecar.core.copies import MAX_DELAY_SECONDS
-from sidecar.library.verdicts import Verdict
-from sidecar.settings import (
+from sidecar.config.settings import (
     MAX_PREFETCH,
     AmqpSettings,
     Bytes,
@@ -19,6 +17,8 @@ from sidecar.settings import (
     ValueKind,
     load_with_prefix,
 )
+from sidecar.core.wire.republish import MAX_DELAY_SECONDS
+from sidecar.library.verdicts import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -14,18 +14,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from sidecar.core import exact_json
-from sidecar.core.document import MAX_DOCUMENT_BYTES
-from sidecar.core.transform import TransformError
+from sidecar.core.encoding import exact_json
+from sidecar.core.encoding.document import MAX_DOCUMENT_BYTES
+from sidecar.core.encoding.transform import TransformError
 from sidecar.errors import ConfigError
+from sidecar.library.exceptions import error_location, is_own_cancellation
 from sidecar.library.messages import BodyError, Message
-from sidecar.library.places import error_location, is_own_cancellation
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from sidecar.core.encoding.transform import Prepare, Transform
     from sidecar.core.message import Message as Delivery
-    from sidecar.core.transform import Prepare, Transform
 
 
 class Hook(NamedTuple):

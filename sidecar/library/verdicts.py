@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from sidecar.core.copies import MAX_DELAY_SECONDS
+from sidecar.core.wire.republish import MAX_DELAY_SECONDS
 
 Kind = Literal["ack", "dead-letter", "delay", "requeue", "discard"]
 VERDICT_KINDS: tuple[Kind, ...] = get_args(Kind)

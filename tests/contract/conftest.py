@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.sides import BrokerSide, RealBroker, RealSink, SimulatedBroker, SimulatedSink, SinkSide
+from tests.contract.backends import BrokerSide, RealBroker, RealSink, SimulatedBroker, SimulatedSink, SinkSide
 
 SIDES = ["simulated", "real"]
 

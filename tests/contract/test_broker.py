@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sidecar.core.copies import TOKEN_HEADER
 from sidecar.core.ledger import Settlement
-from sidecar.core.properties import header, join, split, table, text_value
+from sidecar.core.wire.properties import header, join, split, table, text_value
+from sidecar.core.wire.republish import TOKEN_HEADER
 from sidecar.errors import BrokerError, QueueError
 from sidecar.ports import OutboundMessage
 from tests.fakes.broker import NO_PROPERTIES, REFUSED, properties
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sidecar.core.message import Message
     from sidecar.ports import BrokerSession
-    from tests.contract.sides import BrokerSide
+    from tests.contract.backends import BrokerSide
 
 ODD_HEADERS = table([
     (b"number", b"l" + (-5).to_bytes(8, "big", signed=True)),

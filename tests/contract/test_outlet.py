@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sidecar.core.copies import TOKEN_HEADER
+from sidecar.core.wire.republish import TOKEN_HEADER
 from sidecar.errors import BrokerError
 from sidecar.ports import OutboundMessage, Unroutable
 from tests.builders import long_string, properties
 
 if TYPE_CHECKING:
-    from tests.contract.sides import BrokerSide
+    from tests.contract.backends import BrokerSide
 
 
 def copies(queue: str, *tokens: int, exchange: bytes = b"") -> list[OutboundMessage]:

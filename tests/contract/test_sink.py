@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sidecar.core import bulk
+from sidecar.core.results import bulk
 from sidecar.errors import SinkError
 from tests.fakes.elasticsearch import TARGET_FAILURES
 
 if TYPE_CHECKING:
-    from sidecar.core.bulk import Result
-    from tests.contract.sides import SinkSide
+    from sidecar.core.results.bulk import Result
+    from tests.contract.backends import SinkSide
 
 
 def line(action: str, source: bytes | None = b'{"n":1}', **parameters: object) -> bytes:

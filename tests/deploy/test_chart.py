@@ -109,7 +109,7 @@ def test_another_chart_takes_the_sidecar_into_its_pod(tmp_path: Path) -> None:
     program("helm")
     shutil.copytree(EXAMPLE, tmp_path / "example")
     shutil.copytree(CHART, tmp_path / "example" / "charts" / "sidecar")
-    manifests = render(tmp_path / "example", "sidecar.settings.SIDECAR_INDEX=other")
+    manifests = render(tmp_path / "example", "sidecar.config.settings.SIDECAR_INDEX=other")
     assert sorted(manifest["kind"] for manifest in manifests) == ["ConfigMap", "Deployment"]
     for manifest in manifests:
         assert_kubernetes(manifest, NEWEST_KUBERNETES)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from devstack import compose
-from sidecar.settings import load as load_settings
+from sidecar.config.settings import load as load_settings
 from tests.deploy.tools import DEPLOY, REPOSITORY, assert_fits, load, schema
 
 STACK = load(DEPLOY / "compose.yaml")

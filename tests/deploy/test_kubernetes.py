@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sidecar import __version__
-from sidecar.settings import load as load_settings
+from sidecar.config.settings import load as load_settings
 from tests.deploy.kustomize import build
 from tests.deploy.tools import (
     DEPLOY,

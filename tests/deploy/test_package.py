@@ -96,5 +96,5 @@ def test_the_installed_wheel_works(dist: Path, tmp_path: Path) -> None:
     )
     assert told.returncode == 0, told.stderr
     assert json.loads(told.stdout)
-    page = output(python, "-c", "from sidecar.ops.http import page; print(len(page()))", folder=tmp_path)
+    page = output(python, "-c", "from sidecar.observability.http import page; print(len(page()))", folder=tmp_path)
     assert int(page) > 1000

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sidecar import ConsumerSettings
 from sidecar.cli.config import markdown, rows
-from sidecar.settings import PREFIX, AmqpSettings, RawSettings
+from sidecar.config.settings import PREFIX, AmqpSettings, RawSettings
 from tests.docs.settings_table import BEGIN, END, in_readme
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "library.md"

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from sidecar.cli import COMMANDS
-from sidecar.settings import PREFIX, Settings
+from sidecar.config.settings import PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "deployment.md"

@@ -10,8 +10,8 @@ import pytest
 
 import sidecar
 from sidecar import ConsumerSettings
+from sidecar.config.settings import PREFIX, Settings
 from sidecar.library.verdicts import VERDICTS
-from sidecar.settings import PREFIX, Settings
 from tests.docs.library_table import PAGE, table
 from tests.docs.settings_table import in_readme
 

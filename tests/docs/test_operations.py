@@ -7,10 +7,10 @@ import re
 import pytest
 
 from sidecar.cli import COMMANDS
-from sidecar.core.account import SETTLED
-from sidecar.core.policy import ITEM_RULES, PUBLISH_RULES
-from sidecar.ops.metrics import Metrics
-from sidecar.settings import PREFIX, Settings
+from sidecar.config.settings import PREFIX, Settings
+from sidecar.core.results.policy import ITEM_RULES, PUBLISH_RULES
+from sidecar.core.stats.counters import SETTLED
+from sidecar.observability.metrics import Metrics
 from tests.builders import state
 from tests.docs.settings_table import README
 from tests.docs.test_readme import between

@@ -8,10 +8,10 @@ from pathlib import Path
 import sidecar
 from sidecar.cli import COMMANDS
 from sidecar.cli.config import readme_table
-from sidecar.core.account import Counters
-from sidecar.core.policy import ITEM_RULES, PUBLISH_RULES
-from sidecar.ops.metrics import Metrics
-from sidecar.settings import PREFIX, Settings
+from sidecar.config.settings import PREFIX, Settings
+from sidecar.core.results.policy import ITEM_RULES, PUBLISH_RULES
+from sidecar.core.stats.counters import Counters
+from sidecar.observability.metrics import Metrics
 from tests.builders import state
 from tests.docs.settings_table import README, in_readme
 

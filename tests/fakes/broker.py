@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sidecar.amqp.topology import Seen
 from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
-from sidecar.core.properties import headers, join, number_value, split, table
+from sidecar.core.wire.properties import headers, join, number_value, split, table
 from sidecar.errors import BrokerError, QueueError
 from sidecar.ports import Undeclared, Unroutable
 
@@ -302,7 +302,7 @@ class Broker:
         created: Callable[[], None] | None = None,
         seen: Seen | None = None,
     ) -> Callable[[Receive], Awaitable[SimulatedSession]]:
-        """Return what opens sessions, as `sidecar.app.App` wants it; queues and dead-letter queues are declared.
+        """Return what opens sessions, as `pipeline.app.App` wants it; queues and dead-letter queues are declared.
 
         A queue that an earlier session of the same connector saw isn't declared again.
         """

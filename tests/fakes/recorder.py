@@ -7,7 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
-from sidecar.elastic.sink import Connection, ElasticsearchClient
+from sidecar.elasticsearch.client import Connection, ElasticsearchClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

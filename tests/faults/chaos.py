@@ -31,11 +31,11 @@ from devstack.errors import StackError
 from tests.faults.model import PublisherConnection, Verdict, judge
 from tests.faults.plan import Fault, Plan, make_plan
 from tests.faults.proxy import Proxy
-from tests.integration.bench import QUORUM
+from tests.integration.harness import QUORUM
 from tests.integration.process import SidecarProcess, wait_until
 from tests.servers.amqp import Amqp, AmqpError
-from tests.servers.choose import own_broker, own_cluster
 from tests.servers.es import Elastic, ElasticError
+from tests.servers.provider import own_broker, own_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.faults.harness import FaultHarness
 from tests.faults.proxy import Proxy
-from tests.faults.scene import FaultHarness
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.faults.scene import DEADLINE_SECONDS, FaultHarness
+from tests.faults.harness import DEADLINE_SECONDS, FaultHarness
 from tests.integration.process import wait_until
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.scene import (
+from tests.faults.harness import (
     DEADLINE_SECONDS,
     FULL_SPEED_SHARE,
     OUTAGE_REQUESTS,
@@ -17,7 +17,7 @@ from tests.faults.scene import (
 from tests.integration.process import wait_until
 
 if TYPE_CHECKING:
-    from tests.faults.scene import FaultHarness
+    from tests.faults.harness import FaultHarness
 
 SHORT = (5.0, 10_000)
 LONG = (30.0, 100_000)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import obtain
+from tests.faults.harness import DEADLINE_SECONDS, OUTAGE_REQUESTS, FaultHarness, numbered
 from tests.faults.proxy import Proxy
-from tests.faults.scene import DEADLINE_SECONDS, OUTAGE_REQUESTS, FaultHarness, numbered
-from tests.integration.bench import message
+from tests.integration.harness import message
 from tests.integration.process import wait_until
-from tests.servers.choose import own_cluster
 from tests.servers.es import Elastic
+from tests.servers.provider import own_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

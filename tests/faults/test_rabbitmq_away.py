@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.faults.scene import DEADLINE_SECONDS, Stream, numbered
-from tests.integration.bench import QUORUM, message
-from tests.integration.operate import ANY_PORT, Http
+from tests.faults.harness import DEADLINE_SECONDS, Stream, numbered
+from tests.integration.harness import QUORUM, message
+from tests.integration.http_client import ANY_PORT, Http
 from tests.integration.process import wait_until
 
 if TYPE_CHECKING:
-    from tests.faults.scene import FaultHarness
+    from tests.faults.harness import FaultHarness
     from tests.integration.process import SidecarProcess
 
 CLASSIC: dict[str, Any] = {"x-queue-type": "classic"}

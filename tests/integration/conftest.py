@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from tests.conftest import obtain
-from tests.integration.bench import Harness
-from tests.integration.between import Proxy
-from tests.servers.choose import own_cluster
+from tests.integration.harness import Harness
+from tests.integration.proxy import Proxy
+from tests.servers.provider import own_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,19 +8,19 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from sidecar import Message as Shown
-from sidecar.core import exact_json
-from sidecar.core.compose import BulkEncoder, EncoderConfig
-from sidecar.core.document import METADATA
-from sidecar.core.fields import Fields
-from sidecar.core.merge import merged
-from sidecar.core.template import Template
+from sidecar.core.encoding import exact_json
+from sidecar.core.encoding.document import METADATA
+from sidecar.core.encoding.encoder import BulkEncoder, EncoderConfig
+from sidecar.core.encoding.fields import Fields
+from sidecar.core.encoding.template import Template
+from sidecar.core.scheduling.json_merge import merged
 from tests.builders import message
 from tests.integration.test_fuzz import LENIENT, MARK, QUICK, SEED, Words
 from tests.servers.amqp import Outgoing
 from tests.servers.es import Elastic
 
 if TYPE_CHECKING:
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
 
 DOCUMENTS = 3_000
 ODD = [

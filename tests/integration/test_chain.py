@@ -13,11 +13,11 @@ import pytest
 from dotenv import dotenv_values
 
 from sidecar.amqp import check as amqp_check
-from sidecar.amqp.outlet import ReconnectingPublisher
+from sidecar.amqp.connection import ConnectOptions
+from sidecar.amqp.publisher import ReconnectingPublisher
 from sidecar.amqp.topology import Topology
-from sidecar.amqp.wire import ConnectOptions
 from tests.faults.proxy import Proxy
-from tests.integration.bench import QUORUM, message
+from tests.integration.harness import QUORUM, message
 from tests.integration.process import SidecarProcess, run_sidecar, wait_until
 from tests.integration.test_check import SECRET, with_login
 from tests.servers.amqp import Outgoing
@@ -27,10 +27,10 @@ from tests.servers.waiting import run_coroutine
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
     from tests.servers.amqp import Amqp
-    from tests.servers.choose import Broker, Cluster
     from tests.servers.es import Elastic
+    from tests.servers.provider import Broker, Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAIN = ROOT / "examples" / "chain"

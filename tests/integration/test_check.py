@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from tests.integration.bench import QUORUM, Harness
+from tests.integration.harness import QUORUM, Harness
 from tests.integration.process import run_sidecar
 
 if TYPE_CHECKING:

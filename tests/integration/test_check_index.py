@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
 
 SERIES = {
     "settings": {"index.mode": "time_series", "index.routing_path": ["host"]},

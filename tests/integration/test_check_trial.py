@@ -13,7 +13,7 @@ from tests.integration.test_check import check
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
 
 
 @pytest.fixture

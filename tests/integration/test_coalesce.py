@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from sidecar.core.batcher import Batcher
-from sidecar.core.coalesce import Coalescer, Operation, source_line
-from sidecar.core.order import DocumentOrder
+from sidecar.core.scheduling.batcher import Batcher
+from sidecar.core.scheduling.coalesce import Coalescer, Operation, source_line
+from sidecar.core.scheduling.order import DocumentOrder
 from tests.fakes.elasticsearch import merge
-from tests.integration.bench import message
+from tests.integration.harness import message
 from tests.integration.process import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
     from tests.servers.amqp import Outgoing
 
 SECONDS = 400.0

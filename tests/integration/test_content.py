@@ -7,10 +7,10 @@ import json
 import zlib
 from typing import TYPE_CHECKING
 
-from tests.integration.bench import exactly, message
+from tests.integration.harness import exactly, message
 
 if TYPE_CHECKING:
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
 
 SECONDS = 60.0
 MEBIBYTE = 1 << 20

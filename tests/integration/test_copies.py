@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.bench import QUORUM
+from tests.integration.harness import QUORUM
 from tests.integration.process import wait_until
 from tests.servers import wire
 from tests.servers.amqp import Outgoing
@@ -15,7 +15,7 @@ from tests.servers.amqp import Outgoing
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
     from tests.integration.process import SidecarProcess
     from tests.servers.amqp import Received
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.bench import message
+from tests.integration.harness import message
 from tests.integration.process import wait_until
 
 if TYPE_CHECKING:
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
 
 SECONDS = 120.0
 SEED = 20_241_103

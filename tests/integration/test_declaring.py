@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from devstack import processes
-from tests.integration.bench import message
-from tests.integration.operate import page
+from tests.integration.harness import message
+from tests.integration.http_client import page
 from tests.integration.process import wait_until
 from tests.servers.amqp import ChannelClosedError
 
 if TYPE_CHECKING:
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
 
 SECONDS = 60.0
 PAGE = Path(__file__).parents[2] / "docs" / "deployment.md"

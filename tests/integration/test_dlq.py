@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from sidecar.cli import EXIT_CONFIGURATION, cli
 from sidecar.errors import ConfigError
-from tests.integration.bench import QUORUM
+from tests.integration.harness import QUORUM
 from tests.integration.process import wait_until
 from tests.integration.test_copies import BAD_BODY, HEADERS, field, table
 from tests.servers import wire
@@ -24,7 +24,7 @@ from tests.servers.amqp import Amqp, Outgoing
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
     from tests.servers.amqp import Received
 
 SECONDS = 60.0

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.servers.amqp import Amqp
-    from tests.servers.choose import Broker, Cluster
     from tests.servers.es import Elastic
+    from tests.servers.provider import Broker, Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"

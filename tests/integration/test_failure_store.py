@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.bench import message
-from tests.integration.between import Call, Proxy, Reply
+from tests.integration.harness import message
+from tests.integration.proxy import Call, Proxy, Reply
 from tests.integration.test_check import check
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
     from tests.integration.process import SidecarProcess
 
 DEADLINE_SECONDS = 60.0

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from tests.integration.bench import exactly
+from tests.integration.harness import exactly
 from tests.integration.process import wait_until
 from tests.integration.test_copies import ADDED, Entry, entries, field, table
 from tests.servers import wire
@@ -29,7 +29,7 @@ from tests.servers.es import Elastic
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
     from tests.integration.process import SidecarProcess
     from tests.servers.amqp import Received
     from tests.servers.es import Document

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.integration.bench import message
-from tests.integration.operate import ANY_PORT, Http
+from tests.integration.harness import message
+from tests.integration.http_client import ANY_PORT, Http
 from tests.integration.process import wait_until
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
 
 DEADLINE_SECONDS = 60.0
 GUARD = 1000

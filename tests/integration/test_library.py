@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from tests.servers.amqp import Amqp
-    from tests.servers.choose import Broker
+    from tests.servers.provider import Broker
 
 WITHIN_SECONDS = 20.0
 SOON = {"batch_max_age": "50ms"}

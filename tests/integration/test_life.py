@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.bench import message
+from tests.integration.harness import message
 from tests.integration.process import wait_until
 
 if TYPE_CHECKING:
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
 
 DEADLINE_SECONDS = 120.0
 

@@ -17,21 +17,21 @@ import pytest
 from devstack import processes, provision
 from devstack.elasticsearch import QUICK_JAVA_OPTIONS, Elasticsearch
 from devstack.rabbitmq import RabbitMQ
-from sidecar.elastic.sink import Connection
+from sidecar.elasticsearch.client import Connection
 from sidecar.tls import client_context
 from tests.certificates import Authority, require_openssl
 from tests.conftest import obtain
 from tests.fakes.recorder import Recorder, using
-from tests.integration.bench import message
+from tests.integration.harness import message
 from tests.integration.process import wait_until
-from tests.servers.choose import MissingServerError
 from tests.servers.es import Elastic
+from tests.servers.provider import MissingServerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from sidecar.elastic.sink import ElasticsearchClient
-    from tests.integration.bench import Harness
+    from sidecar.elasticsearch.client import ElasticsearchClient
+    from tests.integration.harness import Harness
     from tests.integration.process import SidecarProcess
 
 PASSWORD = "s3cret/with:odd@signs"

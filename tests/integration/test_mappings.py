@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.bench import message
+from tests.integration.harness import message
 from tests.integration.process import run_sidecar
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
 
 SECONDS = 60.0
 

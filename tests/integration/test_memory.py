@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.bench import message
+from tests.integration.harness import message
 from tests.integration.process import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
     from tests.servers.amqp import Outgoing
 
 MIB = 1 << 20

@@ -11,15 +11,15 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sidecar.cli import cli
+from sidecar.config.settings import join_list
 from sidecar.errors import ConfigError
-from sidecar.settings import join_list
-from tests.integration.bench import message
+from tests.integration.harness import message
 from tests.integration.process import run_sidecar, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
 
 SECONDS = 60.0
 NAMES = ["logs.*", "q1$node", "tasks;high", "a=b", "Aufträge", "a, b", "back\\slash"]

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 from devstack.provision import find_browser
-from tests.integration.bench import message
-from tests.integration.operate import ANY_PORT, Http, Scrape
+from tests.integration.harness import message
+from tests.integration.http_client import ANY_PORT, Http, Scrape
 from tests.integration.process import wait_until
 from tests.integration.test_secrets import PASSWORD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
     from tests.integration.process import SidecarProcess
 
 DEADLINE_SECONDS = 60.0

@@ -10,14 +10,14 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tests.integration.bench import message
-from tests.integration.operate import ANY_PORT, Http
+from tests.integration.harness import message
+from tests.integration.http_client import ANY_PORT, Http
 from tests.integration.process import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
     from tests.integration.process import SidecarProcess
 
 SECONDS = 60.0

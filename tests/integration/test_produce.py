@@ -9,11 +9,11 @@ import sys
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from sidecar.samples import Samples
+from sidecar.cli.samples import Samples
 from tests.integration.process import wait_until
 
 if TYPE_CHECKING:
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
 
 SECONDS = 60.0
 

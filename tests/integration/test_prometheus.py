@@ -15,17 +15,17 @@ import pytest
 
 from devstack.processes import ProcessGroup, free_port
 from devstack.provision import find_prometheus
-from tests.integration.bench import message
-from tests.integration.operate import ANY_PORT, Http
+from tests.dashboards import RULES, expressions, shown
+from tests.integration.harness import message
+from tests.integration.http_client import ANY_PORT, Http
 from tests.integration.process import wait_until
-from tests.observing import RULES, expressions, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from devstack.provision import PrometheusTools
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
 
 SECONDS = 60.0
 STARTING = 503

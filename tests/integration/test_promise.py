@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.bench import QUORUM, exactly, message
+from tests.integration.harness import QUORUM, exactly, message
 from tests.integration.process import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
 
     MakeBench = Callable[[Any, Any], Harness]
 

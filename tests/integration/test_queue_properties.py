@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sidecar.amqp.check import check
+from sidecar.amqp.connection import ConnectOptions
 from sidecar.amqp.session import SessionOptions, open_session
 from sidecar.amqp.topology import Topology
-from sidecar.amqp.wire import ConnectOptions
 from sidecar.errors import BrokerError, QueueError
 from tests.servers.amqp import Amqp, AmqpError, Outgoing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sidecar.core.check import Finding
-    from tests.servers.choose import Broker
+    from sidecar.core.findings import Finding
+    from tests.servers.provider import Broker
 
 PATIENCE_SECONDS = 20.0
 SHORT_SECONDS = 1.5

@@ -12,16 +12,16 @@ import pytest
 from devstack import provision
 from devstack.elasticsearch import QUICK_JAVA_OPTIONS, Elasticsearch
 from tests.conftest import obtain
-from tests.integration.bench import message
-from tests.integration.between import Call, Reply, as_it_is
+from tests.integration.harness import message
 from tests.integration.process import wait_until
+from tests.integration.proxy import Call, Reply, as_it_is
 from tests.integration.test_logins import OLD_VERSION, old_install, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.integration.bench import Harness
-    from tests.integration.between import Proxy
+    from tests.integration.harness import Harness
+    from tests.integration.proxy import Proxy
 
 SEED = 20_260_314
 GOOD, BATCH = 5_000, 1_000

@@ -13,19 +13,19 @@ from urllib.parse import urlsplit
 import pytest
 
 from devstack import processes
-from sidecar.elastic.sink import Connection
+from sidecar.elasticsearch.client import Connection
 from tests.fakes.recorder import using
-from tests.integration.bench import message
-from tests.integration.between import Reply, as_it_is
-from tests.integration.operate import page
+from tests.integration.harness import message
+from tests.integration.http_client import page
 from tests.integration.process import run_sidecar, wait_until
+from tests.integration.proxy import Reply, as_it_is
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Iterator
 
-    from tests.integration.bench import Harness
-    from tests.integration.between import Proxy
+    from tests.integration.harness import Harness
+    from tests.integration.proxy import Proxy
 
 SECONDS = 60.0
 SECRET = "hunter2-is-secret"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sidecar.amqp import check as amqp
+from sidecar.amqp.connection import ConnectOptions
 from sidecar.amqp.topology import Topology
-from sidecar.amqp.wire import ConnectOptions
-from tests.integration.bench import message
+from tests.integration.harness import message
 from tests.integration.process import wait_until
 from tests.integration.test_check import SECRET, Told, check, with_login
 from tests.servers.es import Elastic
@@ -22,7 +22,7 @@ from tests.servers.waiting import run_coroutine
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 SECONDS = 60.0

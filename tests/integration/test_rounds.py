@@ -6,7 +6,7 @@ import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tests.integration.bench import QUORUM
+from tests.integration.harness import QUORUM
 from tests.integration.process import wait_until
 from tests.integration.test_copies import DEADLINE_SECONDS, HEADERS, Entry, entries, field, many, number, table
 from tests.servers import wire
@@ -16,7 +16,7 @@ from tests.servers.es import Elastic
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
     from tests.servers.amqp import Received
 
 ORIGINAL = b"sidecar-original-"

@@ -12,14 +12,14 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.integration.bench import message
-from tests.integration.operate import ANY_PORT, Http
+from tests.integration.harness import message
+from tests.integration.http_client import ANY_PORT, Http
 from tests.integration.process import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
     from tests.integration.process import SidecarProcess
 
 DEADLINE_SECONDS = 60.0

@@ -22,7 +22,7 @@ from tests.servers.wire import Raw
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.servers.choose import Broker, Cluster
+    from tests.servers.provider import Broker, Cluster
 
 MANY = 50_000
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 import pytest
 
-from sidecar.core.policy import RequestOutcome
+from sidecar.core.results.policy import RequestOutcome
 from tests.integration import test_refused
-from tests.integration.bench import Harness, message
-from tests.integration.between import Call, Proxy, Reply, as_it_is
+from tests.integration.harness import Harness, message
 from tests.integration.process import wait_until
+from tests.integration.proxy import Call, Proxy, Reply, as_it_is
 from tests.servers.es import Elastic
 
 if TYPE_CHECKING:

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.bench import message
+from tests.integration.harness import message
 from tests.integration.process import wait_until
 from tests.servers.es import Elastic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.integration.bench import Harness
-    from tests.integration.between import Proxy
+    from tests.integration.harness import Harness
     from tests.integration.process import SidecarProcess
+    from tests.integration.proxy import Proxy
 
 DEADLINE_SECONDS = 60.0
 PASSWORD = "hunter2-is-secret"

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.bench import QUORUM, message
+from tests.integration.harness import QUORUM, message
 from tests.integration.process import wait_until
 from tests.servers.amqp import ChannelClosedError, Outgoing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
     from tests.integration.process import SidecarProcess
 
 pytestmark = pytest.mark.full  # a sidecar for each case

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Self
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from tests.integration.bench import message
-from tests.integration.operate import ANY_PORT, Http
+from tests.integration.harness import message
+from tests.integration.http_client import ANY_PORT, Http
 from tests.integration.process import wait_until
 from tests.integration.test_secrets import MARK
 
 if TYPE_CHECKING:
     import pytest
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 KEY = "collector-Xyzzy"

@@ -9,15 +9,15 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.integration.bench import QUORUM, message
-from tests.integration.operate import Http
+from tests.integration.harness import QUORUM, message
+from tests.integration.http_client import Http
 from tests.integration.process import wait_until
 from tests.servers.amqp import Amqp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
     from tests.integration.process import SidecarProcess
 
 SECONDS = 45.0

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.bench import QUORUM, message
-from tests.integration.operate import ANY_PORT, Http
+from tests.integration.harness import QUORUM, message
+from tests.integration.http_client import ANY_PORT, Http
 from tests.integration.process import wait_until
 from tests.servers.amqp import Amqp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.integration.bench import Harness
-    from tests.integration.between import Call, Proxy, Reply
+    from tests.integration.harness import Harness
     from tests.integration.process import SidecarProcess
+    from tests.integration.proxy import Call, Proxy, Reply
 
 DEADLINE_SECONDS = 60.0
 EXPIRES_SECONDS = 4.0

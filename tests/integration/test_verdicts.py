@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.bench import QUORUM, message
+from tests.integration.harness import QUORUM, message
 from tests.integration.process import wait_until
 
 if TYPE_CHECKING:
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
     from tests.servers.amqp import Received
 
 SEED = 20_240_921

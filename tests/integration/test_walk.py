@@ -13,14 +13,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.docs.settings_table import README
-from tests.integration.operate import ANY_PORT, Http
+from tests.integration.http_client import ANY_PORT, Http
 from tests.integration.process import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.integration.bench import Harness
+    from tests.integration.harness import Harness
 
 REPOSITORY = README.parent
 SECONDS = 60.0

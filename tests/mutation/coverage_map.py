@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.mutation.mutants import Mutant
 
 SUITES: Final = ("tests/unit", "tests/properties", "tests/pipeline", "tests/simulation", "tests/docs")
-APART: Final = ("tests/simulation/test_planted.py", "tests/unit/test_mutation.py")
+APART: Final = ("tests/simulation/test_mutants.py", "tests/unit/test_mutation.py")
 """They change the product themselves."""
 NO_SERVERS: Final = ("-m", "not server and not full")
 

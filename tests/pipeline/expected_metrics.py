@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sidecar.errors import BrokerError, SinkError
-from sidecar.ops.metrics import Metrics
+from sidecar.observability.metrics import Metrics
 from sidecar.ports import QUEUE_DURABLE_AFTER_SECONDS
 from tests.fakes.elasticsearch import RequestFault, read
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from sidecar.core.ledger import Ledger, Settlement
     from sidecar.core.message import Message
-    from sidecar.core.state import Snapshot
-    from sidecar.plan import PipelineConfig
+    from sidecar.core.stats.snapshot import Snapshot
+    from sidecar.pipeline.config import PipelineConfig
     from sidecar.ports import Answer, BrokerSession, OutboundMessage, Receive
     from tests.fakes.broker import SimulatedSession
     from tests.fakes.elasticsearch import Client, Elasticsearch, Item

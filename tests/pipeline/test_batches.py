@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.pipeline.world import SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import SimulatedPipeline, play
 
 SEEDS = range(5)
 

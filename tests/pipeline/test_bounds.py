@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 import sidecar
-from sidecar.core.compose import EncoderConfig
-from sidecar.core.policy import ErrorPolicy
-from sidecar.core.template import Template
+from sidecar.core.encoding.encoder import EncoderConfig
+from sidecar.core.encoding.template import Template
+from sidecar.core.results.policy import ErrorPolicy
 from tests import invariants
 from tests.builders import long_string
 from tests.builders import properties as raw_properties
 from tests.fakes.elasticsearch import Failure
-from tests.pipeline.world import QUEUE, SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import QUEUE, SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from tests.fakes.elasticsearch import Item

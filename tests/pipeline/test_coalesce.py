@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from sidecar.core.compose import EncoderConfig
-from sidecar.core.template import Template
+from sidecar.core.encoding.encoder import EncoderConfig
+from sidecar.core.encoding.template import Template
 from tests.fakes.broker import Stored, properties
 from tests.fakes.elasticsearch import merge, must_be_number
-from tests.pipeline.world import INDEX, QUEUE, SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import INDEX, QUEUE, SimulatedPipeline, play
 
 SEEDS = range(12)
 ACTIONS = ("index", "create", "update", "upsert", "delete")

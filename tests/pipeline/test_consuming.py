@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from sidecar.core.window import MESSAGE_BYTES
+from sidecar.core.flow.prefetch_window import MESSAGE_BYTES
 from tests.fakes.elasticsearch import Refusal, Trouble, must_be_number
-from tests.pipeline.world import QUEUE, SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import QUEUE, SimulatedPipeline, play
 
 SEEDS = range(4)
 MINUTE = 60.0

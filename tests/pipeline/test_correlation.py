@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sidecar.core import properties as wire
-from sidecar.core.compose import EncoderConfig
-from sidecar.core.template import Template
+from sidecar.core.encoding.encoder import EncoderConfig
+from sidecar.core.encoding.template import Template
+from sidecar.core.wire import properties as wire
 from tests.fakes.broker import properties
-from tests.pipeline.world import INDEX, QUEUE, SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import INDEX, QUEUE, SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from tests.fakes.broker import Stored

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from sidecar.app import App
+from sidecar.pipeline.app import App
 from tests.fakes.elasticsearch import Trouble, must_be_number
-from tests.pipeline.world import DEAD, QUEUE, SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import DEAD, QUEUE, SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sidecar.core.policy import ErrorPolicy
-from sidecar.core.properties import decode, header
+from sidecar.core.results.policy import ErrorPolicy
+from sidecar.core.wire.properties import decode, header
 from tests.fakes.elasticsearch import must_be_number
-from tests.pipeline.world import DEAD, INDEX, SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import DEAD, INDEX, SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from tests.fakes.broker import Stored

@@ -1,4 +1,4 @@
-"""A stage of a chain between two simulated brokers: `sidecar.forwarding` behind the pipeline, in virtual time."""
+"""A stage of a chain between two simulated brokers: `sidecar.sinks.amqp` behind the pipeline, in virtual time."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from sidecar.core.compose import EncoderConfig
+from sidecar.core.encoding.encoder import EncoderConfig
+from sidecar.core.encoding.forward import ACTION, ForwardConfig
+from sidecar.core.encoding.template import Template
 from sidecar.core.far import SINK
-from sidecar.core.policy import ErrorPolicy
-from sidecar.core.properties import header, short
-from sidecar.core.staging import ACTION, ForwardConfig
-from sidecar.core.template import Template
-from sidecar.forwarding import AmqpSink
-from sidecar.pipeline import Pipeline
+from sidecar.core.results.policy import ErrorPolicy
+from sidecar.core.wire.properties import header, short
+from sidecar.pipeline.pipeline import Pipeline
 from sidecar.ports import QUEUE_DURABLE_AFTER_SECONDS
+from sidecar.sinks.amqp import AmqpSink
 from tests.fakes.broker import Broker, Stored, properties
 from tests.fakes.outlet import SimulatedOutlet
-from tests.pipeline.world import QUEUE, SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import QUEUE, SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger

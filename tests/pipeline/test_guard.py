@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from sidecar.core.compose import EncoderConfig
+from sidecar.core.encoding.encoder import EncoderConfig
+from sidecar.core.encoding.template import Template
 from sidecar.core.far import HANDLER
-from sidecar.core.template import Template
-from sidecar.library.handling import HandlerSink
+from sidecar.library.handler_sink import HandlerSink
 from sidecar.library.settings import load
 from sidecar.library.transforming import hook
 from sidecar.library.verdicts import ACK, Verdict
-from sidecar.pipeline import Pipeline
+from sidecar.pipeline.pipeline import Pipeline
 from tests.builders import long_string
 from tests.builders import properties as raw_properties
-from tests.pipeline.world import INDEX, QUEUE, SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import INDEX, QUEUE, SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger

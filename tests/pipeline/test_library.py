@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from sidecar import ACK, DEAD_LETTER, DELAY, DISCARD, BatchConsumer, Consumer, Message, Verdict
-from sidecar.core import times
-from sidecar.core.properties import decode, header
+from sidecar.core import timestamps
+from sidecar.core.wire.properties import decode, header
 from tests.builders import long_string, properties
 from tests.fakes import clock
 from tests.fakes.broker import Broker
-from tests.pipeline.world import DEAD, QUEUE, Log
+from tests.pipeline.simulated_pipeline import DEAD, QUEUE, Log
 from tests.simulation.rest import remains
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-    from sidecar.app import Connect
+    from sidecar.pipeline.app import Connect
 
     Say = Callable[[Message], Awaitable[Verdict]]
 
@@ -413,7 +413,7 @@ def test_a_delayed_message_remembers_its_first_delivery(batch_key: str | None, m
     (began_at, nothing), *later = seen
     assert nothing is None
     for _, received in later:
-        moment = times.read(received)
+        moment = timestamps.read(received)
         assert moment is not None
         assert 0.0 <= began_at - moment.timestamp() < 0.5  # a batch waits a tenth of a second
 

@@ -6,9 +6,9 @@ import gzip
 
 import pytest
 
-from sidecar.core.window import MESSAGE_BYTES
+from sidecar.core.flow.prefetch_window import MESSAGE_BYTES
 from tests.fakes.broker import properties
-from tests.pipeline.world import QUEUE, SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import QUEUE, SimulatedPipeline, play
 
 DOCUMENT_BYTES = 100_000
 LIMIT_BYTES = 350_000

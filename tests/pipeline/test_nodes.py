@@ -18,14 +18,14 @@ import pytest
 from elastic_transport import ApiResponseMeta, BaseAsyncNode, ConnectionTimeout, HttpHeaders
 from elastic_transport import ConnectionError as TransportConnectionError
 
-from sidecar.elastic import sink as sink_module
-from sidecar.elastic.sink import Connection, ElasticsearchClient
+from sidecar.elasticsearch import client as sink_module
+from sidecar.elasticsearch.client import Connection, ElasticsearchClient
 from sidecar.errors import SinkError
-from sidecar.indexing import ElasticsearchSink
-from sidecar.pipeline import Pipeline
+from sidecar.pipeline.pipeline import Pipeline
+from sidecar.sinks.elasticsearch import ElasticsearchSink
 from tests.builders import examples
 from tests.fakes.elasticsearch import Trouble
-from tests.pipeline.world import SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from elastic_transport import NodeConfig

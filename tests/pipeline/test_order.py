@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.fakes.elasticsearch import must_be_number
-from tests.pipeline.world import SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import SimulatedPipeline, play
 
 SEEDS = range(8)
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sidecar.core.compose import EncoderConfig
-from sidecar.core.policy import ErrorPolicy
-from sidecar.core.template import Template
+from sidecar.core.encoding.encoder import EncoderConfig
+from sidecar.core.encoding.template import Template
+from sidecar.core.results.policy import ErrorPolicy
 from tests.fakes.elasticsearch import Failure, Refusal, Trouble
-from tests.pipeline.world import INDEX, SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import INDEX, SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from tests.fakes.elasticsearch import Request

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from sidecar.core.compose import EncoderConfig
-from sidecar.core.policy import ErrorPolicy
-from sidecar.core.template import Template
+from sidecar.core.encoding.encoder import EncoderConfig
+from sidecar.core.encoding.template import Template
+from sidecar.core.results.policy import ErrorPolicy
 from tests.builders import long_string
 from tests.builders import properties as raw_properties
 from tests.fakes.elasticsearch import TARGET_FAILURES, Failure, Refusal, Trouble, must_be_number
-from tests.pipeline.world import DEAD, QUEUE, SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import DEAD, QUEUE, SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from collections.abc import Callable

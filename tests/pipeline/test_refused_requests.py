@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fakes.elasticsearch import Refusal
-from tests.pipeline.world import SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from tests.fakes.elasticsearch import Request

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from sidecar.core.properties import decode, header, short
+from sidecar.core.wire.properties import decode, header, short
 from tests.fakes.elasticsearch import must_be_number
-from tests.pipeline.world import DEAD, QUEUE, SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import DEAD, QUEUE, SimulatedPipeline, play
 
 SEEDS = range(5)
 

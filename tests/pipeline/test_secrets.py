@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sidecar.core.compose import EncoderConfig
-from sidecar.core.policy import ErrorPolicy
-from sidecar.core.template import Template
+from sidecar.core.encoding.encoder import EncoderConfig
+from sidecar.core.encoding.template import Template
+from sidecar.core.results.policy import ErrorPolicy
 from tests.builders import properties
 from tests.fakes.elasticsearch import Failure, Refusal
-from tests.pipeline.world import DEAD, QUEUE, SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import DEAD, QUEUE, SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sidecar.core.split import Mode
+    from sidecar.core.encoding.split import Mode
 
 MIN_RUN = 16
 LONG = "".join(f"<{number:04d}> of the life of somebody who can't [help] it; " for number in range(50))

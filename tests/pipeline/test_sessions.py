@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.fakes.elasticsearch import Trouble, must_be_number
-from tests.pipeline.world import QUEUE, SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import QUEUE, SimulatedPipeline, play
 
 SEEDS = range(6)
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from sidecar.core.compose import EncoderConfig
-from sidecar.core.properties import header
-from sidecar.core.template import Template
+from sidecar.core.encoding.encoder import EncoderConfig
+from sidecar.core.encoding.template import Template
+from sidecar.core.wire.properties import header
 from tests.fakes.broker import Stored, properties
 from tests.fakes.elasticsearch import Failure, must_be_number
-from tests.pipeline.world import DEAD, INDEX, QUEUE, SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import DEAD, INDEX, QUEUE, SimulatedPipeline, play
 from tests.simulation.rest import objects, remains
 
 SEEDS = range(8)

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sidecar.core.policy import ErrorPolicy
-from sidecar.core.state import NotReady
+from sidecar.core.results.policy import ErrorPolicy
+from sidecar.core.stats.snapshot import NotReady
 from tests.builders import properties
 from tests.fakes.elasticsearch import TARGET_FAILURES, Failure, Trouble, must_be_number
 from tests.pipeline.expected_metrics import scrape
-from tests.pipeline.world import DEAD, INDEX, QUEUE, SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import DEAD, INDEX, QUEUE, SimulatedPipeline, play
 
 if TYPE_CHECKING:
-    from sidecar.core.state import Snapshot
+    from sidecar.core.stats.snapshot import Snapshot
 
 AGE_SECONDS = 30
 REASONS = ("malformed", "rejected")

@@ -10,10 +10,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from sidecar.ops.spans import Spans
+from sidecar.observability.spans import Spans
 from tests.builders import long_string, properties
 from tests.fakes.elasticsearch import Failure, Refusal, Trouble, must_be_number
-from tests.pipeline.world import INDEX, QUEUE, SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import INDEX, QUEUE, SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from collections.abc import Callable

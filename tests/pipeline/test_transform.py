@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from sidecar.core.compose import EncoderConfig
-from sidecar.core.properties import decode, header
-from sidecar.core.template import Template
+from sidecar.core.encoding.encoder import EncoderConfig
+from sidecar.core.encoding.template import Template
+from sidecar.core.wire.properties import decode, header
 from sidecar.library.transforming import hook
 from tests.fakes.broker import Stored, properties
-from tests.pipeline.world import DEAD, INDEX, QUEUE, SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import DEAD, INDEX, QUEUE, SimulatedPipeline, play
 
 SEEDS = range(6)
 

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from sidecar.core.compose import EncoderConfig
+from sidecar.core.encoding.encoder import EncoderConfig
+from sidecar.core.encoding.template import Template
 from sidecar.core.far import HANDLER
-from sidecar.core.policy import ErrorPolicy
-from sidecar.core.properties import decode, header
-from sidecar.core.template import Template
-from sidecar.library.handling import HandlerSink
+from sidecar.core.results.policy import ErrorPolicy
+from sidecar.core.wire.properties import decode, header
+from sidecar.library.handler_sink import HandlerSink
 from sidecar.library.settings import load
 from sidecar.library.verdicts import DELAY, Verdict
-from sidecar.pipeline import Pipeline
-from sidecar.settling import WITHHELD_SECONDS
+from sidecar.pipeline.pipeline import Pipeline
+from sidecar.pipeline.settler import WITHHELD_SECONDS
 from tests.builders import long_string
 from tests.builders import properties as raw_properties
 from tests.fakes.elasticsearch import TARGET_FAILURES, Failure, must_be_number
-from tests.pipeline.world import DEAD, QUEUE, SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import DEAD, QUEUE, SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sidecar.core.compose import EncoderConfig
-from sidecar.core.policy import ErrorPolicy
-from sidecar.core.properties import decode, header
-from sidecar.core.template import Template
+from sidecar.core.encoding.encoder import EncoderConfig
+from sidecar.core.encoding.template import Template
+from sidecar.core.results.policy import ErrorPolicy
+from sidecar.core.wire.properties import decode, header
 from tests.fakes.elasticsearch import Failure, must_be_number
-from tests.pipeline.world import DEAD, INDEX, SimulatedPipeline, play
+from tests.pipeline.simulated_pipeline import DEAD, INDEX, SimulatedPipeline, play
 
 if TYPE_CHECKING:
     from collections.abc import Callable

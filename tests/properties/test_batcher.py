@@ -1,4 +1,4 @@
-"""`sidecar.core.batcher`: limits, order, age; nothing lost and nothing doubled."""
+"""`sidecar.core.scheduling.batcher`: limits, order, age; nothing lost and nothing doubled."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.core.batcher import Batch, Batcher
-from sidecar.core.correlation import Correlation
+from sidecar.core.encoding.correlation import Correlation
+from sidecar.core.scheduling.batcher import Batch, Batcher
 from tests.builders import examples, ledger, message, tags
 from tests.drawing import drew, how_many
 

@@ -1,4 +1,4 @@
-"""`sidecar.core.columns` and `lines`: a chunk composed at once is what its messages are, composed one by one."""
+"""`core.encoding.columns` and `lines`: a chunk composed at once is what its messages are, composed one by one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.core.compose import BulkEncoder, EncoderConfig
-from sidecar.core.fields import Fields
-from sidecar.core.template import Template, TemplateContext
+from sidecar.core.encoding.encoder import BulkEncoder, EncoderConfig
+from sidecar.core.encoding.fields import Fields
+from sidecar.core.encoding.template import Template, TemplateContext
 from tests.builders import examples, ledger, long_string, message, origin, properties
 from tests.drawing import drew, how_many
 

@@ -13,9 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.core.copies import Failure as Rejected
-from sidecar.core.copies import dead_letter_headers, republish_properties
-from sidecar.core.letters import (
+from sidecar.core.dead_letters.dead_letter import (
     DeadLetter,
     DeadLetterFilter,
     DeadLetterSummary,
@@ -24,7 +22,9 @@ from sidecar.core.letters import (
     replay_obstacle,
     replay_properties,
 )
-from sidecar.core.properties import fields, headers, join_with_headers, split
+from sidecar.core.wire.properties import fields, headers, join_with_headers, split
+from sidecar.core.wire.republish import Failure as Rejected
+from sidecar.core.wire.republish import dead_letter_headers, republish_properties
 from tests.builders import examples, ledger, long_string, message, properties, short_string
 from tests.drawing import drew
 from tests.servers.wire import decode_properties, table_entries

@@ -14,9 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sidecar.cli import cli
-from sidecar.core import dotenv
-from sidecar.settings import join_list, split_list
-from sidecar.settings import read_raw as said
+from sidecar.config import dotenv
+from sidecar.config.settings import join_list, split_list
+from sidecar.config.settings import read_raw as said
 from tests import compose_dotenv
 from tests.builders import examples
 from tests.compose_dotenv import ComposeError

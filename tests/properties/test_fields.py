@@ -1,4 +1,4 @@
-"""`sidecar.core.fields`: a document with fields, parsed again, is the document and the fields it hadn't."""
+"""`sidecar.core.encoding.fields`: a document with fields, parsed again, is the document and the fields it hadn't."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.core.fields import Fields
-from sidecar.core.template import Template, TemplateContext
+from sidecar.core.encoding.fields import Fields
+from sidecar.core.encoding.template import Template, TemplateContext
 from tests.builders import examples, long_string, message, properties
 from tests.drawing import drew, how_many
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.core import letters
-from sidecar.core.compose import BulkEncoder, EncoderConfig
-from sidecar.core.copies import Failure, dead_letter_headers, delay_headers, republish_properties
-from sidecar.core.properties import fields, headers
-from sidecar.core.template import Template
+from sidecar.core.dead_letters import dead_letter
+from sidecar.core.encoding.encoder import BulkEncoder, EncoderConfig
+from sidecar.core.encoding.template import Template
+from sidecar.core.wire.properties import fields, headers
+from sidecar.core.wire.republish import Failure, dead_letter_headers, delay_headers, republish_properties
 from tests.builders import examples, ledger, long_string, message, properties
 from tests.drawing import drew
 
@@ -100,7 +100,7 @@ def _copy(whole: Message, encoded: Message, step: Step, number: int, now: float)
     letter = Failure(whole, "rejected", "")
     added = dead_letter_headers(letter, token=b"1", action="index", index="i", document_id=made_id, failed_at=now)
     dead = message(1, whole.body, raw=republish_properties(whole.properties, added, _PLENTY), route=b"\0\x09work.dead")
-    return letters.replay_properties(dead, letters.read(dead, 1), token=b"2", user=None)
+    return dead_letter.replay_properties(dead, dead_letter.read(dead, 1), token=b"2", user=None)
 
 
 @pytest.mark.draws(

@@ -1,4 +1,4 @@
-"""Differential fuzz of `sidecar.core.frames` and `sidecar.core.properties`: against what was generated, and pamqp.
+"""Differential fuzz of `core.wire.frames` and `sidecar.core.wire.properties`: against what was generated, and pamqp.
 
 Streams of deliveries, returns, confirms, RPC answers, heartbeats and other channels' messages, their frames
 interleaved, are fed at every split, byte by byte and in random pieces: always the same messages, the same answers, and
@@ -24,11 +24,11 @@ from pamqp import commands, decode, encode, header, heartbeat
 from pamqp import frame as pamqp
 from pamqp.exceptions import UnmarshalingException
 
-from sidecar.core import frames
-from sidecar.core import properties as core
-from sidecar.core.frames import Confirm, FrameParser, Returned
 from sidecar.core.ledger import Ledger
-from sidecar.core.properties import PropertiesError
+from sidecar.core.wire import frames
+from sidecar.core.wire import properties as core
+from sidecar.core.wire.frames import Confirm, FrameParser, Returned
+from sidecar.core.wire.properties import PropertiesError
 from sidecar.errors import ProtocolError
 from tests.builders import FLAGS, NUMBERS, content_header, deliver, examples, frame, properties, short_string, table
 from tests.drawing import drew, how_many

@@ -1,4 +1,4 @@
-"""`sidecar.core.merge` and `coalesce`: one write leaves what several leave, whatever is stored."""
+"""`sidecar.core.scheduling.json_merge` and `coalesce`: one write leaves what several leave, whatever is stored."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from sidecar.core.batcher import Batcher
-from sidecar.core.coalesce import Coalescer, Operation
-from sidecar.core.merge import merged
-from sidecar.core.order import DocumentOrder
+from sidecar.core.scheduling.batcher import Batcher
+from sidecar.core.scheduling.coalesce import Coalescer, Operation
+from sidecar.core.scheduling.json_merge import merged
+from sidecar.core.scheduling.order import DocumentOrder
 from tests.builders import examples
 from tests.drawing import drew
 

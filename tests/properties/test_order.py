@@ -1,4 +1,4 @@
-"""`sidecar.core.order`: for each document one operation at a time, in the order of delivery."""
+"""`sidecar.core.scheduling.order`: for each document one operation at a time, in the order of delivery."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sidecar.core.ledger import Ledger
-from sidecar.core.order import DocumentOrder
+from sidecar.core.scheduling.order import DocumentOrder
 from tests.builders import examples, message
 from tests.drawing import drew
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.core import bulk
-from sidecar.core.bulk import MIN_RUN, redact
+from sidecar.core.results import bulk
+from sidecar.core.results.bulk import MIN_RUN, redact
 from tests.builders import examples
 from tests.drawing import drew
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.core.copies import republish_properties
+from sidecar.core.encoding.forward import ForwardConfig, ForwardProperties
+from sidecar.core.encoding.template import Template
 from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
-from sidecar.core.properties import text_value
-from sidecar.core.staging import ForwardConfig, ForwardProperties
-from sidecar.core.template import Template
+from sidecar.core.wire.properties import text_value
+from sidecar.core.wire.republish import republish_properties
 from tests.builders import examples, origin, short_string
 from tests.drawing import drew
 from tests.servers.wire import Raw, decode_value, encode_properties, encode_value

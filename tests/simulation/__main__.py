@@ -9,12 +9,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.simulation.many import KINDS, Kind, play_many
+from tests.simulation.runner import KINDS, Kind, play_many
 from tests.simulation.shrink import shrink
 from tests.simulation.trace import told
 
 if TYPE_CHECKING:
-    from tests.simulation.day import Day
+    from tests.simulation.scenario import Day
 
 
 def _tell(kind: Kind, day: Day, *, small: bool, planted: str = "") -> int:

@@ -27,7 +27,7 @@ from unittest import mock
 
 from click.testing import CliRunner
 
-from sidecar.amqp import letters
+from sidecar.amqp import dead_letter_queue
 from sidecar.cli import cli, dlq
 from tests.builders import long_string, properties
 from tests.fakes import clock
@@ -395,9 +395,9 @@ def _environment(day: Day) -> Iterator[None]:
     with (
         mock.patch.dict(os.environ, given),
         mock.patch.object(dlq, "REPLAY_PREFETCH", day.window),
-        mock.patch.object(letters, "REPLAY_PREFETCH", day.window),
-        mock.patch.object(letters, "_REPLAY_BATCH", day.at_once),
-        mock.patch.object(letters, "_POLL_SECONDS", 0.2),  # fewer turns of the loop, and the same result
+        mock.patch.object(dead_letter_queue, "REPLAY_PREFETCH", day.window),
+        mock.patch.object(dead_letter_queue, "_REPLAY_BATCH", day.at_once),
+        mock.patch.object(dead_letter_queue, "_POLL_SECONDS", 0.2),  # fewer turns of the loop, and the same result
     ):
         for name in names:
             if name not in given:

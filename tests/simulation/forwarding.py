@@ -14,24 +14,24 @@ from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from sidecar.amqp.outlet import ReconnectingPublisher
+from sidecar.amqp.connection import ConnectOptions, forget_leftovers
+from sidecar.amqp.publisher import ReconnectingPublisher
 from sidecar.amqp.topology import Topology
-from sidecar.amqp.wire import ConnectOptions, forget_leftovers
-from sidecar.app import App
-from sidecar.core.compose import EncoderConfig
+from sidecar.core.encoding.encoder import EncoderConfig
+from sidecar.core.encoding.forward import ACTION, ForwardConfig
+from sidecar.core.encoding.template import Template
 from sidecar.core.far import SINK
-from sidecar.core.policy import ErrorPolicy
-from sidecar.core.staging import ACTION, ForwardConfig
-from sidecar.core.template import Template
-from sidecar.forwarding import AmqpSink
-from sidecar.pipeline import Pipeline
-from sidecar.plan import PipelineConfig
+from sidecar.core.results.policy import ErrorPolicy
+from sidecar.pipeline.app import App
+from sidecar.pipeline.config import PipelineConfig
+from sidecar.pipeline.pipeline import Pipeline
+from sidecar.sinks.amqp import AmqpSink
 from tests.fakes import clock, network
 from tests.fakes.amqp_server import AmqpServer, Channel, Exchange, Refusal, by_chance, each, withheld
 from tests.fakes.broker import Broker
-from tests.simulation.forwarding_day import Forwarded
-from tests.simulation.forwarding_judge import ARRIVES_SECONDS, Arrival, ForwardingJudge
-from tests.simulation.judge import Discrepancy
+from tests.simulation.forwarding_oracle import ARRIVES_SECONDS, Arrival, ForwardingJudge
+from tests.simulation.forwarding_scenario import Forwarded
+from tests.simulation.oracle import Discrepancy
 from tests.simulation.rest import remains
 from tests.simulation.world import DEAD, QUEUE, Log, innermost, names, remembering, wall_clock
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from sidecar.ports import BrokerSession, OutboundMessage, Receive
     from tests.fakes.amqp_server import Connection, Publish
     from tests.fakes.broker import SimulatedSession, Stored
-    from tests.simulation.forwarding_day import FarFault, ForwardingDay
+    from tests.simulation.forwarding_scenario import FarFault, ForwardingDay
 
 _PATIENCE_SECONDS = 7_200.0
 _MOST_TURNS = 60_000  # of the loop; a bad day takes some thousands

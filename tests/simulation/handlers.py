@@ -16,15 +16,15 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar import ACK, DEAD_LETTER, DELAY, DISCARD, REQUEUE, BatchConsumer, Consumer, Verdict
-from sidecar.core.properties import decode, header
-from sidecar.core.template import RETRY_COUNT
-from sidecar.library import consumers, handling
-from sidecar.pipeline import Pipeline
+from sidecar.core.encoding.template import RETRY_COUNT
+from sidecar.core.wire.properties import decode, header
+from sidecar.library import consumers, handler_sink
+from sidecar.pipeline.pipeline import Pipeline
 from tests.builders import long_string
 from tests.builders import properties as raw_properties
-from tests.simulation.day import DELAY_FAULTS, Day, draw
-from tests.simulation.judge import Judge
+from tests.simulation.oracle import Judge
 from tests.simulation.rest import remains
+from tests.simulation.scenario import DELAY_FAULTS, Day, draw
 from tests.simulation.world import QUEUE, Life, Log, Played, World, play
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sidecar import Message, Options
-    from sidecar.app import Connect
+    from sidecar.pipeline.app import Connect
     from sidecar.ports import OutboundMessage
     from tests.fakes.broker import Queue, SimulatedSession, Stored
 
@@ -359,7 +359,7 @@ class HandlerLife(Life):
     def new_pipeline(self, world: World) -> Pipeline:
         """Return a pipeline like that of the consumer."""
         consumer, plan = self.consumer, self.consumer._config()
-        sink = handling.HandlerSink(plan, consumer._process(), consumer.settings)
+        sink = handler_sink.HandlerSink(plan, consumer._process(), consumer.settings)
         return Pipeline(plan, sink, rng=world.rng, log=consumer._log, wall_clock=time.time)
 
     @property

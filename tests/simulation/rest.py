@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 from typing import TYPE_CHECKING
 
-from sidecar.core.batcher import Batch
-from sidecar.core.copies import Failure
+from sidecar.core.encoding.split import SplitMessage
 from sidecar.core.message import Message
-from sidecar.core.split import SplitMessage
+from sidecar.core.scheduling.batcher import Batch
+from sidecar.core.wire.republish import Failure
 
 if TYPE_CHECKING:
-    from sidecar.pipeline import Pipeline
+    from sidecar.pipeline.pipeline import Pipeline
 
 
 def remains(pipeline: Pipeline) -> list[str]:

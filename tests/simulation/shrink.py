@@ -6,13 +6,13 @@ import time
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tests.simulation.day import Setting
+from tests.simulation.scenario import Setting
 from tests.simulation.world import play
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tests.simulation.day import Day
+    from tests.simulation.scenario import Day
 
 Part = TypeVar("Part")
 _PLAINER = (

@@ -15,27 +15,27 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from sidecar.core.compose import EncoderConfig
-from sidecar.core.properties import decode, header, short
-from sidecar.core.template import RETRY_COUNT, Template
-from sidecar.indexing import ElasticsearchSink
+from sidecar.core.encoding.encoder import EncoderConfig
+from sidecar.core.encoding.template import RETRY_COUNT, Template
+from sidecar.core.wire.properties import decode, header, short
 from sidecar.library.transforming import hook
+from sidecar.sinks.elasticsearch import ElasticsearchSink
 from tests.builders import long_string
 from tests.builders import properties as raw_properties
-from tests.simulation.day import Day, draw
-from tests.simulation.judge import CONFLICT, DOC_CLOSES, DOC_OPENS, Fate, Judge
+from tests.simulation.oracle import CONFLICT, DOC_CLOSES, DOC_OPENS, Fate, Judge
 from tests.simulation.rest import remains
+from tests.simulation.scenario import Day, draw
 from tests.simulation.world import World
 
 if TYPE_CHECKING:
     from typing import Any
 
     from sidecar import Message
-    from sidecar.plan import PipelineConfig
+    from sidecar.pipeline.config import PipelineConfig
     from sidecar.ports import OutboundMessage
     from tests.fakes.broker import SimulatedSession, Stored
     from tests.fakes.elasticsearch import Failure, Item, Sent
-    from tests.simulation.day import Setting
+    from tests.simulation.scenario import Setting
     from tests.simulation.world import Life
 
 _MISSING = "index_not_found_exception"

@@ -10,9 +10,9 @@ import pytest
 
 from tests.builders import THOROUGHNESS
 from tests.simulation.forwarding import play_forwarding
-from tests.simulation.forwarding_day import FAR_FAULTS, NEAR_FAULTS, ForwardingDay, draw_forwarding
-from tests.simulation.many import failures
-from tests.simulation.planted_forwarding import PLANTED
+from tests.simulation.forwarding_mutants import PLANTED
+from tests.simulation.forwarding_scenario import FAR_FAULTS, NEAR_FAULTS, ForwardingDay, draw_forwarding
+from tests.simulation.runner import failures
 from tests.simulation.shrink import shrink
 from tests.simulation.trace import told
 

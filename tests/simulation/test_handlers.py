@@ -9,7 +9,7 @@ import pytest
 
 from tests.builders import THOROUGHNESS
 from tests.simulation.handlers import play_handlers
-from tests.simulation.many import failures
+from tests.simulation.runner import failures
 from tests.simulation.trace import told
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.day import Day
+from tests.simulation.scenario import Day
 from tests.simulation.world import play
 
 PLANS = sorted((Path(__file__).parent / "plans").glob("*.json"))

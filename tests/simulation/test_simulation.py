@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.builders import THOROUGHNESS
-from tests.simulation.day import (
+from tests.simulation.mutants import PLANTED
+from tests.simulation.runner import failures
+from tests.simulation.scenario import (
     BROKER_FAULTS,
     CLUSTER_FAULTS,
     DELAY_FAULTS,
@@ -22,8 +24,6 @@ from tests.simulation.day import (
     Day,
     draw,
 )
-from tests.simulation.many import failures
-from tests.simulation.planted import PLANTED
 from tests.simulation.shrink import shrink
 from tests.simulation.trace import told
 from tests.simulation.world import play
@@ -33,7 +33,7 @@ SEEDS_IN_A_TEST = 100
 TESTS = 20 * THOROUGHNESS
 _TELL = """
 import sys
-from tests.simulation.day import draw
+from tests.simulation.scenario import draw
 from tests.simulation.trace import told
 from tests.simulation.world import play
 for seed in map(int, sys.argv[1:]):

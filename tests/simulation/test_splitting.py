@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from tests.builders import THOROUGHNESS
-from tests.simulation.many import failures
+from tests.simulation.runner import failures
 from tests.simulation.splitting import SplitWorld, draw_split
 from tests.simulation.trace import told
 from tests.simulation.world import Played, World, play

@@ -9,7 +9,7 @@ from tests.simulation.world import names
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.simulation.day import Day
+    from tests.simulation.scenario import Day
     from tests.simulation.world import Played
 
 _MOST_LINES = 400

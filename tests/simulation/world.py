@@ -10,13 +10,13 @@ from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from sidecar.app import App
-from sidecar.core.compose import EncoderConfig
-from sidecar.core.policy import ErrorPolicy
-from sidecar.core.template import Template
-from sidecar.indexing import ElasticsearchSink
-from sidecar.pipeline import Pipeline
-from sidecar.plan import PipelineConfig
+from sidecar.core.encoding.encoder import EncoderConfig
+from sidecar.core.encoding.template import Template
+from sidecar.core.results.policy import ErrorPolicy
+from sidecar.pipeline.app import App
+from sidecar.pipeline.config import PipelineConfig
+from sidecar.pipeline.pipeline import Pipeline
+from sidecar.sinks.elasticsearch import ElasticsearchSink
 from tests import invariants
 from tests.builders import long_string
 from tests.builders import properties as raw_properties
@@ -31,7 +31,8 @@ from tests.fakes.elasticsearch import (
     Trouble,
     must_be_number,
 )
-from tests.simulation.day import (
+from tests.simulation.oracle import Discrepancy, Judge
+from tests.simulation.scenario import (
     BEACONS,
     BROKER_FAULTS,
     CLUSTER_FAULTS,
@@ -43,18 +44,17 @@ from tests.simulation.day import (
     SIDECAR_FAULTS,
     Publication,
 )
-from tests.simulation.judge import Discrepancy, Judge
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from structlog.typing import FilteringBoundLogger
 
+    from sidecar.pipeline.work import Sink
     from sidecar.ports import BrokerSession, OutboundMessage, Receive
-    from sidecar.work import Sink
     from tests.fakes.broker import Queue, SimulatedSession, Stored
     from tests.fakes.elasticsearch import Item, Request, Sent
-    from tests.simulation.day import Day, Fault
+    from tests.simulation.scenario import Day, Fault
 
 QUEUE, DEAD = "work", "work.dead"
 WALL_SECONDS = 1_700_000_000.0

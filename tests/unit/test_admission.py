@@ -1,4 +1,4 @@
-"""`sidecar.admission`: probes while messages wait for the guard."""
+"""`sidecar.pipeline.admission`: probes while messages wait for the guard."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import pytest
 
-from sidecar.admission import Admission
-from sidecar.core.compose import EncoderConfig, Rejection
-from sidecar.core.guard import Outcome, RejectGuard
-from sidecar.core.template import Template
-from sidecar.plan import PipelineConfig
+from sidecar.core.encoding.encoder import EncoderConfig, Rejection
+from sidecar.core.encoding.template import Template
+from sidecar.core.flow.reject_guard import Outcome, RejectGuard
+from sidecar.pipeline.admission import Admission
+from sidecar.pipeline.config import PipelineConfig
 from tests.builders import message
 from tests.fakes import clock
 

@@ -13,10 +13,10 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, Chann
 from yarl import URL
 
 from sidecar.amqp.channels import refusal_of
-from sidecar.amqp.producer import open_publisher_connection
+from sidecar.amqp.connection import FAILURES, ConnectOptions, close_quietly, connect
+from sidecar.amqp.publisher_connection import open_publisher_connection
 from sidecar.amqp.queue_properties import read_properties
 from sidecar.amqp.topology import Topology
-from sidecar.amqp.wire import FAILURES, ConnectOptions, close_quietly, connect
 from sidecar.ports import OutboundMessage, Unroutable
 from tests.fakes.amqp_methods import SIGNATURES, Method, decode, encode
 from tests.fakes.amqp_server import (
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from aiormq.abc import AbstractChannel, AbstractConnection
 
-    from sidecar.amqp.wire import AmqpProtocol
+    from sidecar.amqp.connection import AmqpProtocol
 
     Run = Callable[..., None]
 

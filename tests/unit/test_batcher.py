@@ -1,11 +1,11 @@
-"""`sidecar.core.batcher`."""
+"""`sidecar.core.scheduling.batcher`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sidecar.core.batcher import Batch, Batcher, drop_stale
-from sidecar.core.correlation import Correlation
+from sidecar.core.encoding.correlation import Correlation
+from sidecar.core.scheduling.batcher import Batch, Batcher, drop_stale
 from tests.builders import batch, ledger, message, messages, tags
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ import pytest
 
 from sidecar import Message as Shown
 from sidecar import Outgoing
-from sidecar.core.compose import BulkEncoder, EncoderConfig
-from sidecar.core.fields import Fields
-from sidecar.core.merge import merged
-from sidecar.core.template import Template, TemplateError
-from sidecar.core.transform import TransformError
+from sidecar.core.encoding.encoder import BulkEncoder, EncoderConfig
+from sidecar.core.encoding.fields import Fields
+from sidecar.core.encoding.template import Template, TemplateError
+from sidecar.core.encoding.transform import TransformError
+from sidecar.core.scheduling.json_merge import merged
 from sidecar.library.transforming import hook
 from tests.builders import long_string, message, origin, properties
 

@@ -1,12 +1,12 @@
-"""`sidecar.core.bulk`."""
+"""`sidecar.core.results.bulk`."""
 
 from __future__ import annotations
 
 import orjson
 import pytest
 
-from sidecar.core import bulk
-from sidecar.core.bulk import Fault, Result
+from sidecar.core.results import bulk
+from sidecar.core.results.bulk import Fault, Result
 from tests.builders import message
 
 

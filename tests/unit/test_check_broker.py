@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from sidecar.amqp.check import check, check_sink
+from sidecar.amqp.connection import ConnectOptions
 from sidecar.amqp.topology import Topology, delay_arguments, quorum_arguments
-from sidecar.amqp.wire import ConnectOptions
 from tests.fakes import network
 from tests.fakes.amqp_server import AmqpServer, Exchange, drop, end, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sidecar.core.check import Finding
+    from sidecar.core.findings import Finding
     from tests.fakes.amqp_methods import Method
     from tests.fakes.amqp_server import Channel
 

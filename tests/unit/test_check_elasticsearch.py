@@ -1,4 +1,4 @@
-"""`sidecar.elastic.check`: each finding by an answer of an Elasticsearch in the process, alone and beside others."""
+"""`elasticsearch.check`: each finding by an answer of an Elasticsearch in the process, alone and beside others."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from click.testing import CliRunner
 
 from sidecar.amqp import check as amqp_check
 from sidecar.cli import cli
-from sidecar.core.compose import EncoderConfig
-from sidecar.core.fields import Fields
-from sidecar.core.template import Template
-from sidecar.elastic import check as elastic_check
-from sidecar.elastic import mappings
-from sidecar.elastic.sink import Connection
+from sidecar.core.encoding.encoder import EncoderConfig
+from sidecar.core.encoding.fields import Fields
+from sidecar.core.encoding.template import Template
+from sidecar.elasticsearch import check as elastic_check
+from sidecar.elasticsearch import templates as index_templates
+from sidecar.elasticsearch.client import Connection
 from tests.fakes.http_server import Act, reply, running, running_in_thread
 from tests.fakes.template_api import error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sidecar.core.check import Finding
+    from sidecar.core.findings import Finding
     from tests.fakes.http_server import HttpCluster, Received
 
 T = Template
@@ -107,7 +107,7 @@ async def all_closed(cluster: HttpCluster) -> None:
 
 
 def look(
-    api: Api, made: EncoderConfig, installed: tuple[mappings.IndexTemplate, ...] = (), **options: Any
+    api: Api, made: EncoderConfig, installed: tuple[index_templates.IndexTemplate, ...] = (), **options: Any
 ) -> list[Finding]:
     """Return all that is found."""
 
@@ -386,10 +386,12 @@ def test_privileges_are_asked_for_what_will_be_done() -> None:
 # Templates of the sidecar's own --------------------------------------------------------------------------------------
 
 OWN = (
-    mappings.IndexTemplate("shared", "component", {"template": {"mappings": {"a": 1}}}),
-    mappings.IndexTemplate("bad part", "component", {"template": {"mappings": {"b": 2}}}),
-    mappings.IndexTemplate("x", "index", {"index_patterns": ["x"], "composed_of": ["shared", "theirs", "bad part"]}),
-    mappings.IndexTemplate("y", "index", {"index_patterns": ["y"]}),
+    index_templates.IndexTemplate("shared", "component", {"template": {"mappings": {"a": 1}}}),
+    index_templates.IndexTemplate("bad part", "component", {"template": {"mappings": {"b": 2}}}),
+    index_templates.IndexTemplate(
+        "x", "index", {"index_patterns": ["x"], "composed_of": ["shared", "theirs", "bad part"]}
+    ),
+    index_templates.IndexTemplate("y", "index", {"index_patterns": ["y"]}),
 )
 
 

@@ -1,4 +1,4 @@
-"""`sidecar.core.coalesce`."""
+"""`sidecar.core.scheduling.coalesce`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sidecar.core.batcher import Batcher
-from sidecar.core.coalesce import Coalescer, Operation, undo_coalesce
-from sidecar.core.compose import BulkEncoder, EncoderConfig
-from sidecar.core.order import DocumentOrder
-from sidecar.core.template import Template
+from sidecar.core.encoding.encoder import BulkEncoder, EncoderConfig
+from sidecar.core.encoding.template import Template
+from sidecar.core.scheduling.batcher import Batcher
+from sidecar.core.scheduling.coalesce import Coalescer, Operation, undo_coalesce
+from sidecar.core.scheduling.order import DocumentOrder
 from tests.builders import ledger, long_string, message, properties, tags
 
 if TYPE_CHECKING:
-    from sidecar.core.batcher import Batch
-    from sidecar.core.coalesce import Mode
     from sidecar.core.ledger import Ledger
     from sidecar.core.message import Message
+    from sidecar.core.scheduling.batcher import Batch
+    from sidecar.core.scheduling.coalesce import Mode
 
 LATEST, MERGE = "latest", "merge"
 

@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 
 from sidecar.cli import cli
 from sidecar.cli.config import FORMATS, readme_table
-from sidecar.core import dotenv
-from sidecar.settings import PREFIX, Settings, load
+from sidecar.config import dotenv
+from sidecar.config.settings import PREFIX, Settings, load
 from tests import compose_dotenv
 from tests.builders import without_settings
 

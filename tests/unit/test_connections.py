@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.amqp.letters import open_dead_letter_queue
-from sidecar.amqp.outlet import ReconnectingPublisher
-from sidecar.amqp.producer import PublisherConnection, open_publisher_connection
-from sidecar.amqp.publisher import REFUSED
+from sidecar.amqp.confirms import REFUSED
+from sidecar.amqp.connection import ConnectOptions, forget_leftovers
+from sidecar.amqp.dead_letter_queue import open_dead_letter_queue
+from sidecar.amqp.publisher import ReconnectingPublisher
+from sidecar.amqp.publisher_connection import PublisherConnection, open_publisher_connection
 from sidecar.amqp.session import Session, SessionOptions, open_session
 from sidecar.amqp.topology import Seen, Topology
-from sidecar.amqp.wire import ConnectOptions, forget_leftovers
-from sidecar.core.copies import TOKEN_HEADER
 from sidecar.core.ledger import Settlement
+from sidecar.core.wire.republish import TOKEN_HEADER
 from sidecar.errors import BrokerError, QueueError
 from sidecar.ports import QUEUE_DURABLE_AFTER_SECONDS, OutboundMessage, Undeclared, Unroutable
 from tests.builders import examples, long_string, properties
@@ -44,7 +44,7 @@ from tests.fakes.amqp_server import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-    from sidecar.amqp.wire import AmqpProtocol
+    from sidecar.amqp.connection import AmqpProtocol
     from sidecar.core.message import Message
     from tests.fakes.amqp_methods import Method
     from tests.fakes.amqp_server import Channel

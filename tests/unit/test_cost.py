@@ -12,8 +12,8 @@ import pytest
 
 from bench.path import BATCH_ITEMS, READ_BYTES, Path, stream
 from bench.templates import deliveries
-from sidecar.core.compose import BulkEncoder, EncoderConfig
-from sidecar.core.template import Template
+from sidecar.core.encoding.encoder import BulkEncoder, EncoderConfig
+from sidecar.core.encoding.template import Template
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,8 +115,13 @@ def test_each_way_loads_nothing_of_the_other() -> None:
     """The Elasticsearch client takes 20 MiB that a stage of a chain has no need of."""
     loaded = "print(*[name for name in sys.modules if name in {wanted}])"
     ways = {
-        "sidecar.cli.forwarding": {"elasticsearch", "elastic_transport", "sidecar.elastic", "sidecar.indexing"},
-        "sidecar.cli.indexing": {"sidecar.forwarding", "sidecar.amqp.outlet", "sidecar.amqp.producer"},
+        "sidecar.cli.forwarding": {
+            "elasticsearch",
+            "elastic_transport",
+            "sidecar.elasticsearch",
+            "sidecar.sinks.elasticsearch",
+        },
+        "sidecar.cli.indexing": {"sidecar.sinks.amqp", "sidecar.amqp.publisher", "sidecar.amqp.publisher_connection"},
     }
     for way, other in ways.items():
         code = f"import sys, sidecar.cli.run, {way}; " + loaded.format(wanted=other)

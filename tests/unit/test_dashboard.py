@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from sidecar.core.account import SETTLED
-from sidecar.core.policy import OUTCOMES
-from sidecar.ops.metrics import REQUEST_OUTCOMES, TRIGGERS, Metrics
+from sidecar.core.results.policy import OUTCOMES
+from sidecar.core.stats.counters import SETTLED
+from sidecar.observability.metrics import REQUEST_OUTCOMES, TRIGGERS, Metrics
 from tests.builders import state
+from tests.dashboards import DASHBOARD, RULES, dashboard, expressions, panels, rules
 from tests.docs.settings_table import README
-from tests.observing import DASHBOARD, RULES, dashboard, expressions, panels, rules
 from tests.unit.test_metrics import busy_account
 
 RUNBOOK = README.parent / "docs" / "operations.md"

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 from click.testing import CliRunner, Result
 
-from sidecar.amqp.letters import REFRESH_AT_DELIVERIES
+from sidecar.amqp.dead_letter_queue import REFRESH_AT_DELIVERIES
 from sidecar.cli import cli, dlq
-from sidecar.core import properties as core
+from sidecar.config.settings import PREFIX
+from sidecar.core.wire import properties as core
 from sidecar.errors import BrokerError
-from sidecar.settings import PREFIX
 from tests.builders import ledger, long_string, message, properties, without_settings
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sidecar.cli.wiring import elasticsearch
-from sidecar.elastic import sink as sink_module
-from sidecar.elastic.sink import Connection, ElasticsearchClient
+from sidecar.config.settings import load_without_required
+from sidecar.elasticsearch import client as sink_module
+from sidecar.elasticsearch.client import Connection, ElasticsearchClient
 from sidecar.errors import ConfigError, SinkError
-from sidecar.settings import load_without_required
 from tests.fakes.http_server import Act, running
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""`sidecar.elastic.sink` over real sockets: nodes that break at every byte, and what is known of a request then.
+"""`elasticsearch.client` over real sockets: nodes that break at every byte, and what is known of a request then.
 
 The rule behind all of it: a request that no node can have seen goes to the next node. A request that a node may have
 seen goes nowhere else; the pipeline is told that its outcome is unknown.
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sidecar.core import bulk
-from sidecar.elastic import sink as sink_module
-from sidecar.elastic.sink import Connection, ElasticsearchClient
+from sidecar.core.results import bulk
+from sidecar.elasticsearch import client as sink_module
+from sidecar.elasticsearch.client import Connection, ElasticsearchClient
 from sidecar.errors import SinkError
 from tests.builders import THOROUGHNESS
 from tests.fakes.http_server import Act, HttpCluster, Received, reply, running, stored

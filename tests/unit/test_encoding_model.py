@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from sidecar.core.compose import BulkEncoder, EncoderConfig
-from sidecar.core.fields import Fields
-from sidecar.core.lines import _MAX_NAMES, IndexParameterCache
-from sidecar.core.template import Template, TemplateContext
+from sidecar.core.encoding.action_lines import _MAX_NAMES, IndexParameterCache
+from sidecar.core.encoding.encoder import BulkEncoder, EncoderConfig
+from sidecar.core.encoding.fields import Fields
+from sidecar.core.encoding.template import Template, TemplateContext
 from tests.builders import ledger, long_string, message, origin, properties, short_string
 
 if TYPE_CHECKING:

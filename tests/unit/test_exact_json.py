@@ -1,4 +1,4 @@
-"""`sidecar.core.exact_json`: what Elasticsearch stores is read, by every function alike, and written as it was."""
+"""`core.encoding.exact_json`: what Elasticsearch stores is read, by every function alike, and written as it was."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar import dumps
-from sidecar.core import exact_json
-from sidecar.core.exact_json import JsonError, Number, find, has, read, read_exactly, write
+from sidecar.core.encoding import exact_json
+from sidecar.core.encoding.exact_json import JsonError, Number, find, has, read, read_exactly, write
 from tests.drawing import drew
 
 if TYPE_CHECKING:

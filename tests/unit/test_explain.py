@@ -13,11 +13,11 @@ from click.testing import CliRunner, Result
 from sidecar.cli import cli
 from sidecar.cli.explain import COURSES
 from sidecar.cli.run import pipeline_config
-from sidecar.core import bulk
-from sidecar.core.compose import BulkEncoder
-from sidecar.core.policy import ITEM_RULES, Disposition, RequestOutcome, ResultClass, Rule
+from sidecar.config.settings import PREFIX, load
+from sidecar.core.encoding.encoder import BulkEncoder
+from sidecar.core.results import bulk
+from sidecar.core.results.policy import ITEM_RULES, Disposition, RequestOutcome, ResultClass, Rule
 from sidecar.errors import ConfigError
-from sidecar.settings import PREFIX, load
 from tests.builders import long_string, message, properties, without_settings
 
 

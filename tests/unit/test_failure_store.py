@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from sidecar.elastic.check import _has_failure_store, _Reply, _Target
+from sidecar.elasticsearch.check import _has_failure_store, _Reply, _Target
 
 if TYPE_CHECKING:
-    from sidecar.elastic.check import _Node
+    from sidecar.elasticsearch.check import _Node
 
 
 class Cluster:

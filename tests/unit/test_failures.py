@@ -1,10 +1,10 @@
-"""`sidecar.core.failures`: lines that a person can read, whatever the storm."""
+"""`sidecar.core.stats.failures`: lines that a person can read, whatever the storm."""
 
 from __future__ import annotations
 
 import pytest
 
-from sidecar.core.failures import LINES_AT_ONCE, WINDOW_SECONDS, FailureKind, FailureThrottle, LogLine
+from sidecar.core.stats.failures import LINES_AT_ONCE, WINDOW_SECONDS, FailureKind, FailureThrottle, LogLine
 
 BROKEN = FailureKind("dead_letter", "rejected", "document_parsing_exception")
 OTHER = FailureKind("dead_letter", "malformed", "")

@@ -1,4 +1,4 @@
-"""`sidecar.core.fields`: spliced into the bytes of a document, whose own values win."""
+"""`sidecar.core.encoding.fields`: spliced into the bytes of a document, whose own values win."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sidecar.core.compose import BulkEncoder, EncoderConfig
-from sidecar.core.fields import FieldNameError, Fields
-from sidecar.core.template import Template
+from sidecar.core.encoding.encoder import BulkEncoder, EncoderConfig
+from sidecar.core.encoding.fields import FieldNameError, Fields
+from sidecar.core.encoding.template import Template
 from tests.builders import long_string, message, properties
 
 NOW = 1_700_000_000.0

@@ -1,4 +1,4 @@
-"""`sidecar.core.frames`: what no other test says by an example. The differential fuzz is among the properties."""
+"""`sidecar.core.wire.frames`: what no other test says by an example. The differential fuzz is among the properties."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from itertools import product
 
 import pytest
 
-from sidecar.core import frames
-from sidecar.core.frames import HEARTBEAT, Closed, Confirm, FrameParser, Returned
+from sidecar.core.wire import frames
+from sidecar.core.wire.frames import HEARTBEAT, Closed, Confirm, FrameParser, Returned
 from sidecar.errors import ProtocolError
 from tests.builders import content_header, deliver, delivery, frame, ledger, properties, short_string, tags
 

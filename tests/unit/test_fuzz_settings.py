@@ -31,8 +31,8 @@ from pamqp import commands, frame, header
 import sidecar.cli.run
 from sidecar.cli import COMMANDS, cli
 from sidecar.cli.config import rows
+from sidecar.config.settings import PREFIX, RawSettings, Settings
 from sidecar.errors import ConfigError
-from sidecar.settings import PREFIX, RawSettings, Settings
 from tests.builders import without_settings
 
 if TYPE_CHECKING:

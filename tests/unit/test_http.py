@@ -1,4 +1,4 @@
-"""`sidecar.ops.http` and what it tells, over a real socket."""
+"""`sidecar.observability.http` and what it tells, over a real socket."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import orjson
 import pytest
 
 from sidecar.cli.run import about
-from sidecar.core.account import Counters
-from sidecar.core.failures import FailureGroup, FailureKind
-from sidecar.core.state import NotReady
+from sidecar.config.settings import load
+from sidecar.core.stats.counters import Counters
+from sidecar.core.stats.failures import FailureGroup, FailureKind
+from sidecar.core.stats.snapshot import NotReady
 from sidecar.errors import ConfigError
-from sidecar.ops.http import Server, open_server, page, policy
-from sidecar.ops.metrics import Metrics
-from sidecar.ops.status import HISTORY_SECONDS, StaticInfo, Status
-from sidecar.settings import load
+from sidecar.observability.http import Server, open_server, page, policy
+from sidecar.observability.metrics import Metrics
+from sidecar.observability.status import HISTORY_SECONDS, StaticInfo, Status
 from tests.builders import state
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sidecar.core.account import Counters
-from sidecar.ops.http import open_server
-from sidecar.ops.metrics import Metrics
-from sidecar.ops.status import StaticInfo, Status
+from sidecar.core.stats.counters import Counters
+from sidecar.observability.http import open_server
+from sidecar.observability.metrics import Metrics
+from sidecar.observability.status import StaticInfo, Status
 from tests.builders import state
 
 if TYPE_CHECKING:

@@ -1,11 +1,11 @@
-"""`sidecar.core.index_names`: names that Elasticsearch refuses for a new index."""
+"""`sidecar.core.encoding.index_names`: names that Elasticsearch refuses for a new index."""
 
 from __future__ import annotations
 
 import pytest
 
-from sidecar.core.index_names import name_fault, template_fault
-from sidecar.core.template import Template
+from sidecar.core.encoding.index_names import name_fault, template_fault
+from sidecar.core.encoding.template import Template
 
 GOOD = ["events", "logs-2026.11.30", ".hidden", "ä", "a_b-c+d", "x" * 255, "1"]
 BAD = ["Events", "É", "-a", "_a", "+a", ".", "..", "x" * 256, "ä" * 128, *(f"a{c}b" for c in ' "*\\<|,>/?#:')]

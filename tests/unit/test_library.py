@@ -24,8 +24,8 @@ from sidecar import (
     Options,
     Verdict,
 )
+from sidecar.config.settings import AmqpSettings, Settings
 from sidecar.errors import ConfigError
-from sidecar.settings import AmqpSettings, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDECARS_OWN = {"workers", "on_exception", "on_missing_verdict"}

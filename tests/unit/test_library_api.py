@@ -30,11 +30,11 @@ from sidecar import (
     dumps,
 )
 from sidecar import library as home
-from sidecar.core.account import Counters
+from sidecar.config.broker import connecting
+from sidecar.core.stats.counters import Counters
 from sidecar.errors import BrokerError, ConfigError
 from sidecar.library.publishing import PublisherOptions, PublisherSettings
 from sidecar.library.settings import load_settings
-from sidecar.wiring import connecting
 from tests.builders import ledger, long_string, message, properties, short_string
 from tests.fakes import network
 from tests.fakes.amqp_server import AmqpServer, each, withheld

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from sidecar.core import index_names, names, properties
 from sidecar.core.address import split_address
-from sidecar.core.correlation import MAX_EXPECTED_ITEMS, expected_items
-from sidecar.core.document import RefusedError
+from sidecar.core.encoding import index_names
+from sidecar.core.encoding.correlation import MAX_EXPECTED_ITEMS, expected_items
+from sidecar.core.encoding.document import RefusedError
+from sidecar.core.wire import names, properties
 
 
 def nested(levels: int) -> dict[str, Any]:

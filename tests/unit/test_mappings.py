@@ -1,4 +1,4 @@
-"""`sidecar.elastic.mappings` against a cluster made of a dictionary."""
+"""`sidecar.elasticsearch.templates` against a cluster made of a dictionary."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from sidecar.elastic import mappings
-from sidecar.elastic.mappings import IndexTemplate, TemplateDiff, normalized
+from sidecar.elasticsearch import templates as index_templates
+from sidecar.elasticsearch.templates import IndexTemplate, TemplateDiff, normalized
 from sidecar.errors import ConfigError, RefusedTemplateError, SinkError
 from sidecar.ports import Answer
 
@@ -65,7 +65,7 @@ def folder(path: Path, **files: object) -> Path:
 def test_components_come_before_the_templates_that_need_them(tmp_path: Path) -> None:
     """Whatever their names; what is no JSON file is left alone."""
     (tmp_path / "README.md").write_text("not a template")
-    found = mappings.load(folder(tmp_path, a_index=INDEX, z_shared=COMPONENT, b_shared=COMPONENT))
+    found = index_templates.load(folder(tmp_path, a_index=INDEX, z_shared=COMPONENT, b_shared=COMPONENT))
     assert [(one.name, one.kind) for one in found] == [
         ("b_shared", "component"),
         ("z_shared", "component"),
@@ -76,25 +76,25 @@ def test_components_come_before_the_templates_that_need_them(tmp_path: Path) -> 
 def test_every_file_that_is_no_template_is_told(tmp_path: Path) -> None:
     """All at once; and a folder without any is a mistake."""
     with pytest.raises(ConfigError) as caught:
-        mappings.load(folder(tmp_path, a=b"{", b=[], c={"mappings": {}}, good=INDEX))
+        index_templates.load(folder(tmp_path, a=b"{", b=[], c={"mappings": {}}, good=INDEX))
     problems = caught.value.problems
     assert [problem.split(": ")[0].rsplit("/", 1)[1] for problem in problems] == ["a.json", "b.json", "c.json"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="has no templates"):
-        mappings.load(tmp_path / "empty")
+        index_templates.load(tmp_path / "empty")
 
 
 def test_apply_installs_in_order_and_the_second_time_nothing(tmp_path: Path) -> None:
     """Idempotent: what is the same isn't touched."""
-    templates = mappings.load(folder(tmp_path, x=INDEX, shared=COMPONENT))
+    templates = index_templates.load(folder(tmp_path, x=INDEX, shared=COMPONENT))
     cluster = Cluster()
-    assert run(mappings.compare(cluster.ask, templates)) == [("shared", "missing"), ("x", "missing")]
+    assert run(index_templates.compare(cluster.ask, templates)) == [("shared", "missing"), ("x", "missing")]
     assert cluster.kept == {}
-    assert run(mappings.apply(cluster.ask, templates)) == [("shared", "missing"), ("x", "missing")]
+    assert run(index_templates.apply(cluster.ask, templates)) == [("shared", "missing"), ("x", "missing")]
     puts = [asked for asked in cluster.asked if asked.startswith("PUT")]
     assert puts == ["PUT /_component_template/shared", "PUT /_index_template/x"]
     cluster.asked.clear()
-    assert run(mappings.apply(cluster.ask, templates)) == [("shared", "same"), ("x", "same")]
+    assert run(index_templates.apply(cluster.ask, templates)) == [("shared", "same"), ("x", "same")]
     assert not [asked for asked in cluster.asked if asked.startswith("PUT")]
 
 
@@ -113,7 +113,7 @@ def test_a_higher_version_is_never_lowered(there: dict[str, Any], state: str) ->
     cluster = Cluster()
     cluster.kept["/_component_template/shared"] = there
     template = IndexTemplate("shared", "component", COMPONENT)
-    assert run(mappings.apply(cluster.ask, [template])) == [("shared", state)]
+    assert run(index_templates.apply(cluster.ask, [template])) == [("shared", state)]
     assert cluster.kept["/_component_template/shared"] == (there if state == "newer" else COMPONENT)
 
 
@@ -122,13 +122,13 @@ def test_any_version_is_higher_than_none() -> None:
     cluster = Cluster()
     cluster.kept["/_component_template/shared"] = {"version": 1, "template": {}}
     template = IndexTemplate("shared", "component", {"template": {"settings": {"number_of_shards": 1}}})
-    assert run(mappings.apply(cluster.ask, [template])) == [("shared", "newer")]
+    assert run(index_templates.apply(cluster.ask, [template])) == [("shared", "newer")]
 
 
 def test_the_name_of_a_template_is_data_in_the_path() -> None:
     """It can't leave its place there, whatever the file is called."""
     cluster = Cluster()
-    run(mappings.apply(cluster.ask, [IndexTemplate("a?b#c %41", "component", COMPONENT)]))
+    run(index_templates.apply(cluster.ask, [IndexTemplate("a?b#c %41", "component", COMPONENT)]))
     path = "/_component_template/a%3Fb%23c%20%2541"
     assert cluster.asked == [f"GET {path}", f"PUT {path}"]
 
@@ -140,7 +140,7 @@ def test_a_difference_is_named_by_path_on_both_sides() -> None:
         "priority": 7,
         "template": {"settings": {"index": {"number_of_shards": "2"}}},
     }
-    (change,) = asyncio.run(mappings.compare(cluster.ask, [IndexTemplate("x", "index", INDEX)]))
+    (change,) = asyncio.run(index_templates.compare(cluster.ask, [IndexTemplate("x", "index", INDEX)]))
     assert change.actual == {"priority": "7", "template.settings.index.number_of_shards": "2"}
     assert change.expected == {"template.settings.index.number_of_shards": "1"}
 
@@ -181,10 +181,10 @@ def test_a_refusal_says_why_and_an_absence_is_another_thing() -> None:
     cluster = Cluster()
     cluster.status = {"PUT": 400}
     with pytest.raises(RefusedTemplateError, match="doesn't take the index template x: 400 no; caused by: since"):
-        asyncio.run(mappings.apply(cluster.ask, [template]))
+        asyncio.run(index_templates.apply(cluster.ask, [template]))
     cluster.status = {"GET": 403}
     with pytest.raises(RefusedTemplateError, match="doesn't show the index template x: 403"):
-        asyncio.run(mappings.compare(cluster.ask, [template]))
+        asyncio.run(index_templates.compare(cluster.ask, [template]))
     cluster.status = {"GET": 503}
     with pytest.raises(SinkError):
-        asyncio.run(mappings.compare(cluster.ask, [template]))
+        asyncio.run(index_templates.compare(cluster.ask, [template]))

@@ -12,12 +12,12 @@ from click.testing import CliRunner
 
 from sidecar.cli import cli, indexing
 from sidecar.cli.indexing import _install
-from sidecar.elastic import mappings
-from sidecar.elastic.sink import Connection, ElasticsearchClient
+from sidecar.elasticsearch import templates as index_templates
+from sidecar.elasticsearch.client import Connection, ElasticsearchClient
 from sidecar.errors import ConfigError, RefusedTemplateError
 from tests.fakes.http_server import reply, running, running_in_thread
 from tests.fakes.template_api import TemplateApi, error
-from tests.pipeline.world import Log
+from tests.pipeline.simulated_pipeline import Log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from click.testing import Result
     from structlog.typing import FilteringBoundLogger
 
-    from sidecar.core.state import NotReady
+    from sidecar.core.stats.snapshot import NotReady
     from tests.fakes.http_server import HttpCluster
 
 SECRET = "hunter2-is-a-secret"
@@ -282,7 +282,7 @@ def start(
                     stop.set()
 
             templates = [
-                mappings.IndexTemplate(name, "index" if "index_patterns" in content else "component", content)
+                index_templates.IndexTemplate(name, "index" if "index_patterns" in content else "component", content)
                 for name, content in contents.items()
             ]
             try:

@@ -1,4 +1,4 @@
-"""`sidecar.ops.metrics`, and what it is made of: the histogram and the state."""
+"""`sidecar.observability.metrics`, and what it is made of: the histogram and the state."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from sidecar.core.account import SETTLED, Counters
-from sidecar.core.histogram import BYTES, ITEMS, SECONDS, Histogram
-from sidecar.ops.metrics import REQUEST_OUTCOMES, TRIGGERS, Metrics
+from sidecar.core.stats.counters import SETTLED, Counters
+from sidecar.core.stats.histogram import BYTES, ITEMS, SECONDS, Histogram
+from sidecar.observability.metrics import REQUEST_OUTCOMES, TRIGGERS, Metrics
 from tests.builders import state
 
 if TYPE_CHECKING:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pamqp import commands, decode, frame
 
-from sidecar.amqp import wire  # noqa: F401 - leaves names to the broker
 from sidecar.cli.check import _check_traits, _proxies
-from sidecar.core.check import traps
-from sidecar.core.names import MAX_NAME_BYTES, table_fault
+from sidecar.config.settings import Settings, load, load_amqp, split_list
+from sidecar.core.findings import traps
+from sidecar.core.wire.names import MAX_NAME_BYTES, table_fault
 from sidecar.errors import ConfigError
 from sidecar.library.settings import load as load_library
-from sidecar.settings import Settings, load, load_amqp, split_list
 
 if TYPE_CHECKING:
     from collections.abc import Callable

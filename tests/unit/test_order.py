@@ -1,8 +1,8 @@
-"""`sidecar.core.order`."""
+"""`sidecar.core.scheduling.order`."""
 
 from __future__ import annotations
 
-from sidecar.core.order import DocumentOrder
+from sidecar.core.scheduling.order import DocumentOrder
 from tests.builders import ledger, message, tags
 
 

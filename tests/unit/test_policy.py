@@ -1,11 +1,11 @@
-"""`sidecar.core.policy`: each row of the contract's tables of verdicts."""
+"""`sidecar.core.results.policy`: each row of the contract's tables of verdicts."""
 
 from __future__ import annotations
 
 import pytest
 
-from sidecar.core.bulk import Fault, Result
-from sidecar.core.policy import (
+from sidecar.core.results.bulk import Fault, Result
+from sidecar.core.results.policy import (
     FRAME_ERROR,
     ITEM_RULES,
     NACK,

@@ -1,4 +1,4 @@
-"""`sidecar.samples`, and what `sidecar produce` says of them."""
+"""`sidecar.cli.samples`, and what `sidecar produce` says of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from itertools import islice
 import pytest
 
 from sidecar.cli.produce import PublishStats, format_summary
-from sidecar.core.properties import decode, header, number, short
-from sidecar.samples import BAD, KIND_HEADER, ORDER, STRANGE, STRANGE_ID, Sample, SampleKind, Samples
+from sidecar.cli.samples import BAD, KIND_HEADER, ORDER, STRANGE, STRANGE_ID, Sample, SampleKind, Samples
+from sidecar.core.wire.properties import decode, header, number, short
 from tests.builders import encoder, message
 
 KINDS = (ORDER, *STRANGE, *BAD)

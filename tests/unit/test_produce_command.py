@@ -14,10 +14,10 @@ from click.testing import CliRunner, Result
 
 from sidecar.cli import cli, produce
 from sidecar.cli.produce import CHUNK_BYTES, CHUNK_MESSAGES, WINDOW_CHUNKS, PublishStats, Route, Sender
-from sidecar.core.properties import short
+from sidecar.cli.samples import Samples
+from sidecar.config.settings import PREFIX
+from sidecar.core.wire.properties import short
 from sidecar.errors import BrokerError
-from sidecar.samples import Samples
-from sidecar.settings import PREFIX
 from tests.builders import without_settings
 from tests.fakes.clock import run
 

@@ -1,4 +1,4 @@
-"""`sidecar.core.properties`."""
+"""`sidecar.core.wire.properties`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
-from sidecar.core import properties as core
-from sidecar.core.properties import PropertiesError
+from sidecar.core.wire import properties as core
+from sidecar.core.wire.properties import PropertiesError
 from tests.builders import FLAGS, long_string, properties, short_string
 
 STRINGS = [name for name in FLAGS if name not in ("headers", "delivery_mode", "priority", "timestamp")]

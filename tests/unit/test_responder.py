@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from sidecar.core import bulk
-from sidecar.core.policy import RequestOutcome, classify_request
-from sidecar.core.responder import is_own, obstacle, pointed_at, redirected
+from sidecar.core.results import bulk
+from sidecar.core.results.policy import RequestOutcome, classify_request
+from sidecar.core.results.responder import is_own, obstacle, pointed_at, redirected
 from sidecar.ports import Answer
 
 HTML = b"<!DOCTYPE html><html><body>Sign in</body></html>"

@@ -1,4 +1,4 @@
-"""`sidecar.elastic.node`: the pause that an answer asks for, whoever wrote it."""
+"""`sidecar.elasticsearch.node`: the pause that an answer asks for, whoever wrote it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from email.utils import formatdate
 import pytest
 from elastic_transport import HttpHeaders
 
-from sidecar.elastic.node import MAX_RETRY_AFTER_SECONDS, retry_after
+from sidecar.elasticsearch.node import MAX_RETRY_AFTER_SECONDS, retry_after
 
 
 @pytest.mark.parametrize(

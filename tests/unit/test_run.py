@@ -22,13 +22,14 @@ from aiormq.exceptions import AMQPError
 from click.testing import CliRunner, Result
 from pydantic import SecretStr
 
-from sidecar import __version__, forwarding
+from sidecar import __version__
 from sidecar.amqp import session
 from sidecar.cli import cli, indexing, main, run
-from sidecar.elastic.sink import ElasticsearchClient
+from sidecar.elasticsearch.client import ElasticsearchClient
 from sidecar.errors import ConfigError
-from sidecar.ops import http
-from sidecar.pipeline import Pipeline
+from sidecar.observability import http
+from sidecar.pipeline.pipeline import Pipeline
+from sidecar.sinks import amqp
 from tests.builders import without_settings
 from tests.fakes.amqp_server import AmqpServer
 from tests.fakes.http_server import Act, HttpCluster, reply, running, stored
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
-    from sidecar.settings import Settings
+    from sidecar.config.settings import Settings
     from tests.fakes.http_server import Received
 
 SECONDS = 5.0
@@ -187,7 +188,7 @@ def live(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Live]:
     """Return what runs the command, without its pauses, and takes back what it does to this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(indexing, "_MAPPINGS_PAUSE_SECONDS", 0.01)
-    for module in (session, forwarding):  # it waits until a queue that just appeared is safe
+    for module in (session, amqp):  # it waits until a queue that just appeared is safe
         monkeypatch.setattr(module, "QUEUE_DURABLE_AFTER_SECONDS", 0.0)
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(name)

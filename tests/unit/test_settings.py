@@ -1,4 +1,4 @@
-"""`sidecar.settings`: each problem with its mend, all of them at once, and never a secret."""
+"""`sidecar.config.settings`: each problem with its mend, all of them at once, and never a secret."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Protocol
 
 import pytest
 
+from sidecar.config.settings import ELASTICSEARCH_ONLY, MAX_PREFETCH, SINK_ONLY, Settings, load, split_address
 from sidecar.errors import ConfigError
-from sidecar.settings import ELASTICSEARCH_ONLY, MAX_PREFETCH, SINK_ONLY, Settings, load, split_address
 
 REQUIRED = {"SIDECAR_AMQP_QUEUE": "work", "SIDECAR_INDEX": "logs"}
 

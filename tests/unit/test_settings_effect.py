@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from click.testing import CliRunner
 
-from sidecar import wiring as broker_wiring
 from sidecar.cli import check, cli, dlq, forwarding, indexing, produce, run, wiring
 from sidecar.cli import mappings as mappings_command
+from sidecar.config import broker as broker_wiring
+from sidecar.config.settings import PREFIX, Settings
+from sidecar.core.encoding.fields import Fields
+from sidecar.core.encoding.template import Template
 from sidecar.core.far import ELASTICSEARCH as ELASTICSEARCH_NAMES
 from sidecar.core.far import SINK as SINK_NAMES
-from sidecar.core.fields import Fields
-from sidecar.core.template import Template
-from sidecar.elastic import check as elastic_check
-from sidecar.elastic import mappings
+from sidecar.elasticsearch import check as elastic_check
+from sidecar.elasticsearch import templates as index_templates
 from sidecar.errors import BrokerError
 from sidecar.library import transforming
 from sidecar.library.transforming import Hook
-from sidecar.ops import http
-from sidecar.settings import PREFIX, Settings
+from sidecar.observability import http
 
 if TYPE_CHECKING:
     import functools
@@ -419,13 +419,13 @@ def record_sinks(monkeypatch: pytest.MonkeyPatch, found: Recorded) -> None:
         assert isinstance(outlet, Sink)
         found.add(staging=staging)
 
-    async def install(_: object, work: object, templates: list[mappings.IndexTemplate]) -> list[object]:
-        assert work is mappings.apply
+    async def install(_: object, work: object, templates: list[index_templates.IndexTemplate]) -> list[object]:
+        assert work is index_templates.apply
         found.add(installed=[template.name for template in templates])
         return []
 
     monkeypatch.setattr(indexing, "ElasticsearchClient", sink)
-    monkeypatch.setattr(mappings, "when_available", install)
+    monkeypatch.setattr(index_templates, "when_available", install)
     monkeypatch.setattr(forwarding, "ReconnectingPublisher", outlet)
     monkeypatch.setattr(forwarding, "AmqpSink", forward)
 
@@ -447,7 +447,9 @@ def record_check(monkeypatch: pytest.MonkeyPatch, found: Recorded) -> None:
         )
         return []
 
-    async def cluster(connection: object, made: object, *, templates: list[mappings.IndexTemplate]) -> list[object]:
+    async def cluster(
+        connection: object, made: object, *, templates: list[index_templates.IndexTemplate]
+    ) -> list[object]:
         found.add(elasticsearch=connection, encoder_config=made, templates=[template.name for template in templates])
         return []
 
@@ -481,15 +483,15 @@ def record_others(monkeypatch: pytest.MonkeyPatch, found: dict[str, Recorded]) -
         found["mappings"].add(elasticsearch=connection)
         return Sink()
 
-    async def when_available(_: object, work: object, templates: list[mappings.IndexTemplate]) -> list[object]:
-        assert work is mappings.compare
+    async def when_available(_: object, work: object, templates: list[index_templates.IndexTemplate]) -> list[object]:
+        assert work is index_templates.compare
         found["mappings"].add(templates=[template.name for template in templates])
         return []
 
     monkeypatch.setattr(produce, "open_publisher_connection", open_publisher_connection)
     monkeypatch.setattr(dlq, "open_dead_letter_queue", open_dead_letter_queue)
     monkeypatch.setattr(mappings_command, "ElasticsearchClient", sink)
-    monkeypatch.setattr(mappings, "when_available", when_available)
+    monkeypatch.setattr(index_templates, "when_available", when_available)
 
 
 LINES = {

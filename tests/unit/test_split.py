@@ -1,4 +1,4 @@
-"""`sidecar.core.split`."""
+"""`sidecar.core.encoding.split`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sidecar.core.compose import BulkEncoder, EncoderConfig
-from sidecar.core.copies import Failure, dead_letter_headers
-from sidecar.core.document import RefusedError
-from sidecar.core.split import PART_BYTES, split
-from sidecar.core.template import Template
+from sidecar.core.encoding.document import RefusedError
+from sidecar.core.encoding.encoder import BulkEncoder, EncoderConfig
+from sidecar.core.encoding.split import PART_BYTES, split
+from sidecar.core.encoding.template import Template
+from sidecar.core.wire.republish import Failure, dead_letter_headers
 from tests.builders import ledger, long_string, message, properties
 
 if TYPE_CHECKING:
+    from sidecar.core.encoding.split import Mode
     from sidecar.core.message import Message
-    from sidecar.core.split import Mode
 
 MOST = 1_000_000
 

@@ -1,4 +1,4 @@
-"""`sidecar.ops.status`: each figure of `/status` comes from its own place."""
+"""`sidecar.observability.status`: each figure of `/status` comes from its own place."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from sidecar import __version__
-from sidecar.core.account import SETTLED, Counters
-from sidecar.core.failures import FailureGroup, FailureKind
-from sidecar.core.state import NotReady
-from sidecar.ops.status import StaticInfo, Status
+from sidecar.core.stats.counters import SETTLED, Counters
+from sidecar.core.stats.failures import FailureGroup, FailureKind
+from sidecar.core.stats.snapshot import NotReady
+from sidecar.observability.status import StaticInfo, Status
 from tests.builders import state
 
 WALL = 1_700_000_000.25

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sidecar.elastic.sink import Connection, ElasticsearchClient
+from sidecar.elasticsearch.client import Connection, ElasticsearchClient
 from tests.fakes.tls import Acceptor, listening
 
 JSON = "application/json"

@@ -6,7 +6,7 @@ import pytest
 
 from sidecar.core.ledger import Ledger
 from sidecar.core.message import Message
-from sidecar.core.suspects import MAX_SUSPECTS, Suspects
+from sidecar.core.results.suspects import MAX_SUSPECTS, Suspects
 
 
 def refused(body: bytes, *, line: bytes = b"{}\n", redelivered: bool) -> Message:

@@ -1,9 +1,9 @@
-"""The rows that are played on the real servers against the rules of `sidecar.core.policy`: none is without a row."""
+"""The rows that are played on the real servers against the rules of `core.results.policy`: none is without a row."""
 
 from __future__ import annotations
 
-from sidecar.core.bulk import Result
-from sidecar.core.policy import ITEM_RULES, RequestOutcome, classify_item
+from sidecar.core.results.bulk import Result
+from sidecar.core.results.policy import ITEM_RULES, RequestOutcome, classify_item
 from tests.integration.test_table import ELSEWHERE, HERE, ROWS
 
 

@@ -1,10 +1,10 @@
-"""`sidecar.core.template`: what templates can do to values."""
+"""`sidecar.core.encoding.template`: what templates can do to values."""
 
 from __future__ import annotations
 
 import pytest
 
-from sidecar.core.template import Template, TemplateContext, TemplateError
+from sidecar.core.encoding.template import Template, TemplateContext, TemplateError
 from tests.builders import long_string, message, properties
 
 MESSAGE = message(

@@ -1,4 +1,4 @@
-"""`sidecar.core.times`: every common way to write a time is read, and nothing else is taken for one."""
+"""`sidecar.core.timestamps`: every common way to write a time is read, and nothing else is taken for one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core import times
-from sidecar.core.exact_json import Number
-from sidecar.core.properties import published_at
+from sidecar.core import timestamps
+from sidecar.core.encoding.exact_json import Number
+from sidecar.core.wire.properties import published_at
 from tests.builders import properties
 from tests.drawing import drew
 
@@ -34,7 +34,7 @@ SECONDS = int(NOON.timestamp())
 )  # fmt: skip
 def test_a_time_is_read(value: object) -> None:
     """ISO 8601 in any zone, and numbers since 1970, whose unit their size tells."""
-    assert times.read(value) == NOON
+    assert timestamps.read(value) == NOON
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_time_is_read(value: object) -> None:
 )
 def test_what_a_time_says_is_exact(value: object, moment: datetime) -> None:
     """Days are those of UTC; a text of eight digits, or of four, is a date."""
-    assert times.read(value) == moment
+    assert timestamps.read(value) == moment
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_what_a_time_says_is_exact(value: object, moment: datetime) -> None:
 )  # fmt: skip
 def test_what_is_no_time_is_none(value: object) -> None:
     """It must never become a date of some other day."""
-    assert times.read(value) is None
+    assert timestamps.read(value) is None
 
 
 @pytest.mark.draws(
@@ -82,9 +82,9 @@ def test_every_spelling_of_a_time_is_the_same_time(moment: datetime, digits: int
     drew("another day there", (moment + timedelta(minutes=minutes)).day != moment.day)
     drew("before 2001", moment.year < 2001)
     number = int(moment.timestamp()) * 10**digits
-    assert times.read(number) == times.read(str(number)) == moment
-    assert times.read(moment.astimezone(timezone(timedelta(minutes=minutes))).isoformat()) == moment
-    assert times.read(times.as_text(moment)) == moment
+    assert timestamps.read(number) == timestamps.read(str(number)) == moment
+    assert timestamps.read(moment.astimezone(timezone(timedelta(minutes=minutes))).isoformat()) == moment
+    assert timestamps.read(timestamps.as_text(moment)) == moment
 
 
 @pytest.mark.parametrize("unit", [1, 10**3, 10**6, 10**9])
@@ -107,7 +107,7 @@ def auckland(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("auckland")
 def test_the_machines_zone_means_nothing() -> None:
     """A time without a zone is UTC, also where the machine is elsewhere."""
-    assert times.read("2026-11-30T12:00:00") == NOON
+    assert timestamps.read("2026-11-30T12:00:00") == NOON
 
 
 @pytest.mark.parametrize(
@@ -116,10 +116,10 @@ def test_the_machines_zone_means_nothing() -> None:
 )
 def test_a_year_has_four_digits(style: str, expected: str) -> None:
     """Year 1 is what Go and .NET write for a time that is not set; C libraries differ in how they write it."""
-    assert times.as_text(datetime(1, 1, 1, tzinfo=UTC), style) == expected
+    assert timestamps.as_text(datetime(1, 1, 1, tzinfo=UTC), style) == expected
 
 
 @pytest.mark.usefixtures("auckland")
 def test_seconds_since_1970_are_written_as_they_are() -> None:
     """Whatever the machine's zone."""
-    assert times.as_text(datetime(1970, 1, 2, tzinfo=UTC), "%s-%Y") == "86400-1970"
+    assert timestamps.as_text(datetime(1970, 1, 2, tzinfo=UTC), "%s-%Y") == "86400-1970"

@@ -16,19 +16,19 @@ import pytest
 import structlog
 from yarl import URL
 
+from sidecar.amqp.connection import close_quietly, connect, connect_error
 from sidecar.amqp.session import open_session
-from sidecar.amqp.wire import close_quietly, connect, connect_error
 from sidecar.cli.check import _check, _checks
 from sidecar.cli.forwarding import far_side
 from sidecar.cli.produce import _produce
 from sidecar.cli.run import pipeline_config
 from sidecar.cli.wiring import elasticsearch
-from sidecar.elastic.sink import ElasticsearchClient
+from sidecar.config.broker import connect_options, connecting
+from sidecar.config.settings import Settings, load
+from sidecar.elasticsearch.client import ElasticsearchClient
 from sidecar.errors import ConfigError
 from sidecar.library.publishing import Publisher
-from sidecar.settings import Settings, load
 from sidecar.tls import client_context, explain
-from sidecar.wiring import connect_options, connecting
 from tests.certificates import EXPIRED, NOT_YET_VALID, PASSPHRASE, Authority, require_openssl
 from tests.fakes.amqp_server import AmqpServer
 from tests.fakes.tls import Acceptor, listening, speak_amqp, speak_http
@@ -426,7 +426,7 @@ def test_each_connection_to_the_broker_shows_the_same_certificate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of whichever command, and the second of two as well."""
-    monkeypatch.setattr("sidecar.amqp.producer.QUEUE_DURABLE_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("sidecar.amqp.publisher_connection.QUEUE_DURABLE_AFTER_SECONDS", 0.0)
 
     async def main() -> None:
         server = AmqpServer(tls=server_context(Case(asks=True), files))

@@ -1,4 +1,4 @@
-"""`sidecar.ops.tracing` and `sidecar.ops.spans`: what is traced, and what asks for it."""
+"""`sidecar.observability.tracing` and `sidecar.observability.spans`: what is traced, and what asks for it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from sidecar.core.compose import EncoderConfig
-from sidecar.core.template import Template
-from sidecar.ops.spans import links
-from sidecar.ops.tracing import PROTOCOL, OtelLogBridge, Tracing, exporters, open_tracing
+from sidecar.core.encoding.encoder import EncoderConfig
+from sidecar.core.encoding.template import Template
+from sidecar.observability.spans import links
+from sidecar.observability.tracing import PROTOCOL, OtelLogBridge, Tracing, exporters, open_tracing
 from tests.builders import long_string, message, properties
 
 if TYPE_CHECKING:
@@ -66,12 +66,12 @@ def test_nothing_is_traced_unless_the_environment_asks_for_it(environ: dict[str,
 def test_without_a_word_of_it_nothing_is_imported() -> None:
     """Neither SDK nor exporter (the Elasticsearch client imports the API by itself, where it is installed)."""
     code = (
-        "import sys; import sidecar.cli.indexing as run; from sidecar.core.compose import EncoderConfig;"
-        "from sidecar.core.template import Template;"
+        "import sys; import sidecar.cli.indexing as run; from sidecar.core.encoding.encoder import EncoderConfig;"
+        "from sidecar.core.encoding.template import Template;"
         "config = EncoderConfig(index=Template('events'), action=Template('index'));"
         "assert run.open_tracing({'OTEL_SDK_DISABLED': 'true', 'OTEL_TRACES_EXPORTER': 'otlp'}, config, None) is None;"
         "print([name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter',"
-        " 'sidecar.ops.spans'))])"
+        " 'sidecar.observability.spans'))])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "[]\n"
@@ -148,7 +148,7 @@ def test_headers_of_either_variable_are_not_told(variable: str) -> None:
 def test_the_sdk_is_heard_again_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     """A line a minute, each with what was said then."""
     now = [1_000.0]
-    monkeypatch.setattr("sidecar.ops.tracing.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sidecar.observability.tracing.time.monotonic", lambda: now[0])
     log = Log()
     complaints = OtelLogBridge(log.bound, {})
     for seconds in (0.0, 59.0, 1.5, 30.0):
@@ -159,7 +159,7 @@ def test_the_sdk_is_heard_again_after_a_minute(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_end_waits_for_no_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last spans have a limit; the thread that can't be cut off keeps no process alive."""
-    monkeypatch.setattr("sidecar.ops.tracing.FLUSH_SECONDS", 0.05)
+    monkeypatch.setattr("sidecar.observability.tracing.FLUSH_SECONDS", 0.05)
     begun, released = threading.Event(), threading.Event()
 
     class Stuck:

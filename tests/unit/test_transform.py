@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from dotenv import dotenv_values
 
-from sidecar.core.compose import BulkEncoder, EncoderConfig
-from sidecar.core.template import Template
+from sidecar.config.settings import Settings
+from sidecar.config.settings import load as load_settings
+from sidecar.core.encoding.encoder import BulkEncoder, EncoderConfig
+from sidecar.core.encoding.template import Template
 from sidecar.errors import ConfigError
 from sidecar.library.transforming import hook, load
-from sidecar.settings import Settings
-from sidecar.settings import load as load_settings
 from tests.builders import message, properties
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""`sidecar.waking`: whatever was set wakes who waits, whenever that was."""
+"""`sidecar.pipeline.waking`: whatever was set wakes who waits, whenever that was."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sidecar.waking import wait_until
+from sidecar.pipeline.waking import wait_until
 from tests import invariants
 from tests.fakes.clock import run
 

@@ -9,7 +9,7 @@ import pytest
 from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
-from sidecar.amqp.wire import AmqpProtocol, ConnectOptions, TlsPortError, close_quietly, connect, forget_leftovers
+from sidecar.amqp.connection import AmqpProtocol, ConnectOptions, TlsPortError, close_quietly, connect, forget_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,0 +1,1 @@
+"""Dead letters, read and made into messages again."""

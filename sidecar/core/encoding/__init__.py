@@ -1,0 +1,1 @@
+"""From a delivery to an action line and a document."""

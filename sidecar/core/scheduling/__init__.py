@@ -1,0 +1,1 @@
+"""Which operation is sent when: order, batches, retries."""

@@ -1,0 +1,1 @@
+"""AMQP as bytes: frames, properties, headers, names."""

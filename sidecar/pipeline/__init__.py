@@ -1,0 +1,1 @@
+"""Messages on their way, without a network: admission, flow control, requests, responses, settlement."""

@@ -1,0 +1,1 @@
+"""What a batch is for: a bulk request, or messages published to another exchange."""
