@@ -38,7 +38,7 @@ from yarl import URL
 
 from sidecar.config import dotenv
 from sidecar.config.service_links import is_service_link
-from sidecar.core.address import DEFAULT_HTTP_ADDRESS, MAX_PORT, split_address
+from sidecar.core.address import DEFAULT_HTTP_ADDRESS, MAX_PORT, can_be_looked_up, split_address
 from sidecar.core.encoding.correlation import expected_items, whole_number
 from sidecar.core.encoding.document import MAX_DOCUMENT_BYTES, RefusedError
 from sidecar.core.encoding.encoder import (
@@ -875,6 +875,8 @@ def _url_problem(text: str, schemes: tuple[str, ...]) -> str | None:
         return f"is not a valid URL. {_PERCENT_ENCODE_USER}"
     if not url.host:
         return f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)} and name a host"
+    if not can_be_looked_up(url.host):
+        return "names a host that can't be: each part between dots has 1 to 63 characters"
     return _query_problem(url) if "amqp" in schemes else None
 
 

@@ -15,7 +15,17 @@ def split_address(text: str) -> tuple[str | None, int] | None:
     match = _ADDRESS.fullmatch(text)
     if match is None or int(match["port"]) > MAX_PORT:
         return None
-    return match["host"].strip("[]") or None, int(match["port"])
+    host = match["host"].strip("[]")
+    return (host or None, int(match["port"])) if can_be_looked_up(host) else None
+
+
+def can_be_looked_up(host: str) -> bool:
+    """Whether a resolver can be asked for a host: each part between dots has 1 to 63 characters."""
+    try:
+        host.encode("idna")  # as `socket.getaddrinfo` does
+    except UnicodeError:
+        return False
+    return True
 
 
 def reachable(host: str | None) -> str:

@@ -56,6 +56,13 @@ def test_ports_at_their_limit() -> None:
     assert split_address("127.0.0.1:65536") is None
 
 
+def test_hosts_at_their_limit() -> None:
+    """Each part between dots has 1 to 63 characters; a dot at the end is the root."""
+    assert split_address(f"{'a' * 63}.b.:80") == (f"{'a' * 63}.b.", 80)
+    assert split_address(f"{'a' * 64}.b:80") is None
+    assert split_address("a..b:80") is None
+
+
 def test_the_size_of_a_set_at_its_limits() -> None:
     """From 1 to a billion; nothing told is no size."""
     assert expected_items(b"") == 0

@@ -327,6 +327,8 @@ def test_templates_to_install_need_a_folder(loaded: Load, tmp_path: Path) -> Non
         ("SIDECAR_AMQP_URL", "amqp://good/,amqp://localhost:70000/"),
         ("SIDECAR_ELASTICSEARCH_URL", "localhost:9200"),
         ("SIDECAR_ELASTICSEARCH_URL", "ftp://localhost"),
+        ("SIDECAR_AMQP_URL", "amqp://mq..local/"),
+        ("SIDECAR_ELASTICSEARCH_URL", f"http://{'a' * 64}.local:9200"),
     ],
 )
 def test_urls_are_looked_at_before_anything_is_connected(loaded: Load, name: str, url: str) -> None:
@@ -695,7 +697,7 @@ def test_probes_are_answered_where_nothing_else_is_said(loaded: Load) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["9180", "0.0.0.0", "host:", "host:x", "host:65536", "::1:80", "http://host:80", "a b:1"]
+    "text", ["9180", "0.0.0.0", "host:", "host:x", "host:65536", "::1:80", "http://host:80", "a b:1", "a..b:80"]
 )
 def test_an_address_that_is_none_is_refused_with_examples(loaded: Load, text: str) -> None:
     """Before anything listens."""
