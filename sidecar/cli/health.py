@@ -43,7 +43,7 @@ def command(*, probe: str, timeout: float) -> None:
         answer = connection.getresponse()
         told = answer.read(_TELLS_BYTES).decode(errors="replace").strip()
     except (OSError, http.client.HTTPException) as error:
-        click.echo(f"sidecar: {where} doesn't answer: {error or type(error).__name__}", err=True)
+        click.echo(f"sidecar: {where} doesn't answer: {error}", err=True)
         sys.exit(EXIT_FAILED)
     finally:
         connection.close()
