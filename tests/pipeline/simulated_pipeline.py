@@ -21,6 +21,7 @@ from tests.fakes import clock
 from tests.fakes.broker import Broker, Stored, properties
 from tests.fakes.elasticsearch import Elasticsearch
 from tests.pipeline.expected_metrics import ExpectedMetrics
+from tests.pipeline.memory_account import MemoryAccount
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -33,6 +34,7 @@ QUEUE = "work"
 DEAD = "work.dead"
 INDEX = "documents"
 _COUNT_TIMERS_EVERY = 64  # turns of the loop
+_COUNT_MEMORY_EVERY = 16
 _REST_SECONDS = 61.0
 
 
@@ -70,6 +72,7 @@ class SimulatedPipeline:
         ended: the sidecar was told to stop, and did.
         sink: what batches go to: ``elasticsearch``, ``amqp`` or ``handler``.
         expected: what the metrics should say.
+        memory: what the deliveries of the sidecar that runs hold.
     """
 
     sink = "elasticsearch"
@@ -105,6 +108,7 @@ class SimulatedPipeline:
         self.wrong_acks: list[bytes] = []
         self.waiting: list[tuple[Callable[[], object], asyncio.Future[None]]] = []
         self.pipeline: Pipeline = self._new_pipeline()
+        self.memory = MemoryAccount(self.pipeline)
         self.app: App | None = None
         self._stop = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
@@ -140,12 +144,13 @@ class SimulatedPipeline:
     async def start(self) -> None:
         """Start a sidecar; returns at once."""
         self.pipeline = self._new_pipeline()
+        self.memory = MemoryAccount(self.pipeline)
         self.expected.begin()
         self.ended = False
         self._stop = asyncio.Event()
         self._earlier_sessions = len(self.broker.sessions)
         log = cast("FilteringBoundLogger", self.log)
-        connect = self.expected.watch_sessions(self.broker.connector(self.queues))
+        connect = self.memory.watch_sessions(self.expected.watch_sessions(self.broker.connector(self.queues)))
         self.app = App(self.pipeline, connect, rng=self.rng, log=log, shutdown_seconds=self.shutdown_seconds)
         self._running = asyncio.create_task(self.app.run(self._stop), name="sidecar")
 
@@ -241,6 +246,8 @@ class SimulatedPipeline:
                 ledger = channel.ledger
                 open_deliveries += ledger.open
                 assert ledger.memory_bytes == 0 or (ledger.memory_bytes > 0 and ledger.open), invariants.memory(ledger)
+                if self._turns % _COUNT_MEMORY_EVERY == 0:
+                    assert not (why := self.memory.differs(ledger)), why
                 if not session.over and not ledger.closed:
                     assert ledger.outstanding == len(channel.unacked), f"{ledger}, broker: {len(channel.unacked)}"
                     assert len(channel.consumers_own) <= self.prefetch
