@@ -9,7 +9,7 @@ import pytest
 
 from sidecar.amqp.check import check, check_sink
 from sidecar.amqp.connection import ConnectOptions
-from sidecar.amqp.topology import Topology, delay_arguments, quorum_arguments
+from sidecar.amqp.topology import Topology, delay_arguments, quorum_arguments, work_arguments
 from tests.fakes import network
 from tests.fakes.amqp_server import AmqpServer, Exchange, drop, end, refuse
 
@@ -191,7 +191,23 @@ def full(server: AmqpServer) -> None:
     server.on("queue.declare", refuse(406, "PRECONDITION_FAILED - limit reached"), passive=False, arguments=arguments)
 
 
+def without_trials(server: AmqpServer) -> None:
+    """Have the creation of trial queues refused: the user may configure names such as ``work`` alone."""
+    arguments = {"x-expires": 60_000, **work_arguments(WORK)}
+    server.on("queue.declare", refuse(403, access("queue", "trial")), passive=False, arguments=arguments)
+
+
 CASES: dict[str, Case] = {
+    "no right to create a trial queue": Case(
+        without_trials,
+        WORK,
+        [
+            ("note", "queue 'work'", "sidecar run will create it"),
+            ("note", "queue 'work'", "it is unknown whether RabbitMQ accepts its arguments; a trial queue was refused"),
+            ("note", "dead-letter queue 'work.dead'", "will create it"),
+            ("note", "dead-letter queue 'work.dead'", "it is unknown whether RabbitMQ accepts its arguments"),
+        ],
+    ),
     "all is well": Case(all_there, TWO, []),
     "nothing is there": Case(
         nothing,

@@ -240,6 +240,15 @@ def test_what_follows_the_last_attempt_is_told(explained: Explained) -> None:
     assert failed["rule"] == ResultClass.RETRYABLE.value
     assert "then" not in as_json(explained(b"{}", "--status=429", "--format=json"))["verdict"]
     assert "and after the last: dead-lettered" in explained(b"{}", "--status=500", "--message-id=1").stdout
+    only = as_json(explained(b"{}", "--status=500", "--format=json", RETRY_MAX_ATTEMPTS="1"))["verdict"]
+    assert (only["fate"], "then" in only) == ("delay", False)
+
+
+@pytest.mark.parametrize("action", ["update", "{type}"])
+def test_a_result_is_told_by_the_action_wherever_that_comes_from(explained: Explained, action: str) -> None:
+    """A conflict of an update counts as an attempt, that of an index operation doesn't."""
+    told = as_json(explained(b"{}", "--status=409", "--type=update", "--message-id=1", "--format=json", ACTION=action))
+    assert told["verdict"]["rule"] == ResultClass.RETRYABLE.value
 
 
 @pytest.mark.parametrize(

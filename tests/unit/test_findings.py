@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sidecar.cli import cli
-from sidecar.cli.check import as_json, as_text
+from sidecar.cli.check import _forwarding_loop, as_json, as_text
+from sidecar.config.settings import load
 from sidecar.core.encoding.encoder import EncoderConfig
 from sidecar.core.encoding.fields import Fields
 from sidecar.core.encoding.template import Template
@@ -301,3 +302,20 @@ def test_what_is_about_documents_is_no_trap_of_another_exchange() -> None:
     passing_on = EncoderConfig(index=T("{routing_key}-{now}"), action=T("publish"), id_mode="auto")
     assert found(passing_on) == []
     assert found(passing_on, on_reject="discard") == [("note", "SIDECAR_ON_REJECT")]
+
+
+@pytest.mark.parametrize(
+    ("exchange", "url", "is_warned"),
+    [("events", "", True), ("events", "amqp://elsewhere", False), ("others", "", False), ("", "", False)],
+)
+def test_an_exchange_that_messages_are_taken_from_and_published_to_is_told(
+    exchange: str, url: str, is_warned: bool
+) -> None:
+    """On the same broker alone: bindings may bring each message back."""
+    given = {
+        "SINK": "amqp", "AMQP_QUEUE": "work", "AMQP_EXCHANGE": "events", "AMQP_ROUTING_KEYS": "a",
+        "SINK_EXCHANGE": exchange, "SINK_ROUTING_KEY": "b", **({"SINK_AMQP_URL": url} if url else {}),
+    }  # fmt: skip
+    settings = load({PREFIX + name: text for name, text in given.items()})
+    findings = _forwarding_loop(settings)
+    assert [finding.where for finding in findings] == (["SIDECAR_SINK_EXCHANGE"] if is_warned else [])

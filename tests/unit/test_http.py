@@ -75,6 +75,7 @@ def test_everything_is_there_to_be_read_and_nothing_to_be_changed(path: str) -> 
         assert status == 200
         assert headers["cache-control"] == "no-store"
         assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
         assert (await context.ask(path, "HEAD"))[0] == 200
         for method in ("POST", "PUT", "DELETE", "PATCH"):
             assert (await context.ask(path, method))[0] == 405

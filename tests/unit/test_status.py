@@ -49,6 +49,15 @@ def everything(**values: object) -> dict[str, Any]:
     return Status(lambda: now, about, clock=lambda: next(clock), wall_clock=lambda: WALL).everything()
 
 
+def test_a_new_sidecar_has_done_nothing() -> None:
+    """Every figure of it is zero."""
+    about = StaticInfo(("orders",), {})
+    now = state(Counters())
+    shown = Status(lambda: now, about, clock=lambda: 0.0, wall_clock=lambda: WALL).everything()
+    assert (shown["in_failure_stores"], shown["coalesced"], shown["documents"], shown["requests"]) == (0, 0, {}, {})
+    assert set(shown["account"].values()) == {0}
+
+
 def test_every_figure_is_told_once_and_from_its_own_place() -> None:
     """The whole of `/status`; no two figures of it are alike."""
     told = everything(
