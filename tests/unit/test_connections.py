@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from sidecar.amqp.connection import AmqpProtocol
+    from sidecar.core.ledger import Ledger
     from sidecar.core.message import Message
     from tests.fakes.amqp_methods import Method
     from tests.fakes.amqp_server import Channel
@@ -498,6 +499,41 @@ def test_a_server_that_falls_silent_is_lost_after_some_heartbeats() -> None:
     play(scenario)
 
 
+def test_a_connection_that_gets_nothing_but_confirms_is_alive() -> None:
+    """A producer under constant load hears no heartbeats from RabbitMQ."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        outlet = outlet_to(server)
+        assert await outlet.publish(copies(b"first")) == [None]
+        server.sends_heartbeats = False
+        for number in range(60):
+            await asyncio.sleep(10)
+            assert await outlet.publish(copies(b"%d" % number)) == [None]
+        assert len(server.connections) == 1
+        await outlet.close()
+
+    play(scenario)
+
+
+def test_the_second_publish_that_fails_with_a_connection_leaves_the_next_connection_alone() -> None:
+    """It was opened meanwhile; exactly one is open afterwards."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        outlet = outlet_to(server)
+        first = await outlet.open()
+        server.kill()
+        await asyncio.sleep(1)
+        second = await outlet.open()
+        assert second is not first
+        await outlet._drop(first)
+        assert await outlet.open() is second
+        await outlet.close()
+
+    play(scenario)
+
+
 @pytest.mark.parametrize(
     ("there", "seconds"),
     [(("a", "b"), 0), (("b",), QUEUE_DURABLE_AFTER_SECONDS), (("a",), QUEUE_DURABLE_AFTER_SECONDS)],
@@ -890,6 +926,36 @@ def test_a_dead_letter_is_not_published_before_its_queue_is_durable() -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 63, 64, 65, 97])
+def test_no_more_than_32_messages_come_back_by_one_command(count: int) -> None:
+    """Of more than that RabbitMQ 4.3 doesn't keep the order."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.version = "4.3.0"
+        server.declare("work")
+        for number in range(count):
+            server.publish("work", b"%d" % number)
+        session = await session_of(server)
+        await session.consume(count)
+        await asyncio.sleep(1)
+        commands: list[tuple[int, bool]] = []
+        nack = session._nack
+
+        async def noted(ledger: Ledger, settlements: list[tuple[int, bool]]) -> None:
+            commands.extend(settlements)
+            await nack(ledger, settlements)
+
+        session._nack = noted  # type: ignore[method-assign, assignment]
+        await session.cancel()
+        await session.give_back([(ledger, list(range(1, count + 1))) for ledger in session.ledgers])
+        tags = [tag for tag, multiple in commands if multiple]
+        assert tags[-1] == count
+        assert all(1 <= tag - before <= 32 for before, tag in pairwise([0, *dict.fromkeys(tags)]))
+        await session.close()
+
+    play(scenario)
+
+
 def test_giving_back_ends_the_channel_before_4_3_and_nacks_from_then_on() -> None:
     """In the order of delivery, and what comes next counts from one on a channel, or goes on."""
 
@@ -978,11 +1044,14 @@ def test_what_is_declared_and_what_must_be_there(
     play(scenario)
 
 
-def test_a_work_queue_that_is_gone_is_not_created_again_and_a_dead_letter_queue_is() -> None:
-    """In the life of a process, by cluster; a second queue beside it that is there doesn't change that."""
+@pytest.mark.parametrize("was_there", [False, True])
+def test_a_work_queue_that_is_gone_is_not_created_again_and_a_dead_letter_queue_is(was_there: bool) -> None:
+    """In the life of a process, by cluster, whoever created it; a second queue that is there doesn't change that."""
 
     async def scenario(server: AmqpServer) -> None:
         seen = Seen()
+        if was_there:
+            server.declare("work")
         session = await session_of(server, seen=seen)
         assert session.recreated == []
         await session.close()

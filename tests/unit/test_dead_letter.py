@@ -456,6 +456,22 @@ def test_consumers_stay_so_few_that_they_give_back_in_order() -> None:
     assert left > 600_000
 
 
+@pytest.mark.parametrize("worn", [1, 60, 120])
+def test_a_scan_tells_the_most_deliveries_of_any_dead_letter(worn: int) -> None:
+    """Wherever it stands: RabbitMQ drops the most worn one first."""
+
+    class Worn(FakeBox):
+        async def receive(self) -> list[Message]:
+            chunk = await super().receive()
+            count = [(one, 14 if one.tag == worn else 2) for one in chunk]
+            return [
+                message(one.tag, of=self.ledger, raw=properties([(b"x-delivery-count", core.number_value(number))]))
+                for one, number in count
+            ]
+
+    assert run(scan(Worn(120), judged(lambda _: ScanAction.KEEP))).deliveries == 14
+
+
 def test_only_what_was_there_at_the_beginning_is_looked_at() -> None:
     """A replayed message that comes back at once is not replayed again by the same command."""
     box = FakeBox(1000, ready=120)

@@ -17,6 +17,7 @@ import pytest
 from sidecar.core.results import bulk
 from sidecar.elasticsearch import client as sink_module
 from sidecar.elasticsearch.client import Connection, ElasticsearchClient
+from sidecar.elasticsearch.node import BULK_PATH
 from sidecar.errors import SinkError
 from tests.builders import THOROUGHNESS
 from tests.fakes.http_server import Act, HttpCluster, Received, reply, running, stored
@@ -36,10 +37,12 @@ SHORT_SECONDS = 0.05
 
 
 @asynccontextmanager
-async def client(cluster: HttpCluster, *urls: str, **options: Any) -> AsyncIterator[ElasticsearchClient]:
+async def client(
+    cluster: HttpCluster, *urls: str, bulk_path: str = BULK_PATH, **options: Any
+) -> AsyncIterator[ElasticsearchClient]:
     """A sink for the nodes, which is closed in the end and leaves nothing behind."""
     login = {"username": "me", "password": SECRET} if not options.keys() & {"api_key", "bearer_token"} else {}
-    sink = ElasticsearchClient(Connection(urls=urls or cluster.urls, **login | options))
+    sink = ElasticsearchClient(Connection(urls=urls or cluster.urls, **login | options), bulk_path=bulk_path)
     try:
         yield sink
     finally:
@@ -520,6 +523,30 @@ def test_a_node_that_is_back_gets_its_share_again() -> None:
             for _ in range(3):
                 assert isinstance(await outcome(sink), tuple)
             await cluster.up(2)
+            await until(lambda: not sink._pool.away)
+
+    play(scenario)
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_node_behind_a_proxy_is_probed_where_requests_go() -> None:
+    """The proxy passes bulk requests to one index, and nothing else."""
+
+    async def scenario(cluster: HttpCluster) -> None:
+        def proxied(request: Received) -> Any:
+            if not request.path.startswith("/logs/_bulk"):
+                return reply(b"<html>", 403, headers={"x-elastic-product": ""})
+            return (
+                stored(request) if request.body else reply({"error": {"type": "parse_exception"}, "status": 400}, 400)
+            )
+
+        cluster.handler = proxied
+        await cluster.down(0)
+        async with client(cluster, bulk_path="/logs/_bulk") as sink:
+            for _ in range(3):
+                await sink.bulk("/logs/_bulk", BODY)
+            assert len(sink._pool.away) == 1
+            await cluster.up(0)
             await until(lambda: not sink._pool.away)
 
     play(scenario)

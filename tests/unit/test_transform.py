@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from sidecar.config.settings import Settings
 from sidecar.config.settings import load as load_settings
 from sidecar.core.encoding.encoder import BulkEncoder, EncoderConfig
 from sidecar.core.encoding.template import Template
+from sidecar.core.encoding.transform import TransformError
 from sidecar.errors import ConfigError
 from sidecar.library.transforming import hook, load
 from tests.builders import message, properties
@@ -167,6 +169,30 @@ def test_asynchronous_code_works_on_a_chunk_at_once() -> None:
     assert [hooked.transform(delivery) for delivery in deliveries] == [
         [b'{"of":"m%d"}' % number] for number in range(3)
     ]
+
+
+@pytest.mark.parametrize("is_asynchronous", [False, True])
+def test_a_compressed_body_is_unpacked_up_to_the_limit_given(is_asynchronous: bool) -> None:
+    """One byte more is a dead letter, whichever way the function is called."""
+
+    def shown(one: Any) -> dict[str, Any]:
+        return {"bytes": len(one.content())}
+
+    async def shown_later(one: Any) -> dict[str, Any]:
+        return shown(one)
+
+    content = b"x" * 5_000
+    raw = properties(content_encoding=b"gzip", message_id=b"m")
+    for limit, refused in ((5_000, False), (4_999, True)):
+        hooked = hook(shown_later if is_asynchronous else shown, limit)
+        delivery = message(body=gzip.compress(content), raw=raw)
+        if hooked.prepare is not None:
+            asyncio.run(hooked.prepare([delivery]))
+        if refused:
+            with pytest.raises(TransformError):
+                hooked.transform(delivery)
+        else:
+            assert hooked.transform(delivery) == [b'{"bytes":5000}']
 
 
 def test_what_cannot_be_imported_is_told() -> None:
