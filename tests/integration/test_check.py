@@ -62,7 +62,7 @@ def check(bench: Harness, **settings: str) -> Told:
     told = Told(done.returncode, json.loads(done.stdout)["findings"], done.stderr)
     assert told.status == (1 if any(finding["severity"] == "problem" for finding in told.findings) else 0)
     assert told.errors == ""
-    assert all(finding["what"] and finding["mend"] for finding in told.findings)
+    assert all(finding["what"] and finding["fix"] for finding in told.findings)
     return told
 
 
@@ -162,7 +162,7 @@ def test_no_tls_where_it_is_expected(ready: Harness) -> None:
     """A plain port that is spoken to by TLS."""
     told = check(ready, AMQP_URL=ready.rabbitmq.amqp_url.replace("amqp:", "amqps:"))
     (finding,) = told.about("RabbitMQ amqps")
-    assert "TLS" in finding["mend"]
+    assert "TLS" in finding["fix"]
 
 
 def test_missing_queues_are_created_or_a_problem_and_looking_creates_none(bench: Harness) -> None:

@@ -51,7 +51,7 @@ def test_a_name_that_elasticsearch_refuses_is_a_problem(bench: Harness, index: s
     """Every document would be; the way out of capitals is told."""
     assert refusal(bench, index) == "invalid_index_name_exception"
     (finding,) = check(bench, INDEX=index).about("very document is refused", "problem")
-    assert "{field!lower}" in finding["mend"]
+    assert "{field!lower}" in finding["fix"]
 
 
 @pytest.mark.parametrize("template", ["Events-{type}", "logs-{now}", "NAME-{type|Unknown}"])
@@ -76,7 +76,7 @@ def test_a_time_series_takes_no_ids(bench: Harness, series: str) -> None:
     """Before it is there, by its template's component; when it is there; and for names that come from messages."""
     ids = {"ACTION": "create", "ID": "{header.id}", "INDEX": series}
     (finding,) = check(bench, **ids).about("makes its own ids", "problem")
-    assert finding["mend"] == "set SIDECAR_ID=none"
+    assert finding["fix"] == "set SIDECAR_ID=none"
     assert check(bench, **ids | {"ID": "none"}).about("time series", "problem") == []
     assert len(check(bench, **ids | {"INDEX": series + "-{type}"}).about("makes its own ids", "warning")) == 1
     (finding,) = check(bench, **ids | {"ID": "auto", "ROUTING": "{type}"}).about("refuses a routing", "problem")

@@ -69,7 +69,7 @@ def test_arguments_of_a_consumer_that_rabbitmq_refuses_are_a_problem(bench: Harn
     (finding,) = told.about(f"queue '{bench.queue}'", "problem")
     assert 'it can\'t be consumed with {"x-priority": "high"}' in finding["what"]
     assert f"for queue '{bench.queue}' in vhost" in finding["what"]
-    assert finding["mend"] == "correct SIDECAR_AMQP_CONSUMER_ARGUMENTS"
+    assert finding["fix"] == "correct SIDECAR_AMQP_CONSUMER_ARGUMENTS"
     assert not check(bench, AMQP_CONSUMER_ARGUMENTS='{"x-priority":10}').about(f"queue '{bench.queue}'", "problem")
     assert leftovers(bench) == ([bench.queue] if there else [])
 
@@ -80,7 +80,7 @@ def test_a_queue_that_can_be_created_is_a_note_that_says_with_what(bench: Harnes
     (finding,) = told.about(f"queue '{bench.queue}'", "note")
     assert '"x-max-length": 1000' in finding["what"]
     assert "406" in finding["what"]
-    assert "SIDECAR_AMQP_DECLARE=own" in finding["mend"]
+    assert "SIDECAR_AMQP_DECLARE=own" in finding["fix"]
     (finding,) = check(bench, AMQP_DECLARE="own").about(f"queue '{bench.queue}'", "warning")
     assert "waits until its producer declares it" in finding["what"]
     assert leftovers(bench) == []
@@ -116,7 +116,7 @@ def test_a_name_that_rabbitmq_reserves_is_a_problem(bench: Harness, setting: str
     told = check(bench, **{setting: "amq.mine"})
     (finding,) = told.about(where, "problem")
     assert "reserves names that begin with amq." in finding["what"]
-    assert f"set SIDECAR_{setting} to another name" in finding["mend"]
+    assert f"set SIDECAR_{setting} to another name" in finding["fix"]
     assert not [one for one in told.findings if "lacks" in one["what"]]
 
 
@@ -166,4 +166,4 @@ def test_old_bindings_are_told_since_they_cannot_be_seen(bench: Harness) -> None
     """Whoever changed SIDECAR_AMQP_ROUTING_KEYS learns how to see and remove them."""
     told = check(bench, AMQP_EXCHANGE="amq.topic", AMQP_EXCHANGE_TYPE="topic", AMQP_ROUTING_KEYS="new.#")
     (finding,) = told.about("bindings of earlier SIDECAR_AMQP_ROUTING_KEYS stay", "note")
-    assert "rabbitmqctl list_bindings" in finding["mend"]
+    assert "rabbitmqctl list_bindings" in finding["fix"]

@@ -131,7 +131,7 @@ def test_several_queues_none_of_which_exists_may_be_one_name(bench: Harness) -> 
         bench.amqp.declare_queue(name, {})
         findings = json.loads(run(bench, "check", "--format", "json", AMQP_QUEUE=name).stdout)["findings"]
         (warning,) = [finding for finding in findings if finding["where"] == "SIDECAR_AMQP_QUEUE"]
-        assert (warning["severity"], r"\," in warning["mend"]) == ("warning", True)
+        assert (warning["severity"], r"\," in warning["fix"]) == ("warning", True)
         findings = json.loads(run(bench, "check", "--format", "json", AMQP_QUEUE=join_list([name])).stdout)["findings"]
         assert [finding for finding in findings if finding["where"] == "SIDECAR_AMQP_QUEUE"] == []
         assert not [

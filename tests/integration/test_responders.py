@@ -137,7 +137,7 @@ def assert_told(bench: Harness, url: str, word: str, **settings: str) -> None:
     assert bench.count() == 1
     told = command(bench, "check", "--format", "json", **given)
     assert told.returncode == 1, told.stdout
-    findings = [f"{finding['what']}: {finding['mend']}" for finding in json.loads(told.stdout)["findings"]]
+    findings = [f"{finding['what']}: {finding['fix']}" for finding in json.loads(told.stdout)["findings"]]
     assert any(word in finding for finding in findings), findings
     done = command(bench, "mappings", "apply", "--folder", "mappings", **given)
     assert (done.returncode, done.stdout) == (1, ""), done
