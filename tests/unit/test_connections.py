@@ -21,13 +21,14 @@ from sidecar.amqp.topology import Seen, Topology
 from sidecar.core.ledger import Settlement
 from sidecar.core.wire.republish import TOKEN_HEADER
 from sidecar.errors import BrokerError, QueueError
-from sidecar.ports import QUEUE_DURABLE_AFTER_SECONDS, OutboundMessage, Undeclared, Unroutable
+from sidecar.ports import NACK_BATCH, QUEUE_DURABLE_AFTER_SECONDS, OutboundMessage, Undeclared, Unroutable
 from tests.builders import examples, long_string, properties
 from tests.drawing import drew
 from tests.fakes import network
 from tests.fakes.amqp_methods import HEARTBEAT_FRAME
 from tests.fakes.amqp_server import (
     AmqpServer,
+    Exchange,
     ack,
     answer,
     by_chance,
@@ -104,7 +105,7 @@ async def session_of(
 ) -> Session:
     """Return a session that may consume from ``work``."""
     chunks = received if received is not None else []
-    connecting = SessionOptions(topology=Topology(queues=("work",), **topology), seen=seen or Seen())
+    connecting = SessionOptions(topology=Topology(**{"queues": ("work",), **topology}), seen=seen or Seen())
     return await open_session((server.url,), connecting, chunks.extend)
 
 
@@ -415,6 +416,50 @@ def test_several_calls_open_one_connection() -> None:
             server.kill()
             await asyncio.sleep(1)
         await outlet.close()
+
+    play(scenario)
+
+
+def test_publishes_that_fail_late_keep_the_connection_that_was_opened_meanwhile() -> None:
+    """However many fail with a connection, and however they take turns with those that open the next: one is open."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.declare("work")
+        outlet = outlet_to(server)
+        server.confirms = withheld
+        producer = await outlet.open()
+        publish = producer.publish
+
+        async def publish_late(messages: list[OutboundMessage]) -> list[str | None]:
+            try:
+                return await publish(messages)
+            finally:
+                await asyncio.sleep(30)  # its turn comes late
+
+        failing = [asyncio.create_task(outlet.publish(copies(b"at once")))]
+        await asyncio.sleep(1)
+        producer.publish = publish_late  # type: ignore[method-assign]
+        failing += [asyncio.create_task(outlet.publish(copies(b"%d" % at))) for at in range(4)]
+        await asyncio.sleep(1)
+        server.kill()
+        await asyncio.sleep(1)
+        server.confirms = by_chance(random.Random(1))
+        assert await outlet.publish(copies(b"next")) == [None]
+        successor = known(outlet)
+        server.block("low on disk")
+        await asyncio.sleep(1)
+        blocked = outlet.blocked
+        found = await asyncio.gather(*failing, return_exceptions=True)
+        assert [type(one) for one in found] == [BrokerError] * 5
+        assert (known(outlet), outlet.blocked) == (successor, blocked)
+        assert blocked is not None
+        server.unblock()
+        assert await outlet.publish(copies(b"after")) == [None]
+        assert known(outlet) == successor
+        assert [one.ended for one in server.connections].count(None) == 1
+        await outlet.close()
+        await asyncio.sleep(1)
+        assert server.left_open() == []
 
     play(scenario)
 
@@ -998,6 +1043,40 @@ def test_giving_back_ends_the_channel_before_4_3_and_nacks_from_then_on() -> Non
     play(scenario)
 
 
+@pytest.mark.parametrize("first", [1, 7])
+@pytest.mark.parametrize("count", [0, 1, 2, 31, 32, 33, 63, 64, 65, 96, 97, 32 * NACK_BATCH + 1])
+def test_no_command_gives_back_more_messages_than_keep_their_order(count: int, first: int) -> None:
+    """A quorum queue takes 32 at once in their order, and more in none; each tag is covered once."""
+
+    async def scenario(server: AmqpServer) -> None:
+        server.version = "4.3.0"
+        server.declare("work")
+        for number in range(first - 1 + count):
+            server.publish("work", b"%d" % number)
+        received: list[Message] = []
+        session = await session_of(server, received)
+        await session.consume(1_000)
+        await asyncio.sleep(1)
+        (ledger,) = session.ledgers
+        session.settle(ledger, [Settlement(tag, multiple=False) for tag in range(1, first)])
+        await session.cancel()
+        await session.give_back([(ledger, [message.tag for message in received[first - 1 :]])])
+        await asyncio.sleep(1)
+        nacks = server.methods("basic.nack")
+        assert all(nack["multiple"] and nack["requeue"] for nack in nacks)
+        ends = [first - 1, *(nack["tag"] for nack in nacks)]
+        covered = [end - start for start, end in pairwise(ends)]
+        assert sum(covered) == count
+        assert all(0 < some <= 32 for some in covered)
+        assert len(covered) == -(-count // 32)
+        assert [message.body for message in server.queues["work"].ready] == [
+            b"%d" % n for n in range(first - 1, first - 1 + count)
+        ]
+        await session.close()
+
+    play(scenario)
+
+
 # Topology ------------------------------------------------------------------------------------------------------------
 
 
@@ -1072,6 +1151,43 @@ def test_a_work_queue_that_is_gone_is_not_created_again_and_a_dead_letter_queue_
         del server.queues["work"]
         server.cluster_name = "another"
         await (await session_of(server, seen=seen)).close()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("created", [False, True], ids=["there before", "created by us"])
+@pytest.mark.parametrize("name", ["work", "other"])
+def test_a_queue_that_vanishes_is_noticed_whoever_created_it(name: str, created: bool) -> None:
+    """A work queue isn't created again; what else was lost is told, once: dead-letter queues and exchanges."""
+    options: dict[str, Any] = {"exchange": "shop", "queues": ("work", "other")}
+
+    async def scenario(server: AmqpServer) -> None:
+        queues, exchanges = server.queues, server.vhosts["/"].exchanges
+        if not created:
+            exchanges["shop"] = Exchange("shop", "direct")
+            for one in ("work", "work.dead", "other", "other.dead"):
+                server.declare(one)
+        seen = Seen()
+        session = await session_of(server, seen=seen, **options)
+        assert session.recreated == []
+        await session.close()
+        for gone, from_where, is_told in (
+            (f"{name}.dead", queues, f"the dead-letter queue '{name}.dead' was deleted"),
+            ("shop", exchanges, "the exchange 'shop' was deleted"),
+        ):
+            del from_where[gone]
+            session = await session_of(server, seen=seen, **options)
+            (told,) = session.recreated
+            assert told.startswith(is_told)
+            assert gone in from_where
+            await session.close()
+            session = await session_of(server, seen=seen, **options)
+            assert session.recreated == []
+            await session.close()
+        del queues[name]
+        with pytest.raises(QueueError, match=f"{name}.*is gone, with its messages"):
+            await session_of(server, seen=seen, **options)
+        assert name not in queues
 
     play(scenario)
 
