@@ -132,10 +132,12 @@ class AmqpProtocol(asyncio.StreamReaderProtocol):
         if taken.passthrough:
             self._look_at_passed(taken.passthrough)
             super().data_received(taken.passthrough)
-        if taken.messages or taken.answers:
+        is_ours = bool(taken.messages or taken.answers)
+        if is_ours:
             self._on_frames(taken)
-            # The broker sends no heartbeats while it sends deliveries; aiormq, which sees none of them, would
-            # take the connection for dead after three heartbeats.
+        if is_ours or self.parser.is_mid_message:
+            # RabbitMQ sends no heartbeats while it sends anything else. aiormq, which sees none of this, would take the
+            # connection for dead after three heartbeats.
             now = self._clock()
             if now - self._passed_at > _HEARTBEAT_SECONDS:
                 self._passed_at = now

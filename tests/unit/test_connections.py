@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from sidecar.amqp.connection import AmqpProtocol
-    from sidecar.core.ledger import Ledger
     from sidecar.core.message import Message
     from tests.fakes.amqp_methods import Method
     from tests.fakes.amqp_server import Channel
@@ -520,61 +519,71 @@ def test_an_alarm_stops_time_and_what_was_written_is_confirmed_after_it() -> Non
     play(scenario)
 
 
-def test_a_server_that_falls_silent_is_lost_after_some_heartbeats() -> None:
-    """And one that sends nothing but deliveries is not: none of these reaches who waits for heartbeats."""
+async def hear_confirms(server: AmqpServer) -> Callable[[], object]:
+    """Have a connection get a confirm from time to time, and nothing else."""
+    producer = await outlet_to(server).open()
+    for number in range(60):
+        await asyncio.sleep(20)
+        assert await producer.publish(copies(b"%d" % number)) == [None]
+    return lambda: producer.lost
+
+
+async def hear_deliveries(server: AmqpServer) -> Callable[[], object]:
+    """Have one get a delivery from time to time."""
+    session = await session_of(server)
+    await session.consume(1_000)
+    for number in range(60):
+        server.publish("work", b"%d" % number)
+        for _ in range(20):
+            server.connections[1].send(HEARTBEAT_FRAME)
+            await asyncio.sleep(1)
+    return session.lost.done
+
+
+async def hear_one_message(server: AmqpServer) -> Callable[[], object]:
+    """Have one get a large message, piece by piece, by a slow network."""
+    received: list[Message] = []
+    session = await session_of(server, received)
+    await session.consume(1_000)
+    await asyncio.sleep(1)
+    consuming, pieces = server.connections[0], list[bytes]()
+    send = consuming.send
+    consuming.send = pieces.append  # type: ignore[method-assign]
+    server.publish("work", b"x" * 100_000)
+    await asyncio.sleep(1)
+    data = b"".join(pieces)
+    for at in range(0, len(data), 2_000):
+        send(data[at : at + 2_000])
+        for _ in range(20):
+            server.connections[1].send(HEARTBEAT_FRAME)
+            await asyncio.sleep(1)
+    consuming.send = send  # type: ignore[method-assign]
+    assert [len(one.body) for one in received] == [100_000]
+    return session.lost.done
+
+
+async def hear_heartbeats(server: AmqpServer) -> Callable[[], object]:
+    """Have one get heartbeats alone."""
+    producer = await outlet_to(server).open()
+    for _ in range(60):
+        server.connections[0].send(HEARTBEAT_FRAME)
+        await asyncio.sleep(20)
+    return lambda: producer.lost
+
+
+@pytest.mark.parametrize("hear", [hear_confirms, hear_deliveries, hear_one_message, hear_heartbeats])
+def test_a_connection_that_gets_anything_is_alive_and_one_that_gets_nothing_is_dead(
+    hear: Callable[[AmqpServer], Awaitable[Callable[[], object]]],
+) -> None:
+    """RabbitMQ sends no heartbeats while it sends other frames, of whatever kind; each is a sign of life."""
 
     async def scenario(server: AmqpServer) -> None:
         server.declare("work")
-        received: list[Message] = []
-        session = await session_of(server, received)
-        await session.consume(1_000)
         server.sends_heartbeats = False
-        publishing = server.connections[1]
-        for number in range(60):
-            server.publish("work", b"%d" % number)
-            for _ in range(10):
-                publishing.send(HEARTBEAT_FRAME)
-                await asyncio.sleep(1)
-        assert not session.lost.done()
-        assert len(received) == 60
+        lost = await hear(server)
+        assert not lost()
         await asyncio.sleep(250)
-        assert session.lost.done()
-        await session.close()
-
-    play(scenario)
-
-
-def test_a_connection_that_gets_nothing_but_confirms_is_alive() -> None:
-    """A producer under constant load hears no heartbeats from RabbitMQ."""
-
-    async def scenario(server: AmqpServer) -> None:
-        server.declare("work")
-        outlet = outlet_to(server)
-        assert await outlet.publish(copies(b"first")) == [None]
-        server.sends_heartbeats = False
-        for number in range(60):
-            await asyncio.sleep(10)
-            assert await outlet.publish(copies(b"%d" % number)) == [None]
-        assert len(server.connections) == 1
-        await outlet.close()
-
-    play(scenario)
-
-
-def test_the_second_publish_that_fails_with_a_connection_leaves_the_next_connection_alone() -> None:
-    """It was opened meanwhile; exactly one is open afterwards."""
-
-    async def scenario(server: AmqpServer) -> None:
-        server.declare("work")
-        outlet = outlet_to(server)
-        first = await outlet.open()
-        server.kill()
-        await asyncio.sleep(1)
-        second = await outlet.open()
-        assert second is not first
-        await outlet._drop(first)
-        assert await outlet.open() is second
-        await outlet.close()
+        assert lost()
 
     play(scenario)
 
@@ -966,36 +975,6 @@ def test_a_dead_letter_is_not_published_before_its_queue_is_durable() -> None:
         assert server.published == []
         assert await publishing == [None]
         assert asyncio.get_running_loop().time() - declared_at >= QUEUE_DURABLE_AFTER_SECONDS - 0.1
-        await session.close()
-
-    play(scenario)
-
-
-@pytest.mark.parametrize("count", [1, 31, 32, 33, 63, 64, 65, 97])
-def test_no_more_than_32_messages_come_back_by_one_command(count: int) -> None:
-    """Of more than that RabbitMQ 4.3 doesn't keep the order."""
-
-    async def scenario(server: AmqpServer) -> None:
-        server.version = "4.3.0"
-        server.declare("work")
-        for number in range(count):
-            server.publish("work", b"%d" % number)
-        session = await session_of(server)
-        await session.consume(count)
-        await asyncio.sleep(1)
-        commands: list[tuple[int, bool]] = []
-        nack = session._nack
-
-        async def noted(ledger: Ledger, settlements: list[tuple[int, bool]]) -> None:
-            commands.extend(settlements)
-            await nack(ledger, settlements)
-
-        session._nack = noted  # type: ignore[method-assign, assignment]
-        await session.cancel()
-        await session.give_back([(ledger, list(range(1, count + 1))) for ledger in session.ledgers])
-        tags = [tag for tag, multiple in commands if multiple]
-        assert tags[-1] == count
-        assert all(1 <= tag - before <= 32 for before, tag in pairwise([0, *dict.fromkeys(tags)]))
         await session.close()
 
     play(scenario)

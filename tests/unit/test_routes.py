@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from itertools import permutations
 
 import pytest
 from hypothesis import given, settings
@@ -33,21 +32,6 @@ async def waited(routes: Routes, batch: Said) -> float:
     told = await routes.old_enough(messages, [ANSWERS[said] for _, said in batch])
     assert told == (loop.time() > began)
     return loop.time() - began
-
-
-@pytest.mark.parametrize("order", list(permutations([(b"new", "taken"), (b"old", "taken"), (b"other", "refused")])))
-def test_the_newest_queue_of_a_batch_counts_wherever_its_message_stands(order: Said) -> None:
-    """First, in the middle or last, among messages to old queues and messages that were refused."""
-
-    async def main() -> None:
-        routes = Routes()
-        await waited(routes, [(b"old", "taken"), (b"new", "no queue")])
-        await asyncio.sleep(60)
-        assert await waited(routes, [(b"old", "taken")]) == 0
-        assert await waited(routes, list(order)) == pytest.approx(QUEUE_DURABLE_AFTER_SECONDS)
-        assert await waited(routes, list(order)) == 0
-
-    clock.run(main())
 
 
 @pytest.mark.draws("a new queue first", "a new queue in the middle", "a new queue last", "a queue that is gone again")

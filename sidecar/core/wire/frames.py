@@ -122,6 +122,11 @@ class FrameParser:
         if self._confirming == channel:
             self._confirming = None
 
+    @property
+    def is_mid_message(self) -> bool:
+        """Whether a message of ours has come in part."""
+        return bool(self._contents)
+
     def feed(self, data: bytes) -> ParsedFrames:  # noqa: C901, PLR0912 - one loop: calls would cost more than what they do
         """Take the next piece of the stream.
 
