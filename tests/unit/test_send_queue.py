@@ -221,3 +221,42 @@ def test_neither_a_probe_nor_what_it_leaves_behind_has_a_pause() -> None:
     probe = send_queue.take_probe(0.0)
     assert probe is not None
     assert (probe.ready_at, send_queue.ready_at()) == (0.0, 0.0)
+
+
+def test_the_rest_of_a_probe_goes_again_behind_other_retries_and_before_new_batches() -> None:
+    """In its order: the next probe is another's item, and after a hold what has waited longest goes first."""
+    held = messages(6)
+    for new in (True, False):
+        send_queue = SendQueue(1000, 1 << 20)
+        probed, others = batch(held[:3]), batch(held[3:5])
+        send_queue.put([probed, others] if new else [others])
+        for one in [batch(held[5:])] if new else [probed, batch(held[5:])]:
+            send_queue.put_back(one)
+        probe = send_queue.take_probe(0.5 / 3 if new else 1.5 / 3)
+        assert probe is not None
+        assert tags(probe.messages) == [2]
+        assert [taken(send_queue) for _ in range(4)] == [[6], [1, 3], [4, 5], None]
+
+
+def test_the_rest_of_a_probe_may_share_a_request() -> None:
+    """It is no complete set any more."""
+    send_queue = SendQueue(1000, 1 << 20)
+    held = messages(5)
+    send_queue.put([batch(held[:3]), batch(held[3:], mergeable=True)])
+    assert send_queue.take_probe(0.0) is not None
+    assert [taken(send_queue) for _ in range(2)] == [[2, 3, 4, 5], None]
+
+
+def test_a_probe_and_the_rest_remember_what_their_batch_has_seen() -> None:
+    """Its attempts, its age, and why it is a suspect; so neither is joined with others because of a hold."""
+    send_queue = SendQueue(1000, 1 << 20)
+    suspect = batch(messages(3), opened_at=7.0, ready_at=99.0)
+    suspect.trigger, suspect.tries, suspect.times_unanswered, suspect.suspect_since = "age", 3, 2, 5.0
+    send_queue.put_back(suspect)
+    probe, rest = send_queue.take_probe(0.0), send_queue.take(0.0)
+    assert probe is not None
+    assert rest is not None
+    for one, bytes_ in ((probe, 10), (rest, 20)):
+        assert (one.trigger, one.tries, one.times_unanswered, one.suspect_since) == ("age", 3, 2, 5.0)
+        assert (one.opened_at, one.ready_at, one.body_bytes) == (7.0, 0.0, bytes_)
+    assert not send_queue
