@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+from tests.builders import THOROUGHNESS
 from tests.drawing import FURTHER_RUNS, PublishStats, is_property, seeded, tally_of
 from tests.servers.amqp import Amqp
 from tests.servers.es import Elastic
@@ -28,6 +30,18 @@ from tests.servers.waiting import run_coroutine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
+
+# Properties run the same way each time, without a deadline on shared machines. With ``TEST_THOROUGHNESS=20`` they look
+# at so many times the examples, and at other ones each time.
+settings.register_profile(
+    "sidecar",
+    deadline=None,
+    derandomize=THOROUGHNESS == 1,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("sidecar")
 
 SERVER_FOLDERS = ("integration", "contract", "faults")
 BREAKABLE = frozenset({"breakable_broker", "breakable_cluster"})

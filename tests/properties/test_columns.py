@@ -150,7 +150,7 @@ def encoded(encoder_config: EncoderConfig, chunk: list[tuple[Any, ...]], room: i
     "a batch key", "only some indices", "lower case", "a default", "a time", "a field of the body", "compressed",
     "properties that are cut", "lines of two kinds",
 )  # fmt: skip
-@settings(max_examples=examples(200), deadline=None)
+@settings(max_examples=examples(200))
 @given(recipes(), st.lists(sent, min_size=1, max_size=8), st.sampled_from([0, 40, 10**6]))
 def test_a_chunk_is_what_its_messages_are_one_by_one(
     encoder_config: EncoderConfig, chunk: list[tuple[Any, ...]], room: int

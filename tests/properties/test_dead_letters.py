@@ -106,7 +106,7 @@ def as_read(data: bytes) -> str | bytes:
 
 
 @pytest.mark.draws("a header that would lead astray", "own user", "another's user", "replayed again")
-@settings(max_examples=examples(60), deadline=None)
+@settings(max_examples=examples(60))
 @given(original=originals(), user=USERS, rounds=st.integers(1, 3))
 def test_a_replayed_message_is_the_original(original: Original, user: str | None, rounds: int) -> None:
     """However often it is rejected and replayed; nothing of the sidecar's piles up in it."""
@@ -177,7 +177,7 @@ def _compare(original: Original, raw: bytes, user: str | None, times: int) -> No
 
 
 @pytest.mark.draws("counted", "repeated headers")
-@settings(max_examples=examples(40), deadline=None)
+@settings(max_examples=examples(40))
 @given(original=originals(), count=st.integers(0, 30), token=st.binary(min_size=1, max_size=5))
 def test_a_renewed_letter_is_read_as_before(original: Original, count: int, token: bytes) -> None:
     """Nothing but the token and RabbitMQ's count of deliveries is another."""
@@ -206,7 +206,7 @@ KEYS, WORDS = st.sampled_from(["a", "b"]), st.sampled_from(["a", "ab", "abc", "b
 
 
 @pytest.mark.draws("some fit", "none fits", "a group of several", "two patterns of a kind")
-@settings(max_examples=examples(60), deadline=None)
+@settings(max_examples=examples(60))
 @given(
     told=st.lists(st.tuples(KEYS, KEYS, KEYS, WORDS, WORDS, st.sampled_from(["", "1", "2"])), min_size=4, max_size=20),
     filters=st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["a*", "ab", "b", "?b"])), max_size=3),
@@ -257,7 +257,7 @@ def test_groups_count_what_a_choice_takes(told: list[tuple[str, ...]], filters: 
 
 
 @pytest.mark.draws("at the limit of a name", "beyond it", "replayed too often", "cut")
-@settings(max_examples=examples(40), deadline=None)
+@settings(max_examples=examples(40))
 @given(
     size=st.integers(250, 260),
     replays=st.integers(0, 4),

@@ -135,7 +135,7 @@ OUTCOMES = {"taken": None, "refused": REFUSED, "unroutable": "unroutable: 312 NO
 
 
 @pytest.mark.draws("taken", "refused", "unroutable", "all alike", "large before small", "several calls")
-@settings(max_examples=examples(60), deadline=None)
+@settings(max_examples=examples(60))
 @given(
     batches=st.lists(
         st.lists(
