@@ -12,9 +12,9 @@ DOCS_VENV := .docs-venv
 DOCS_STAMP := $(DOCS_VENV)/.complete
 MUTANTS_VENV := .mutants-venv
 MUTANTS_STAMP := $(MUTANTS_VENV)/.complete
-# Five processes run the tests with servers, each with servers of its own, and mostly wait; a sixth runs the others
+# Four processes run the tests with servers, each with servers of its own, and mostly wait; a fifth runs the others
 # meanwhile (tests/scheduling.py).
-SIDE_BY_SIDE = -n 6 --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE = -n 5 --dist loadfile --no-loadscope-reorder
 SECONDS_OF_CHAOS = $(or $(SECONDS),600)
 COMPOSE = docker compose --file deploy/compose.yaml
 DAYS_TO_SIMULATE = $(if $(findstring -,$(SEEDS)),$(SEEDS),0-$(or $(SEEDS),10000))

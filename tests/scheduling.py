@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
 WITH_SERVERS = tuple(f"tests/{folder}/" for folder in SERVER_FOLDERS)
-SERVER_WORKERS = 5
+SERVER_WORKERS = 4
 ALONE = ("tests/faults/", "tests/integration/test_vanishing_queues.py", "tests/simulation/")
 LOWER_PRIORITY = 10
 

@@ -86,16 +86,20 @@ def test_what_elasticsearch_stores_is_read_alike_by_every_reader(elastic: Elasti
         seen += 1
         serial = str(content["serial"])
         template = Template("{body.serial}")
-        line = json.loads(one(body, routing=template).line)["index"]["routing"]
+        line = json.loads(one(body, routing=template).action_line)["index"]["routing"]
         assert line == serial
         assert (
-            json.loads(one(body, routing=template, batch_complete_count=Template("")).line)["index"]["routing"] == line
+            json.loads(one(body, routing=template, batch_complete_count=Template("")).action_line)["index"]["routing"]
+            == line
         )
         assert one(body, fields=Fields({"serial": Template("added")})).source == sources[name]
         added = one(body, fields=Fields({"added": Template("{body.serial}")})).source
         assert exact_json.find(exact_json.read(added), ["added"]) == serial
         part = one(b"[" + sources[name] + b"]", split="array", routing=template) if b"//" not in body else None
-        assert part is None or (part.source, json.loads(part.line)["index"]["routing"]) == (sources[name], serial)
+        assert part is None or (part.source, json.loads(part.action_line)["index"]["routing"]) == (
+            sources[name],
+            serial,
+        )
         if exact_json.error_at(sources[name]) is None:  # a partial document is JSON in the strict sense
             both = merged(sources[name], b'{"merged":1}')
             assert both is not None

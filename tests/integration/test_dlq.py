@@ -453,7 +453,7 @@ def test_a_lost_connection_ends_it_with_the_reason_and_the_count(bench: Harness)
     """No traceback; what was not acked is there again."""
     count = 2000
     bury(bench, [letter(number, bench.queue) for number in range(count)])
-    replaying = process(bench, "replay", "--rate", "500")
+    replaying = process(bench, "replay", "--rate", "100")
     wait_until(lambda: bench.count() > 0, SECONDS, "the first")
     bench.rabbitmq.rabbitmqctl("close_all_connections", "a test")
     output, errors = replaying.communicate(timeout=SECONDS)
